@@ -1,0 +1,1 @@
+"""The config group `optimizer/`; importable as `optfactory.configs` once installed."""

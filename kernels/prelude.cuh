@@ -1,0 +1,140 @@
+// Helpers shared by every kernel, on CPUs (C++17) and GPUs (CUDA, compiled by NVRTC).
+// No CUDA header is needed: 16-bit floats are converted by their bit patterns.
+#pragma once
+
+#ifdef __CUDACC__
+#define OPT_FN static __device__ __forceinline__
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#define OPT_FN static inline __attribute__((always_inline))
+#endif
+
+// ---- bit patterns --------------------------------------------------------------------------
+
+OPT_FN uint32_t float_bits(float value) {
+#ifdef __CUDACC__
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+OPT_FN float bits_float(uint32_t bits) {
+#ifdef __CUDACC__
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+constexpr uint32_t kSignBit = 0x80000000u;
+constexpr uint32_t kInfinityBits = 0x7f800000u;
+
+OPT_FN bool is_finite(float value) { return (float_bits(value) & ~kSignBit) < kInfinityBits; }
+
+// ---- the functions of rule texts -----------------------------------------------------------
+// Each is one IEEE operation with one rounding, so that every target computes the same bits.
+
+namespace rule {
+
+OPT_FN float fma(float a, float b, float c) {
+#ifdef __CUDACC__
+  return __fmaf_rn(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;  // a library call per element would be far slower than the memory
+#endif
+}
+
+OPT_FN float sqrt(float a) {
+#ifdef __CUDACC__
+  return __fsqrt_rn(a);
+#else
+  return __builtin_sqrtf(a);
+#endif
+}
+
+OPT_FN float abs(float a) { return bits_float(float_bits(a) & ~kSignBit); }
+OPT_FN float where(bool condition, float a, float b) { return condition ? a : b; }
+OPT_FN float sign(float a) { return where(a > 0.0f, 1.0f, where(a < 0.0f, -1.0f, a)); }
+
+// As torch.maximum and torch.minimum, a NaN on either side wins.
+OPT_FN float max(float a, float b) { return (a > b) | (a != a) ? a : b; }
+OPT_FN float min(float a, float b) { return (a < b) | (a != a) ? a : b; }
+
+}  // namespace rule
+
+// ---- 16-bit floats -------------------------------------------------------------------------
+
+struct float16 {
+  uint16_t bits;
+};
+struct bfloat16 {
+  uint16_t bits;
+};
+
+OPT_FN float to_float(float value) { return value; }
+OPT_FN float to_float(bfloat16 value) { return bits_float(uint32_t(value.bits) << 16); }
+OPT_FN float to_float(float16 value) {
+  const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
+  // Scaling by 2^112 moves the exponent's bias from 15 to 127 and normalizes subnormals exactly.
+  const uint32_t scaled = float_bits(bits_float(magnitude) * 0x1p112f);
+  const uint32_t special = magnitude >= (0x7c00u << 13) ? kInfinityBits : 0u;
+  return bits_float(scaled | special | uint32_t(value.bits & 0x8000u) << 16);
+}
+
+// Stores round to nearest, ties to even; this is the only rounding to the parameter's dtype.
+OPT_FN void store(float* target, float value) { *target = value; }
+OPT_FN void store(bfloat16* target, float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t nan = (bits >> 16) | 0x40u;
+  target->bits = uint16_t((bits & ~kSignBit) > kInfinityBits ? nan : rounded);
+}
+OPT_FN void store(float16* target, float value) {
+  const uint32_t sign = (float_bits(value) & kSignBit) >> 16;
+  const uint32_t magnitude = float_bits(value) & ~kSignBit;
+  // Below 2^-14 the addition of 0.5 lets the FPU round to the spacing of subnormals.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - float_bits(0.5f);
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t special = magnitude > kInfinityBits ? 0x7e00u : 0x7c00u;
+  const uint32_t small = magnitude < (113u << 23) ? subnormal : normal;
+  target->bits = uint16_t(sign | (magnitude >= (143u << 23) ? special : small));
+}
+
+// ---- 8-bit state ---------------------------------------------------------------------------
+
+// Key range of QuantizationMap.keys: the upper halves of the patterns of 2^-23 and of 1.
+constexpr int32_t kLowestKey = 104 << 7;
+constexpr int32_t kHighestKey = 127 << 7;
+constexpr int32_t kKeyCount = kHighestKey - kLowestKey + 1;
+
+// The code of the map value nearest to y in [-1, 1], ties to even; see QuantizationMap.keys.
+OPT_FN int32_t nearest_code(float y, const int32_t* keys) {
+  const int32_t bits = int32_t(float_bits(y));
+  const int32_t inverted = bits ^ (bits >> 31);
+  int32_t key = (bits & 0x7fffffff) >> 16;
+  key = key < kLowestKey ? kLowestKey : key;
+  key = key > kHighestKey ? kHighestKey : key;
+  const int32_t entry = keys[key - kLowestKey + (bits < 0 ? kKeyCount : 0)];
+  return (entry >> 16) + ((inverted & 0xffff) > (entry & 0xffff) ? 1 : 0);
+}
+
+// The scale of a block whose largest and smallest values are given as magnitudes. The signed map
+// reaches +1 but only `lowest` = -0.993: dividing by it keeps the extreme negative value exact.
+OPT_FN float block_scale(float positive, float negative, float lowest) {
+  const float scale = rule::max(positive, negative / lowest);
+  return rule::min(scale, 3.4028234663852886e38f);
+}

@@ -1,0 +1,58 @@
+"""optfactory: choose a PyTorch optimizer, and how many bits its state takes, by a name.
+
+>>> import optfactory
+>>> optfactory.resolve("adam8bit", lr="3e-4").lr
+0.0003
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from optfactory._resources import alias_configs
+
+if TYPE_CHECKING:
+    from optfactory.factory import build_optimizer, resolve
+    from optfactory.optimizer import Optimizer2State
+    from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
+    from optfactory.schema import OptimizerConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Optimizer2State",
+    "OptimizerConfig",
+    "OptimizerInfo",
+    "__version__",
+    "build_optimizer",
+    "get_optimizer_info",
+    "list_optimizers",
+    "resolve",
+]
+
+# Hydra imports this package at every start to look for its search path, whatever the app. Names
+# load on first use (PEP 562), so that an app that never builds an optimizer never pays for torch.
+_HOME = {
+    "Optimizer2State": "optimizer",
+    "OptimizerConfig": "schema",
+    "OptimizerInfo": "registry",
+    "build_optimizer": "factory",
+    "get_optimizer_info": "registry",
+    "list_optimizers": "registry",
+    "resolve": "factory",
+}
+
+alias_configs()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'optfactory' has no attribute '{name}'")
+    value = getattr(import_module(f"optfactory.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,26 @@
+"""Adds the shipped `optimizer/` config group to the search path of every Hydra app.
+
+The module imports nothing of optfactory: Hydra loads it in every app on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+_PATH = "pkg://optfactory.configs"
+_OPT_OUT = "OPTFACTORY_NO_HYDRA_PLUGIN"
+
+
+class OptfactorySearchPath(SearchPathPlugin):
+    """Appends `pkg://optfactory.configs` once; `OPTFACTORY_NO_HYDRA_PLUGIN=1` turns it off."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the path behind the app's own, so that the user's files shadow ours."""
+        if os.environ.get(_OPT_OUT, "0") not in ("", "0"):
+            return
+        # Hydra 1.4 finds the plugin twice: as hydra_plugins.optfactory and by its entry point.
+        if all(element.path != _PATH for element in search_path.get_path()):
+            search_path.append(provider="optfactory", path=_PATH)

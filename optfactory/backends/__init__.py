@@ -1,0 +1,63 @@
+"""Backends: who does the arithmetic on a device.
+
+`cpu` compiles the kernels in `kernels/` for the machine's CPU; `reference` runs the same rule
+texts as plain torch operations, on any device.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache, lru_cache
+
+import torch
+
+from optfactory.backends.base import Backend
+from optfactory.backends.cpu import CpuBackend
+from optfactory.backends.reference import ReferenceBackend
+from optfactory.compiler import find_compiler
+from optfactory.errors import ConfigError
+
+BACKEND_VARIABLE = "OPTFACTORY_BACKEND"
+_CHOICES = ("auto", "cpu", "reference")
+
+__all__ = ["BACKEND_VARIABLE", "Backend", "backend_for"]
+
+
+def backend_for(device: torch.device) -> Backend:
+    """The backend that updates parameters on a device.
+
+    The environment variable OPTFACTORY_BACKEND chooses: ``auto`` (the default) takes compiled
+    kernels where they can be had, ``cpu`` insists on them for CPU tensors, ``reference`` never
+    uses them.
+
+    Raises:
+        ConfigError: the variable has another value.
+    """
+    choice = os.environ.get(BACKEND_VARIABLE, "auto")
+    if choice not in _CHOICES:
+        raise ConfigError(f"{BACKEND_VARIABLE} is {choice!r}; allowed are {', '.join(_CHOICES)}")
+    return _backend(device.type, choice)
+
+
+@cache
+def _backend(device_type: str, choice: str) -> Backend:
+    if choice == "reference":
+        return ReferenceBackend()
+    if device_type != "cpu":
+        _warn_portable(f"optfactory has no kernels for '{device_type}' devices yet")
+        return ReferenceBackend()
+    if choice == "auto" and find_compiler() is None:
+        _warn_portable(
+            "no C++ compiler was found; install one (e.g. g++) or name it in the variable CXX"
+        )
+        return ReferenceBackend()
+    return CpuBackend()
+
+
+def _warn_portable(reason: str) -> None:
+    # The result is cached per device type, so that this is said once.
+    warnings.warn(
+        f"{reason}. Optimizer steps run as plain torch operations: correct, but slower.",
+        stacklevel=2,
+    )

@@ -1,0 +1,205 @@
+"""The native CPU backend: one call of compiled C++ per bucket and pass."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from optfactory.codegen import KernelVariant, cpp_source
+from optfactory.compiler import compile_library
+from optfactory.plan import Bucket, BucketKey, Slot
+from optfactory.quantmap import map_for
+from optfactory.state import absmax_key, codes_key
+
+_CPP_TYPES = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+# Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
+_CHUNK_NUMEL = 65_536
+
+# Columns of a Tensor row in kernels/update.cpp; its states' pointers and scales follow.
+_P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS, _STATES = range(10)
+
+
+class CpuBackend:
+    """Compiles a kernel per rule, dtypes and width at first use, and calls it on whole buckets."""
+
+    name = "cpu"
+
+    def prepare(self, buckets: Sequence[Bucket]) -> None:
+        fresh = [bucket for bucket in buckets if bucket.tables is None]
+        if not fresh:
+            return
+        # Compilers are processes of their own: missing kernels build side by side.
+        with ThreadPoolExecutor() as pool:
+            libraries = list(pool.map(_library, [_variant(bucket.key) for bucket in fresh]))
+        for bucket, library in zip(fresh, libraries, strict=True):
+            bucket.tables = _Tables(bucket, library)
+
+    def update(self, bucket: Bucket) -> None:
+        bucket.tables.run(bucket)
+
+
+def _variant(key: BucketKey) -> KernelVariant:
+    return KernelVariant(
+        key.rule,
+        _CPP_TYPES[key.parameter],
+        _CPP_TYPES[key.gradient],
+        key.quantized,
+        key.block_size,
+    )
+
+
+@cache
+def _library(variant: KernelVariant) -> ctypes.CDLL:
+    width = "8bit" if variant.quantized else "32bit"
+    name = f"{variant.rule.name}-{variant.parameter}-{variant.gradient}-{width}"
+    return ctypes.CDLL(str(compile_library(cpp_source(variant), name)))
+
+
+@cache
+def _map_tables(signed: bool) -> tuple[Tensor, Tensor]:
+    qmap = map_for(signed)
+    return (
+        torch.tensor(qmap.values, dtype=torch.float32),
+        torch.tensor(qmap.keys, dtype=torch.int32),
+    )
+
+
+class _Tables:
+    """The tables a kernel reads for one bucket, laid out as kernels/update.cpp declares them.
+
+    Built once per bucket; a step only refreshes the pointers that moved and the scalars.
+    """
+
+    def __init__(self, bucket: Bucket, library: ctypes.CDLL) -> None:
+        self.library = library
+        states = len(bucket.key.rule.states)
+        count = len(bucket.slots)
+        self.tensors = torch.tensor([_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64)
+        self.chunks = self._chunk_table(bucket)
+        self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64)
+        self.ratios = torch.ones(count, dtype=torch.float32)
+        self.steps = (ctypes.c_void_p * count)(
+            *(slot.state["step"].data_ptr() for slot in bucket.slots)
+        )
+        self.step_values = (ctypes.c_float * count)()
+        self.scalar_rows = torch.empty(0)
+        self.scalar_indices: list[int] = []
+        self.pointers: tuple[list[int], list[int]] = ([], [])
+        self.views: list[Tensor] = []
+        self.bucket = (ctypes.c_int64 * (8 + 2 * states))()
+        self._check_layout(len(bucket.key.rule.all_scalars))
+        self._fill_bucket(bucket)
+
+    def _check_layout(self, scalars: int) -> None:
+        """Both sides of the call must agree on the tables; a mismatch would corrupt memory."""
+        python = (self.tensors.shape[1], len(self.bucket), scalars)
+        native = tuple(
+            getattr(self.library, f"optfactory_{table}_fields")()
+            for table in ("tensor", "bucket", "scalar")
+        )
+        if python != native:
+            raise AssertionError(f"table layouts differ: {python} here, {native} in the kernel")
+
+    def _chunk_table(self, bucket: Bucket) -> Tensor:
+        """Cut every tensor into chunks of whole blocks, and note which chunks are whose."""
+        per_chunk = max(1, _CHUNK_NUMEL // bucket.key.block_size)
+        rows: list[list[int]] = []
+        for index, slot in enumerate(bucket.slots):
+            blocks = _native_blocks(slot)
+            self.tensors[index, _FIRST_CHUNK] = len(rows)
+            rows += [
+                [index, first, min(first + per_chunk, blocks)]
+                for first in range(0, blocks, per_chunk)
+            ]
+            self.tensors[index, _CHUNKS] = len(rows) - self.tensors[index, _FIRST_CHUNK]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 3)
+
+    def _fill_bucket(self, bucket: Bucket) -> None:
+        maps = [_map_tables(state.signed) for state in bucket.key.rule.states]
+        self.bucket[:] = [
+            self.tensors.data_ptr(),
+            self.chunks.data_ptr(),
+            0,  # scalars: set at each step
+            self.partial_sums.data_ptr(),
+            self.ratios.data_ptr(),
+            len(bucket.slots),
+            len(self.chunks),
+            1,  # threads: set at each step
+            *(values.data_ptr() for values, _ in maps),
+            *(keys.data_ptr() for _, keys in maps),
+        ]
+
+    def run(self, bucket: Bucket) -> None:
+        """Advance the steps, then run the passes."""
+        self._refresh_pointers(bucket)
+        count = ctypes.c_int64(len(bucket.slots))
+        self.library.optfactory_advance(self.steps, self.step_values, count)
+        rows, indices = bucket.scalar_rows(list(self.step_values))
+        self.scalar_rows = torch.tensor(rows, dtype=torch.float32)
+        if indices != self.scalar_indices:
+            self.tensors[:, _SCALARS] = torch.tensor(indices)
+            self.scalar_indices = indices
+        self.bucket[2] = self.scalar_rows.data_ptr()
+        self.bucket[7] = max(1, min(torch.get_num_threads(), len(self.chunks)))
+        if bucket.key.rule.trust_ratio is not None:
+            self.library.optfactory_statistics(self.bucket)
+            self.library.optfactory_finalize(self.bucket)
+        self.library.optfactory_update(self.bucket)
+
+    def _refresh_pointers(self, bucket: Bucket) -> None:
+        parameters = [slot.parameter for slot in bucket.slots]
+        pointers = (
+            [tensor.data_ptr() for tensor in parameters],
+            [tensor.data_ptr() for tensor in bucket.gradients],
+        )
+        strided = any(not t.is_contiguous() for t in parameters) or any(
+            not t.is_contiguous() for t in bucket.gradients
+        )
+        if pointers != self.pointers:
+            self.tensors[:, _P] = torch.tensor(pointers[0])
+            self.tensors[:, _G] = torch.tensor(pointers[1])
+            self.pointers = pointers
+        if strided or self.views:
+            self._refresh_views(parameters, bucket.gradients)
+
+    def _refresh_views(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """Describe the tensors that are not row-major contiguous, so that no copy is needed."""
+        self.views = []
+        for column, tensors in ((_P_VIEW, parameters), (_G_VIEW, gradients)):
+            self.tensors[:, column] = torch.tensor([self._view(tensor) for tensor in tensors])
+
+    def _view(self, tensor: Tensor) -> int:
+        if tensor.is_contiguous():
+            return 0
+        self.views.append(torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()]))
+        return self.views[-1].data_ptr()
+
+
+def _native_blocks(slot: Slot) -> int:
+    rows, cols = _native_shape(slot)
+    return rows * -(-cols // slot.layout.grid.block_size)
+
+
+def _native_shape(slot: Slot) -> tuple[int, int]:
+    """Rows and columns in which a kernel walks a tensor; rows matter to 8-bit blocks only."""
+    grid = slot.layout.grid
+    return (grid.rows, grid.cols) if slot.layout.quantized else (1, grid.rows * grid.cols)
+
+
+def _tensor_row(slot: Slot) -> list[int]:
+    row = [0] * _STATES
+    row[_ROWS], row[_COLS] = _native_shape(slot)
+    states = slot.layout.rule.states
+    if slot.layout.quantized:
+        row += [slot.state[codes_key(state)].data_ptr() for state in states]
+        row += [slot.state[absmax_key(state)].data_ptr() for state in states]
+    else:
+        row += [slot.state[state.name].data_ptr() for state in states]
+        row += [0] * len(states)
+    return row

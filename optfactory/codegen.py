@@ -1,0 +1,224 @@
+"""From one rule text to the source of each target: C++ for CPUs, torch for everything else.
+
+Code is generated from the checked syntax tree rather than pasted, so that a constant is a float32
+on every target and the order of operations is exactly the one written.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from optfactory._resources import data_dir
+from optfactory.rules import RuleText, UpdateRule, read_trust_ratio_text, read_update_text
+
+if TYPE_CHECKING:
+    import torch
+
+# The operators of rule texts: how C++ writes them and what Python's torch operations call.
+_OPERATORS: dict[type[ast.AST], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv),
+    ast.Lt: ("<", operator.lt),
+    ast.LtE: ("<=", operator.le),
+    ast.Gt: (">", operator.gt),
+    ast.GtE: (">=", operator.ge),
+    ast.Eq: ("==", operator.eq),
+    ast.NotEq: ("!=", operator.ne),
+}
+
+
+@dataclass(frozen=True)
+class KernelVariant:
+    """What one compiled kernel is specialized for.
+
+    Attributes:
+        rule: the update rule.
+        parameter, gradient: dtypes as C++ names: ``float``, ``float16`` or ``bfloat16``.
+        quantized: 8-bit state instead of float32 state.
+        block_size: elements that share a scale, and the unit of work.
+    """
+
+    rule: UpdateRule
+    parameter: str
+    gradient: str
+    quantized: bool
+    block_size: int
+
+
+# ---- C++ and CUDA ------------------------------------------------------------------------------
+
+
+def cpp_source(variant: KernelVariant) -> str:
+    """The complete source of one CPU kernel variant; compiles as C++17 on its own."""
+    kernels = data_dir("kernels")
+    parts = [
+        (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
+        specialization(variant),
+        (kernels / "update.cpp").read_text(encoding="utf-8"),
+    ]
+    return "\n".join(parts)
+
+
+@cache
+def specialization(variant: KernelVariant) -> str:
+    """The part between prelude and skeleton: macros, state and scalar structs, the rule."""
+    rule = variant.rule
+    signed = ", ".join("true" if state.signed else "false" for state in rule.states)
+    lines = [
+        f"#define PARAM {variant.parameter}",
+        f"#define GRAD {variant.gradient}",
+        f"#define STATES {len(rule.states)}",
+        f"#define BLOCK {variant.block_size}",
+        f"#define QUANTIZED {int(variant.quantized)}",
+        f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
+        f"constexpr bool kSigned[STATES] = {{{signed}}};",
+        f"struct Scalars {{ float {', '.join(rule.all_scalars)}; }};",
+        *_update_function(variant),
+        *_trust_ratio_function(rule),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _update_function(variant: KernelVariant) -> list[str]:
+    """The rule on element i: reads its states, stores them if asked to, returns u.
+
+    The states are plain local variables because gcc does not vectorize loops over structs.
+    """
+    rule = variant.rule
+    names = [state.name for state in rule.states]
+    scalars = {name: f"k.{name}" for name in rule.scalars}
+    # Elements of a block share its scale, so one that is not finite must not destroy it.
+    finite = " & ".join(f"is_finite({name})" for name in names)
+    return [
+        "template <bool kStore>",
+        "OPT_FN float update_rule(float p, float g, float* const* states, int i,",
+        "                         const Scalars& k) {",
+        *(f"  float {name} = states[{j}][i];" for j, name in enumerate(names)),
+        *_cpp_statements(
+            read_update_text(rule), {name: name for name in ("p", "g", *names)} | scalars
+        ),
+        "  if (kStore) {",
+        f"    const bool keep = !QUANTIZED || ({finite});",
+        *(f"    states[{j}][i] = keep ? {name} : 0.0f;" for j, name in enumerate(names)),
+        "  }",
+        "  return u;",
+        "}",
+    ]
+
+
+def _trust_ratio_function(rule: UpdateRule) -> list[str]:
+    if rule.trust_ratio is None:
+        return []
+    text = read_trust_ratio_text(rule)
+    aliases = {name: f"k.{name}" for name in rule.scalars}
+    return [
+        "OPT_FN float trust_ratio(float p_norm, float u_norm, const Scalars& k) {",
+        *_cpp_statements(text, {"p_norm": "p_norm", "u_norm": "u_norm", **aliases}),
+        "  return ratio;",
+        "}",
+    ]
+
+
+def _cpp_statements(text: RuleText, names: dict[str, str]) -> list[str]:
+    lines = []
+    for target, expression in text.statements:
+        value = _cpp(expression, names)
+        declaration = "" if target in names else "float "
+        names = {**names, target: names.get(target, target)}
+        lines.append(f"  {declaration}{names[target]} = {value};")
+    return lines
+
+
+def _cpp(node: ast.AST, names: Mapping[str, str]) -> str:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return f"{float(value)!r}f"
+        case ast.Name(id=name):
+            return names[name]
+        case ast.UnaryOp(operand=operand):
+            return f"(-{_cpp(operand, names)})"
+        case (
+            ast.BinOp(left=left, op=op, right=right)
+            | ast.Compare(left=left, ops=[op], comparators=[right])
+        ):
+            return f"({_cpp(left, names)} {_OPERATORS[type(op)][0]} {_cpp(right, names)})"
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return f"rule::{name}({', '.join(_cpp(argument, names) for argument in arguments)})"
+    raise AssertionError(f"unchecked expression {ast.dump(node)}")
+
+
+# ---- torch -------------------------------------------------------------------------------------
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TorchProgram:
+    """A rule text as a sequence of torch operations on named values."""
+
+    text: RuleText
+    functions: Mapping[str, Callable[..., Any]]
+
+    def __call__(self, values: Values) -> dict[str, Any]:
+        """Run the text on `values` and return all values, assigned ones replaced."""
+        known = dict(values)
+        for target, expression in self.text.statements:
+            known[target] = self._evaluate(expression, known)
+        return known
+
+    def _evaluate(self, node: ast.AST, known: Values) -> Any:
+        match node:
+            case ast.Constant(value=int() | float() as value):
+                return float(value)
+            case ast.Name(id=name):
+                return known[name]
+            case ast.UnaryOp(operand=operand):
+                return -self._evaluate(operand, known)
+            case (
+                ast.BinOp(left=left, op=op, right=right)
+                | ast.Compare(left=left, ops=[op], comparators=[right])
+            ):
+                operation = _OPERATORS[type(op)][1]
+                return operation(self._evaluate(left, known), self._evaluate(right, known))
+            case ast.Call(func=ast.Name(id=name), args=arguments):
+                return self.functions[name](*(self._evaluate(item, known) for item in arguments))
+        raise AssertionError(f"unchecked expression {ast.dump(node)}")
+
+
+@cache
+def torch_update(rule: UpdateRule) -> TorchProgram:
+    """The update rule as torch operations: p, g, states and scalars in; states and u out."""
+    return TorchProgram(read_update_text(rule), _torch_functions())
+
+
+@cache
+def torch_trust_ratio(rule: UpdateRule) -> TorchProgram:
+    """The trust ratio as torch operations: p_norm, u_norm and scalars in; ratio out."""
+    return TorchProgram(read_trust_ratio_text(rule), _torch_functions())
+
+
+@cache
+def _torch_functions() -> dict[str, Callable[..., Any]]:
+    import torch
+
+    def like(value: Any, *others: Any) -> torch.Tensor:
+        """A constant as a tensor beside the other arguments."""
+        tensor = next(item for item in others if isinstance(item, torch.Tensor))
+        return torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device)
+
+    return {
+        "fma": lambda a, b, c: a * b + c,
+        "sqrt": torch.sqrt,
+        "abs": torch.abs,
+        "sign": torch.sign,
+        "max": lambda a, b: torch.maximum(like(a, a, b), like(b, a, b)),
+        "min": lambda a, b: torch.minimum(like(a, a, b), like(b, a, b)),
+        "where": torch.where,
+    }

@@ -1,0 +1,143 @@
+"""Compiles C++ kernels with the system compiler, once per source, flags and processor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from optfactory.errors import KernelCompileError
+
+CACHE_VARIABLE = "OPTFACTORY_CACHE"
+
+# No fast-math: what NaN, infinities, subnormals and divisions do is part of the specification,
+# and without contraction every product and sum is rounded where the rule text says so.
+_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-shared",
+]
+_X86_FLAGS = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
+
+# Compilers without OpenMP or -march=native still build a kernel, only a slower one.
+_ATTEMPTS: tuple[list[str], ...] = (
+    ["-march=native", *_X86_FLAGS, "-fopenmp"],
+    ["-march=native", "-fopenmp-simd"],
+    [],
+)
+
+
+def find_compiler() -> list[str] | None:
+    """The C++ compiler's command: the variable CXX, else the first of c++, g++, clang++."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    candidates = [named] if named else [["c++"], ["g++"], ["clang++"]]
+    return next((command for command in candidates if shutil.which(command[0])), None)
+
+
+def compile_library(source: str, name: str) -> Path:
+    """The shared library built from a C++ source, from the cache if it was built before.
+
+    Args:
+        source: the complete text.
+        name: what it is, for file names and messages.
+
+    Raises:
+        KernelCompileError: no compiler, or it refused the source; carries its output.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise KernelCompileError(
+            f"cannot compile {name}: no C++ compiler was found; install one (e.g. g++), name it "
+            "in the variable CXX, or set OPTFACTORY_BACKEND=reference"
+        )
+    folder = _cache_folder()
+    targets = [folder / f"{name}-{_digest(source, compiler, flags)}.so" for flags in _ATTEMPTS]
+    built = next((target for target in targets if target.is_file()), None)
+    if built is not None:
+        return built
+    output = ""
+    for flags, target in zip(_ATTEMPTS, targets, strict=True):
+        output = _compile(compiler, flags, source, target)
+        if target.is_file():
+            return target
+    raise KernelCompileError(
+        f"{shlex.join(compiler)} could not compile {name}; set OPTFACTORY_BACKEND=reference to "
+        f"run without kernels. The compiler said:\n{output}"
+    )
+
+
+def _compile(compiler: list[str], flags: list[str], source: str, target: Path) -> str:
+    """Compile next to the target and move into place, so that others only see whole files."""
+    with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as build:
+        text, library = Path(build, "kernel.cpp"), Path(build, "kernel.so")
+        text.write_text(source, encoding="utf-8")
+        command = [*compiler, *_FLAGS, *flags, str(text), "-o", str(library)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            os.replace(library, target)
+        return result.stderr[-4000:]
+
+
+def _digest(source: str, compiler: list[str], flags: list[str]) -> str:
+    executable = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+    facts = executable.stat()
+    identity = [
+        source,
+        *compiler,
+        str(executable),
+        str(facts.st_mtime_ns),
+        str(facts.st_size),
+        *_FLAGS,
+        *flags,
+        _processor(),
+    ]
+    return hashlib.sha256("\0".join(identity).encode()).hexdigest()[:24]
+
+
+@cache
+def _processor() -> str:
+    """What -march=native depends on; home folders are shared between unlike machines."""
+    text = platform.machine() + platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = ("model name", "flags", "Features", "CPU part")
+        text += "".join(sorted({line for line in lines if line.startswith(wanted)}))
+    return text
+
+
+def _cache_folder() -> Path:
+    """A folder that only this user can write to: what lies in it is loaded as code."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(chosen or Path(home, "optfactory"))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+        foreign = hasattr(os, "getuid") and (facts.st_uid != os.getuid() or facts.st_mode & 0o022)
+        if not foreign and os.access(folder, os.W_OK):
+            return folder
+        reason = "belongs to or can be written by others" if foreign else "cannot be written"
+    except OSError as error:
+        reason = str(error)
+    if chosen:
+        raise KernelCompileError(
+            f"the folder for compiled kernels, {folder}, is not usable: {reason}; "
+            f"set {CACHE_VARIABLE} to a folder that only you can write to"
+        )
+    return _temporary_cache()
+
+
+@cache
+def _temporary_cache() -> Path:
+    return Path(tempfile.mkdtemp(prefix="optfactory-kernels-"))

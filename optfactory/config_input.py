@@ -1,0 +1,163 @@
+"""From the words of a command line to a config: a name or a YAML file, and Hydra's overrides.
+
+The overrides are read by Hydra's own parser, so that `betas=[0.9,0.95]` and `~key` mean what they
+mean in a Hydra app. Struct mode is left out: an unknown key reaches the schema, whose error says
+what was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optfactory.errors import ConfigError, OptFactoryError
+from optfactory.registry import canonical_name, get_optimizer_info
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+
+
+class UsageError(OptFactoryError):
+    """The command line itself is wrong, not the config that it names."""
+
+
+def read_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any] | DictConfig:
+    """The optimizer node that `source` names, with the overrides applied; not yet validated.
+
+    Args:
+        source: an optimizer name or alias, or a YAML file: the optimizer node itself, or an app's
+            config with the key `optimizer`. An app's config with a defaults list is composed by
+            Hydra.
+        overrides: `key=value`, `+key=value` or `~key`, from the root of what `source` names.
+
+    Raises:
+        UsageError: no such file, or an override that cannot be read.
+        ConfigError: a name that does not exist, or a file that is not such a config.
+    """
+    if _is_file_name(source):
+        return _from_file(Path(source), overrides)
+    name = canonical_name(source)
+    if not overrides:
+        return {"name": name}
+    _require_hydra()
+    from omegaconf import OmegaConf
+
+    # All keys, as in the shipped YAML: there `~lr` removes a key that exists.
+    info = get_optimizer_info(name)
+    return _apply(OmegaConf.create(info.config_class(name=name).model_dump()), overrides)
+
+
+def _is_file_name(source: str) -> bool:
+    return source.endswith((".yaml", ".yml")) or "/" in source or "\\" in source
+
+
+def _from_file(path: Path, overrides: Sequence[str]) -> DictConfig:
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}")
+    _require_hydra()
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} must hold a mapping, got {type(config).__name__}")
+    if "defaults" in config:
+        return _optimizer_node(_compose(path, overrides), path)
+    config = _apply(config, overrides)
+    return _optimizer_node(config, path) if "optimizer" in config else config
+
+
+def _optimizer_node(config: DictConfig, path: Path) -> DictConfig:
+    from omegaconf import DictConfig
+
+    node = config.get("optimizer")
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} must have a mapping under the key 'optimizer', got {node!r}")
+    return node
+
+
+def _compose(path: Path, overrides: Sequence[str]) -> DictConfig:
+    """Compose an app's config as the app itself would."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    parsed = _parse(overrides)
+    try:
+        with initialize_config_dir(config_dir=str(path.resolve().parent), version_base=None):
+            return compose(path.stem, [_without_struct_mode(item) for item in parsed])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"Hydra cannot compose {path}: {error}") from error
+
+
+def _without_struct_mode(override: Override) -> str:
+    # `++` sets a key whether it exists or not; a choice of a config group has no dot and stays.
+    line = str(override.input_line)
+    plain_value = "." in override.key_or_group and not override.is_delete()
+    return f"++{line.lstrip('+')}" if plain_value else line
+
+
+def _apply(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for override in _parse(overrides):
+        key = override.key_or_group
+        if override.package is not None:
+            raise UsageError(f"'{override.input_line}' chooses a group; give key=value")
+        try:
+            if override.is_delete():
+                _delete(config, key, override)
+            else:
+                OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"cannot apply '{override.input_line}': {error}") from error
+    return config
+
+
+def _delete(config: DictConfig, key: str, override: Override) -> None:
+    """Remove a key, which may be nested; `~key=value` only if it has that value."""
+    from omegaconf import DictConfig, OmegaConf
+
+    parent_key, _, last = key.rpartition(".")
+    parent = OmegaConf.select(config, parent_key) if parent_key else config
+    if not isinstance(parent, DictConfig) or last not in parent:
+        raise ConfigError(f"cannot apply '{override.input_line}': there is no key '{key}'")
+    if override.value() is not None and override.value() != parent[last]:
+        raise ConfigError(f"cannot apply '{override.input_line}': '{key}' is {parent[last]!r}")
+    del parent[last]
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    if not overrides:
+        return []
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(f"cannot read the overrides: {error}") from error
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(
+                f"'{override.input_line}' is a sweep; give one value, or quote a text with commas"
+            )
+    return parsed
+
+
+def _require_hydra() -> None:
+    try:
+        import hydra  # noqa: F401 - only whether it is there
+        import omegaconf  # noqa: F401
+    except ImportError as error:
+        raise OptFactoryError(
+            f"files and overrides need Hydra and OmegaConf ({error}); "
+            "run: pip install 'hydra-core>=1.3,<1.5' 'omegaconf>=2.3,<2.4'"
+        ) from error

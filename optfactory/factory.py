@@ -1,0 +1,100 @@
+"""From a config to an optimizer: `resolve` checks, `build_optimizer` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from optfactory.errors import ConfigError
+from optfactory.registry import canonical_name, get_optimizer_info
+from optfactory.schema import OptimizerConfig, validate
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from optfactory.optimizer import Optimizer2State
+    from optfactory.param_groups import Params
+
+# Keys with which Hydra's `instantiate` addresses a node; they configure Hydra, not the optimizer.
+_INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+def resolve(
+    cfg: str | Mapping[str, Any] | DictConfig | OptimizerConfig, /, **overrides: Any
+) -> OptimizerConfig:
+    """Check a configuration and return it as a frozen model.
+
+    Args:
+        cfg: an optimizer name or alias, a mapping with the key `name`, a Hydra/OmegaConf node, or
+            a config that was already resolved.
+        overrides: hyperparameters that replace those of `cfg`.
+
+    Raises:
+        UnknownOptimizerError: no optimizer of that name.
+        ConfigError: lists every problem with its dotted path.
+    """
+    values, path = _values(cfg)
+    values = {key: value for key, value in values.items() if key not in _INSTANTIATE_KEYS}
+    values |= overrides
+    if "name" not in values:
+        raise ConfigError(
+            f"the optimizer config has no key 'name'; got the keys {sorted(values)}; "
+            "add e.g. name: adam8bit"
+        )
+    if not isinstance(values["name"], str):
+        raise ConfigError(f"the optimizer's name must be a string, got {values['name']!r}")
+    name = canonical_name(values["name"])
+    values["name"] = name
+    return validate(get_optimizer_info(name).config_class, values, path, f"optimizer '{name}'")
+
+
+def build_optimizer(
+    cfg: str | Mapping[str, Any] | DictConfig | OptimizerConfig, params: Params, /, **overrides: Any
+) -> Optimizer2State:
+    """Build the optimizer that a config names, after checking all of it.
+
+    Args:
+        cfg: as for `resolve`.
+        params: a Module (its trainable parameters), tensors, (name, tensor) pairs, or torch
+            param-group dicts, whose own hyperparameters override the config's.
+        overrides: hyperparameters that replace those of `cfg`; `lr` may be a 0-d tensor.
+
+    Raises:
+        ConfigError: the config or the parameters are refused; nothing was allocated.
+    """
+    # torch loads here and not with the module: checking a config must take milliseconds.
+    from optfactory.optimizer import Optimizer2State
+
+    return Optimizer2State(params, resolve(cfg, **overrides))
+
+
+def _values(cfg: object) -> tuple[dict[str, Any], str]:
+    """A config's plain values, and the dotted path at which they stand in the user's config."""
+    if isinstance(cfg, str):
+        return {"name": cfg}, "optimizer"
+    if isinstance(cfg, OptimizerConfig):
+        return cfg.model_dump(), "optimizer"
+    if type(cfg).__module__.partition(".")[0] == "omegaconf":
+        return _omegaconf_values(cfg)
+    if isinstance(cfg, Mapping):
+        return dict(cfg), "optimizer"
+    raise ConfigError(
+        "an optimizer config is a name, a mapping, an OmegaConf node or a resolved config, "
+        f"got {type(cfg).__name__}"
+    )
+
+
+def _omegaconf_values(cfg: object) -> tuple[dict[str, Any], str]:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"an optimizer config must be a mapping, got a {type(cfg).__name__}")
+    path = str(cfg._get_full_key(None) or "optimizer")
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config at '{path}' cannot be resolved: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the config at '{path}' must be a mapping, got {values!r}")
+    return {str(key): value for key, value in values.items()}, path

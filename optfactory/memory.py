@@ -1,0 +1,96 @@
+"""Where optimizer state lives: ordinary memory, or a file that the system can evict it to.
+
+A paged tensor on a CPU is a shared mapping of a file in a private temporary folder. The folder is
+removed as soon as the file is mapped: the disk space is freed with the tensor, also when the
+process is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Smaller tensors stay in ordinary memory, as in bitsandbytes: paging them would save nothing.
+PAGED_MIN_NUMEL = 100_000
+
+RESIDENT = "resident"
+FILE_MAPPED = "file-mapped"
+
+
+def placement(numel: int, is_paged: bool) -> str:
+    """Where a state tensor of this many elements is kept."""
+    return FILE_MAPPED if is_paged and numel >= PAGED_MIN_NUMEL else RESIDENT
+
+
+def allocate(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    where: str,
+    page_dir: str | None,
+    fill: int = 0,
+) -> Tensor:
+    """A contiguous tensor filled with one value, placed as `where` says.
+
+    Raises:
+        OSError: the folder of the paged file has no room or cannot be written.
+    """
+    if where == RESIDENT:
+        return torch.full(shape, fill, dtype=dtype, device=device)
+    numel = 1
+    for size in shape:
+        numel *= size
+    return _map_file(numel, dtype, page_dir).fill_(fill).view(shape)
+
+
+def _map_file(numel: int, dtype: torch.dtype, page_dir: str | None) -> Tensor:
+    folder = page_dir or default_page_dir()
+    nbytes = numel * dtype.itemsize
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="optfactory-", dir=folder, ignore_cleanup_errors=True
+        ) as private:
+            path = Path(private, "state")
+            with path.open("wb") as file:
+                _reserve(file.fileno(), nbytes)
+            return torch.from_file(str(path), shared=True, size=numel, dtype=dtype)
+    except OSError as error:
+        message = (
+            f"cannot place {nbytes} bytes of paged optimizer state in {folder}: {error.strerror}; "
+            "choose a folder with room by page_dir"
+        )
+        raise OSError(error.errno, message) from error
+
+
+def _reserve(file: int, nbytes: int) -> None:
+    # Without reserved blocks a full disk would kill the process at a later write to the mapping.
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, nbytes)
+    else:
+        os.truncate(file, nbytes)
+
+
+def default_page_dir() -> str:
+    """The temporary folder, or /var/tmp where the former lies in memory and could not evict."""
+    folder = tempfile.gettempdir()
+    if _in_memory(folder) and Path("/var/tmp").is_dir() and not _in_memory("/var/tmp"):
+        return "/var/tmp"
+    return folder
+
+
+def _in_memory(folder: str) -> bool:
+    mounts = Path("/proc/mounts")
+    if not mounts.is_file():
+        return False
+    path = os.path.realpath(folder)
+    best, kind = "", ""
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, point, filesystem, *_ = line.split(" ")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, filesystem
+    return kind in ("tmpfs", "ramfs")

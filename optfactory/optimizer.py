@@ -1,0 +1,238 @@
+"""The one optimizer class: a torch.optim.Optimizer for every name, width and placement."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from optfactory import checkpoint, memory
+from optfactory.backends import backend_for
+from optfactory.errors import ConfigError
+from optfactory.param_groups import ANNOTATIONS, Params, parameter_names, read_params
+from optfactory.plan import Slot, StepPlan
+from optfactory.registry import family_class, get_optimizer_info
+from optfactory.report import MemoryReport, report
+from optfactory.schema import OptimizerConfig, config_error, validate
+from optfactory.state import StateLayout
+
+
+class Optimizer2State(Optimizer):
+    """Adam, AdamW or LAMB with 32- or 8-bit state, as its config says.
+
+    Build it with `optfactory.build_optimizer`. It behaves as the optimizers of torch.optim do:
+    schedulers, closures, `add_param_group`, hooks and `state_dict` work as usual. State of a
+    parameter is kept under PyTorch's names: `step`, `exp_avg`, `exp_avg_sq`, or for 8-bit state
+    `exp_avg_q8` (codes, uint8) and `exp_avg_absmax` (scales, float32).
+
+    Args:
+        params: a Module, tensors, (name, tensor) pairs, or param-group dicts whose own
+            hyperparameters override the config's.
+        config: a resolved config.
+
+    Raises:
+        ConfigError: parameters or a group's hyperparameters are refused.
+    """
+
+    def __init__(self, params: Params, config: OptimizerConfig) -> None:
+        self.config = config
+        self._plan: StepPlan | None = None
+        groups = read_params(params)
+        self._check_groups(groups)
+        super().__init__(groups, self._hyperparameters(config))
+
+    # ---- param groups ------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; hyperparameters it does not state come from the config.
+
+        Raises:
+            ConfigError: a hyperparameter or parameter is refused; the optimizer is unchanged.
+        """
+        group = read_params([param_group])[0]
+        index = len(self.param_groups)
+        known = {id(p) for existing in self.param_groups for p in existing["params"]}
+        names = parameter_names(group, index)
+        repeated = [name for name, p in zip(names, group["params"], strict=True) if id(p) in known]
+        if repeated:
+            raise ConfigError(f"already optimized in another param group: {', '.join(repeated)}")
+        config = self._group_config(group, index)
+        group = {**self._hyperparameters(config), **_live_lr(group), **_annotations(group)}
+        names = group.pop("param_names", None)
+        if names is not None:
+            group["params"] = list(zip(names, group["params"], strict=True))
+        super().add_param_group(group)
+        self._plan = None
+
+    def _check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Refuse all bad groups at once, before the first of them is added."""
+        problems = []
+        for index, group in enumerate(groups):
+            try:
+                self._group_config(group, index)
+            except ConfigError as error:
+                problems += str(error).split("\n  ")[1:]
+        if problems:
+            raise config_error(f"optimizer '{self.config.name}'", problems)
+
+    def _group_config(self, group: Mapping[str, Any], index: int) -> OptimizerConfig:
+        """The config of one group; it may differ from the optimizer's in what a name locks."""
+        overrides = {key: value for key, value in group.items() if key not in ANNOTATIONS}
+        path = f"param_groups[{index}]"
+        title = f"optimizer '{self.config.name}'"
+        model = family_class(type(self.config))
+        values = {**self.config.model_dump(), **overrides}
+        config = validate(model, values, path, title)
+        problem = _placement_problem(config, group["params"])
+        if problem:
+            raise config_error(title, [f"{path}.{problem}"])
+        return config
+
+    def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
+        """A group's hyperparameters as plain values; its `name` stays free for users' labels."""
+        values = config.model_dump(exclude={"name"})
+        marks = {"optimizer": self.config.name, "format_version": checkpoint.FORMAT_VERSION}
+        return {**values, **marks}
+
+    # ---- stepping ----------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: recomputes the loss and its gradients.
+
+        Returns:
+            The closure's value, or None without one.
+
+        Raises:
+            ConfigError: a gradient cannot be used (sparse, wrong dtype); nothing was changed.
+            KernelCompileError: a kernel cannot be compiled; nothing was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._current_plan()
+        self._allocate_missing(plan)
+        buckets = plan.gather()
+        work = [(backend_for(bucket.key.device), bucket) for bucket in buckets]
+        for backend in {id(backend): backend for backend, _ in work}.values():
+            backend.prepare([bucket for chosen, bucket in work if chosen is backend])
+        for backend, bucket in work:
+            backend.update(bucket)
+        return loss
+
+    def init_states(self) -> None:
+        """Allocate the state of every trainable parameter now instead of at the first step."""
+        self._allocate_missing(self._current_plan())
+
+    def memory_report(self) -> MemoryReport:
+        """Bits, bytes and place of every parameter's state; it need not be allocated yet."""
+        return report(self._current_plan().slots)
+
+    def _current_plan(self) -> StepPlan:
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        if self._plan is None or self._plan.parameter_ids != ids:
+            self._plan = StepPlan(self._slots(), type(self.config))
+        return self._plan
+
+    def _slots(self) -> list[Slot]:
+        slots = []
+        for index, group in enumerate(self.param_groups):
+            config = family_class(type(self.config)).model_construct(**group)
+            rule = config.rule()
+            for name, p in zip(parameter_names(group, index), group["params"], strict=True):
+                layout = StateLayout.of(tuple(p.shape), rule, group)
+                slots.append(Slot(p, name, group, layout, self.state.get(p, {})))
+        return slots
+
+    def _allocate_missing(self, plan: StepPlan) -> None:
+        for slot in plan.slots:
+            if not slot.state and (slot.parameter.requires_grad or slot.parameter.grad is not None):
+                slot.state = slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
+                self.state[slot.parameter] = slot.state
+
+    # ---- checkpoints -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of `state_dict()`, bit for bit as if never interrupted.
+
+        Hyperparameters that a schedule may have changed (lr, betas, eps, weight_decay, ...) come
+        from the checkpoint, the state's placement (is_paged) from this optimizer's config.
+
+        Raises:
+            StateError: the checkpoint is of another family or width, or does not match the
+                parameters; the optimizer is unchanged.
+        """
+        state_dict = dict(state_dict)
+        # torch's loader casts state to the parameter's dtype, which would destroy 8-bit codes, so
+        # this one stands on its own and runs torch's hooks itself.
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = dict(changed) if changed is not None else state_dict
+        saved_groups = state_dict.get("param_groups")
+        groups = checkpoint.read_groups(saved_groups, self.param_groups, _family)
+        plan = self._current_plan()
+        states = checkpoint.read_states(state_dict.get("state"), saved_groups or [], plan.slots)
+        fresh = {
+            slot: slot.state or slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
+            for slot in states
+        }
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update(saved)
+        self.state.clear()
+        for slot, entries in states.items():
+            slot.state = self.state[slot.parameter] = fresh[slot]
+            checkpoint.copy_states(slot, entries)
+        self._plan = None
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "config": self.config, "_plan": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Copies and unpickled tensors are ordinary memory; paged state goes back to its file.
+        for slot in self._current_plan().slots:
+            if slot.state and slot.layout.where != memory.RESIDENT:
+                placed = slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
+                for key, tensor in slot.state.items():
+                    placed[key].copy_(tensor)
+                slot.state = self.state[slot.parameter] = placed
+
+
+def _family(name: str) -> str:
+    return get_optimizer_info(name).family
+
+
+def _annotations(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in ANNOTATIONS if key in group}
+
+
+def _live_lr(group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A group's lr where it is a tensor: schedules may change it in place, so it stays one."""
+    lr = group.get("lr")
+    return {"lr": lr} if isinstance(lr, Tensor) else {}
+
+
+def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
+    if not config.is_paged:
+        return ""
+    other = next((p.device for p in params if p.device.type not in ("cpu", "meta")), None)
+    if other is not None:
+        return f"is_paged: paged state is available for CPU tensors, got one on {other}"
+    if config.page_dir is not None and not os.access(config.page_dir, os.W_OK):
+        return f"page_dir: not a folder that can be written to (got {config.page_dir!r})"
+    return ""

@@ -1,0 +1,60 @@
+"""LAMB (You et al. 2020, arXiv:1904.00962): Adam whose step is scaled per tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from optfactory.optimizers.adam import MAX_MOMENT, MOMENT_SCALARS, MOMENTS, moment_scalars
+from optfactory.rules import UpdateRule
+from optfactory.schema import Number, OptimizerConfig, bias_corrections
+
+LAMB_SCALARS = (*MOMENT_SCALARS, "bias_ratio", "direction_decay", "max_unorm")
+
+LAMB = UpdateRule("lamb", MOMENTS, LAMB_SCALARS, trust_ratio="lamb")
+LAMB_AMSGRAD = UpdateRule("lamb_amsgrad", (*MOMENTS, MAX_MOMENT), LAMB_SCALARS, trust_ratio="lamb")
+
+
+class LambConfig(OptimizerConfig):
+    """LAMB; the step of each tensor is scaled by a trust ratio of norms, at 8 bits too."""
+
+    family: ClassVar[str] = "lamb"
+
+    eps: Number = Field(default=1e-6, description="added to the root of the second moment")
+    weight_decay: Number = Field(default=0.01, description="weight decay coefficient")
+    trust_ratio: Literal["lamb", "clip"] = Field(
+        default="lamb",
+        description="lamb: |p| / |u|, the paper's; clip: at most max_unorm * |p| (bitsandbytes)",
+    )
+    max_unorm: Number | None = Field(
+        default=None,
+        description="limit of |update| / |p| under trust_ratio clip; null: 1.0; 0: no limit",
+    )
+
+    @field_validator("max_unorm")
+    @classmethod
+    def _max_unorm_needs_clip(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("trust_ratio") == "lamb":
+            raise ValueError("max_unorm belongs to trust_ratio: clip; set that, or drop max_unorm")
+        return value
+
+    def rule(self) -> UpdateRule:
+        return replace(LAMB_AMSGRAD if self.amsgrad else LAMB, trust_ratio=self.trust_ratio)
+
+    @classmethod
+    def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:
+        c1, c2 = bias_corrections(group, step)
+        lr = float(group["lr"])
+        decay = group["weight_decay"] if group["adam_w_mode"] else 0.0
+        clips = group["trust_ratio"] == "clip"
+        return {
+            "decay": 1.0 - lr * decay if clips else 1.0,
+            "step_size": lr,
+            **moment_scalars(group, step),
+            "bias_ratio": c2 / c1,
+            "direction_decay": 0.0 if clips else decay,
+            "max_unorm": 1.0 if group["max_unorm"] is None else group["max_unorm"],
+        }

@@ -1,0 +1,163 @@
+"""One step's work: parameters with a gradient, in buckets that a backend runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.errors import ConfigError
+from optfactory.param_groups import parameter_problem
+from optfactory.rules import UpdateRule
+from optfactory.schema import OptimizerConfig
+from optfactory.state import StateLayout
+
+
+@dataclass(eq=False)
+class Slot:
+    """One parameter with all that its update needs; compared by identity.
+
+    Attributes:
+        parameter, name: the tensor, and its name for messages.
+        group: its torch param group, read at every step.
+        layout: how its state is stored.
+        state: its state tensors by key; empty until `Optimizer2State.init_states`.
+    """
+
+    parameter: Tensor
+    name: str
+    group: dict[str, Any]
+    layout: StateLayout
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BucketKey:
+    """What the parameters of one bucket share: one kernel can update all of them."""
+
+    device: torch.device
+    parameter: torch.dtype
+    gradient: torch.dtype
+    rule: UpdateRule
+    quantized: bool
+    block_size: int
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Parameters that one backend call updates together.
+
+    Attributes:
+        slots, gradients: the parameters, and this step's gradient of each.
+        config_class: the schema that computes the scalars.
+        tables: what the backend keeps between steps while the slots stay the same.
+    """
+
+    key: BucketKey
+    config_class: type[OptimizerConfig]
+    slots: list[Slot]
+    gradients: list[Tensor]
+    tables: Any = None
+
+    def scalar_rows(self, steps: list[float]) -> tuple[list[list[float]], list[int]]:
+        """The distinct rows of scalars of this step, and the row of each slot.
+
+        A row holds `rule.all_scalars` in order; slots share it when group and step are the same.
+        """
+        rows: list[list[float]] = []
+        row_of: dict[tuple[int, float], int] = {}
+        indices = []
+        names = self.key.rule.all_scalars
+        for slot, step in zip(self.slots, steps, strict=True):
+            key = (id(slot.group), step)
+            index = row_of.get(key)
+            if index is None:
+                scalars = self.config_class.scalars(slot.group, int(step))
+                index = row_of[key] = len(rows)
+                rows.append([scalars[name] for name in names])
+            indices.append(index)
+        return rows, indices
+
+
+class StepPlan:
+    """Gathers buckets step by step, and keeps a bucket as long as its parameters stay."""
+
+    def __init__(self, slots: Iterable[Slot], config_class: type[OptimizerConfig]) -> None:
+        self.slots = list(slots)
+        self.config_class = config_class
+        self.parameter_ids = [id(slot.parameter) for slot in self.slots]
+        self._buckets: dict[BucketKey, Bucket] = {}
+        self._keys: dict[tuple[Any, ...], BucketKey] = {}
+
+    def gather(self) -> list[Bucket]:
+        """The buckets of all parameters that have a gradient now.
+
+        Raises:
+            ConfigError: a gradient is sparse or of a dtype no kernel takes; nothing was changed.
+        """
+        found: dict[BucketKey, tuple[list[Slot], list[Tensor]]] = {}
+        for slot in self.slots:
+            p = slot.parameter
+            gradient = p.grad
+            if gradient is None:
+                continue
+            # Looked up by everything that may change under an optimizer's feet: a kernel that
+            # trusted an old dtype or size would write outside of its buffers.
+            facts = (slot, p.dtype, p.device, p.numel(), gradient.dtype, gradient.device)
+            key = self._keys.get(facts)
+            if key is None or gradient.layout is not torch.strided:
+                key = self._keys[facts] = self._new_key(slot, gradient)
+            slots, gradients = found.setdefault(key, ([], []))
+            slots.append(slot)
+            gradients.append(gradient)
+        return [self._bucket(key, *members) for key, members in found.items()]
+
+    def _bucket(self, key: BucketKey, slots: list[Slot], gradients: list[Tensor]) -> Bucket:
+        bucket = self._buckets.get(key)
+        if bucket is None or bucket.slots != slots:
+            bucket = Bucket(key, self.config_class, slots, gradients)
+            self._buckets[key] = bucket
+        bucket.gradients = gradients
+        return bucket
+
+    def _new_key(self, slot: Slot, gradient: Tensor) -> BucketKey:
+        p = slot.parameter
+        problem = _problem(slot, gradient)
+        if problem:
+            raise ConfigError(f"cannot update {slot.name}: {problem}")
+        return BucketKey(
+            p.device,
+            p.dtype,
+            gradient.dtype,
+            slot.layout.rule,
+            slot.layout.quantized,
+            slot.layout.grid.block_size,
+        )
+
+
+def _problem(slot: Slot, gradient: Tensor) -> str:
+    """Why a parameter cannot be updated with this gradient; empty if it can."""
+    p, layout = slot.parameter, slot.layout
+    moments = layout.rule.states[0].name
+    state_device = next(t.device for key, t in slot.state.items() if key.startswith(moments))
+    if gradient.layout is not torch.strided:
+        return f"its gradient is sparse ({gradient.layout}); create the embedding with sparse=False"
+    if gradient.dtype not in (p.dtype, torch.float32):
+        return (
+            f"its gradient has dtype {gradient.dtype}; "
+            f"allowed are {p.dtype} (the parameter's) and torch.float32"
+        )
+    if not p.device == gradient.device == state_device:
+        return (
+            f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
+            f"{state_device}; move the model before its optimizer is built"
+        )
+    if p.numel() != layout.grid.rows * layout.grid.cols:
+        return (
+            f"it has {p.numel()} elements, its state was made for "
+            f"{layout.grid.rows * layout.grid.cols}; build a new optimizer"
+        )
+    return parameter_problem(p) or ""

@@ -1,0 +1,195 @@
+"""The registry: which optimizer names exist, and the schema of each.
+
+Families are found by themselves: every module in `optfactory.optimizers` that defines an
+`OptimizerConfig` subclass with a `family` of its own yields six names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+import sys
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any, Literal, overload
+
+from pydantic import create_model
+
+from optfactory import optimizers
+from optfactory.errors import ConfigError
+from optfactory.naming import OptimizerName, alias_table, names_of_family, normalize, unknown_name
+from optfactory.schema import OptimizerConfig
+
+_log = logging.getLogger("optfactory")
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """One row of the registry.
+
+    Attributes:
+        name: canonical name, e.g. ``paged_adam8bit``.
+        family: the schema and rule it shares with its siblings, e.g. ``adam``.
+        optim_bits: the state width the name states, or None where the config chooses.
+        is_paged: whether the name states paged state.
+        description: the first sentence of the family's schema.
+        defaults: every hyperparameter's default.
+        aliases: other spellings, normalized (lower case, no ``_`` or ``-``).
+        config_class: the pydantic model that validates this name.
+    """
+
+    name: str
+    family: str
+    optim_bits: int | None
+    is_paged: bool
+    description: str
+    defaults: dict[str, Any]
+    aliases: tuple[str, ...]
+    config_class: type[OptimizerConfig]
+
+
+@cache
+def _families() -> dict[str, type[OptimizerConfig]]:
+    found: dict[str, type[OptimizerConfig]] = {}
+    for module_info in pkgutil.iter_modules(optimizers.__path__):
+        module = importlib.import_module(f"{optimizers.__name__}.{module_info.name}")
+        for item in vars(module).values():
+            if (
+                isinstance(item, type)
+                and issubclass(item, OptimizerConfig)
+                and item.__module__ == module.__name__
+                and "family" in vars(item)
+            ):
+                found[item.family] = item
+    return found
+
+
+@cache
+def _table() -> dict[str, OptimizerInfo]:
+    names = [name for family in _families() for name in names_of_family(family)]
+    aliases = alias_table(str(name) for name in names)
+    table = {}
+    for name in names:
+        spellings = tuple(key for key, target in aliases.items() if target == str(name))
+        table[str(name)] = _info(name, spellings)
+    return table
+
+
+def _info(name: OptimizerName, aliases: tuple[str, ...]) -> OptimizerInfo:
+    family = _families()[name.family]
+    config_class = _config_class(name, family)
+    defaults = {
+        key: field.get_default()
+        for key, field in config_class.model_fields.items()
+        if key != "name"
+    }
+    description = (family.__doc__ or "").strip().partition("\n")[0]
+    return OptimizerInfo(
+        name=str(name),
+        family=name.family,
+        optim_bits=name.bits,
+        is_paged=name.paged,
+        description=description,
+        defaults=defaults,
+        aliases=aliases,
+        config_class=config_class,
+    )
+
+
+def _config_class(name: OptimizerName, family: type[OptimizerConfig]) -> type[OptimizerConfig]:
+    """The family's schema with `name` fixed and with what the name states locked."""
+    locked: dict[str, object] = {"name": str(name)}
+    if name.bits is not None:
+        locked["optim_bits"] = name.bits
+    if name.paged:
+        locked["is_paged"] = True
+    fields: dict[str, Any] = {}
+    for key, value in locked.items():
+        field = copy(family.model_fields[key])
+        field.default = value
+        fields[key] = (field.annotation, field)
+    class_name = "".join(part.title() for part in str(name).split("_")) + "Config"
+    model = create_model(class_name, __base__=family, __module__=__name__, **fields)
+    model.locked = locked
+    model.__doc__ = family.__doc__
+    # Instances pickle by class reference, so the class must be found in this module.
+    setattr(sys.modules[__name__], class_name, model)
+    return model
+
+
+def canonical_name(text: str) -> str:
+    """The canonical name behind a name or alias.
+
+    Raises:
+        UnknownOptimizerError: nothing of that name; names the closest that exists.
+    """
+    table = _table()
+    if text in table:
+        return text
+    key = normalize(text)
+    name = alias_table(table).get(key)
+    if name is None:
+        raise unknown_name(text, table)
+    if key.startswith("bnb"):
+        _log.info("optimizer '%s' is named '%s' here", text, name)
+    return name
+
+
+def get_optimizer_info(name: str) -> OptimizerInfo:
+    """Everything the registry knows of one optimizer; accepts aliases.
+
+    Raises:
+        UnknownOptimizerError: nothing of that name.
+    """
+    return _table()[canonical_name(name)]
+
+
+Patterns = str | Iterable[str]
+
+
+@overload
+def list_optimizers(
+    filter: Patterns = ..., exclude_filters: Patterns = ..., *, with_description: Literal[True]
+) -> list[tuple[str, str]]: ...
+@overload
+def list_optimizers(
+    filter: Patterns = ...,
+    exclude_filters: Patterns = ...,
+    with_description: Literal[False] = ...,
+) -> list[str]: ...
+def list_optimizers(
+    filter: Patterns = "", exclude_filters: Patterns = "", with_description: bool = False
+) -> list[str] | list[tuple[str, str]]:
+    """All canonical names, sorted; optionally only those that match a glob.
+
+    Args:
+        filter: a glob such as ``*8bit`` or several; empty selects all.
+        exclude_filters: globs of names to leave out.
+        with_description: return (name, description) pairs.
+    """
+    wanted, unwanted = _patterns(filter), _patterns(exclude_filters)
+    names = [
+        name
+        for name in sorted(_table())
+        if (not wanted or any(fnmatchcase(name, pattern) for pattern in wanted))
+        and not any(fnmatchcase(name, pattern) for pattern in unwanted)
+    ]
+    if with_description:
+        return [(name, _table()[name].description) for name in names]
+    return names
+
+
+def _patterns(given: Patterns) -> list[str]:
+    patterns = [given] if isinstance(given, str) else list(given)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(f"filters are globs such as '*8bit', got {given!r}")
+    return [pattern for pattern in patterns if pattern]
+
+
+def family_class(config_class: type[OptimizerConfig]) -> type[OptimizerConfig]:
+    """The family's schema without what a name locks, for the overrides of a param group."""
+    return _families()[config_class.family]

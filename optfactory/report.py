@@ -1,0 +1,63 @@
+"""What an optimizer's state costs, and where it lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optfactory.plan import Slot
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """The state of one parameter.
+
+    Attributes:
+        name: the parameter's name.
+        bits: 8 or 32.
+        where: ``resident`` or ``file-mapped``.
+        nbytes: bytes of its state tensors, scales and step included.
+        reason: why it is 32-bit although optim_bits is 8; else empty.
+    """
+
+    name: str
+    bits: int
+    where: str
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """The state of all trainable parameters, one row each."""
+
+    rows: tuple[MemoryRow, ...]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all state tensors."""
+        return sum(row.nbytes for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [f"{'parameter':40} {'bits':>4} {'bytes':>14}  place"]
+        for row in self.rows:
+            note = f" ({row.reason})" if row.reason else ""
+            lines.append(f"{row.name:40} {row.bits:>4} {row.nbytes:>14,}  {row.where}{note}")
+        lines.append(f"{'total':40} {'':>4} {self.state_bytes:>14,}")
+        return "\n".join(lines)
+
+
+def report(slots: list[Slot]) -> MemoryReport:
+    """The report of these parameters; it describes their layout, allocated or not."""
+    return MemoryReport(
+        tuple(
+            MemoryRow(
+                name=slot.name,
+                bits=8 if slot.layout.quantized else 32,
+                where=slot.layout.where,
+                nbytes=slot.layout.nbytes,
+                reason=slot.layout.reason,
+            )
+            for slot in slots
+            if slot.parameter.requires_grad
+        )
+    )

@@ -1,0 +1,155 @@
+"""Update rules: what an optimizer keeps per parameter, and the text of its mathematics.
+
+A rule text is a handful of assignments in ``kernels/rules/<name>.cuh``. It is the only place
+where the mathematics of an optimizer is written: `optfactory.codegen` turns it into C++ for
+CPUs, CUDA for GPUs and plain torch for everything else. The subset is deliberately small, so
+that each target computes the same thing: assignments of ``+ - * /``, comparisons inside
+``where``, and calls of the functions in `FUNCTIONS`.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from optfactory._resources import data_dir
+from optfactory.errors import ConfigError
+
+# Functions a rule text may call, with their number of arguments; kernels/prelude.cuh defines them.
+FUNCTIONS = {"fma": 3, "sqrt": 1, "abs": 1, "sign": 1, "max": 2, "min": 2, "where": 3}
+
+# Scalars that the kernel skeleton itself needs from every rule:
+# p <- p * decay - step_size * ratio * u
+SKELETON_SCALARS = ("decay", "step_size")
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One per-element state: its PyTorch name, and whether its values can be negative."""
+
+    name: str
+    signed: bool
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """One optimizer's mathematics: the rule text, its states and its per-step scalars.
+
+    Attributes:
+        name: the stem of ``kernels/rules/<name>.cuh``.
+        states: per-element states in the order in which kernels see them.
+        scalars: names of the float32 scalars the text reads; computed on the host in float64.
+        trust_ratio: the stem of ``kernels/trust_ratios/<name>.cuh``, or None. A rule with a
+            trust ratio runs in two passes: statistics (norms), then update.
+    """
+
+    name: str
+    states: tuple[StateSpec, ...]
+    scalars: tuple[str, ...]
+    trust_ratio: str | None = None
+
+    @property
+    def all_scalars(self) -> tuple[str, ...]:
+        """The skeleton's scalars followed by the rule's own, in the kernels' order."""
+        return SKELETON_SCALARS + self.scalars
+
+
+@dataclass(frozen=True)
+class RuleText:
+    """A checked rule text: its file and its assignments in order."""
+
+    path: Path
+    statements: tuple[tuple[str, ast.expr], ...]
+
+
+def read_update_text(rule: UpdateRule) -> RuleText:
+    """Read and check ``kernels/rules/<rule.name>.cuh``.
+
+    The text may read the states, the scalars, the gradient ``g`` and the parameter ``p``; it
+    must assign every state and the update direction ``u``.
+
+    Raises:
+        ConfigError: the file is missing or leaves the subset; the message names file and line.
+    """
+    states = tuple(state.name for state in rule.states)
+    return _read(f"rules/{rule.name}.cuh", ("g", "p", *states, *rule.scalars), (*states, "u"))
+
+
+def read_trust_ratio_text(rule: UpdateRule) -> RuleText:
+    """Read and check ``kernels/trust_ratios/<rule.trust_ratio>.cuh``.
+
+    The text may read ``p_norm``, ``u_norm`` and the rule's scalars and must assign ``ratio``.
+    """
+    path = f"trust_ratios/{rule.trust_ratio}.cuh"
+    return _read(path, ("p_norm", "u_norm", *rule.scalars), ("ratio",))
+
+
+@cache
+def _read(relative: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> RuleText:
+    path = data_dir("kernels") / relative
+    if not path.is_file():
+        raise ConfigError(f"the rule text '{relative}' does not exist; expected it at {path}")
+    # Without ';' and with '#' for '//' the text is valid Python, at the same line numbers.
+    source = path.read_text(encoding="utf-8").replace("//", "#").replace(";", "")
+    try:
+        module = ast.parse(source, filename=str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not a rule text: {error.msg}") from error
+    known = set(inputs)
+    statements: list[tuple[str, ast.expr]] = []
+    for node in module.body:
+        if not (
+            isinstance(node, ast.Assign)
+            and len(node.targets) == 1
+            and isinstance(node.targets[0], ast.Name)
+        ):
+            raise _refused(path, node, "only assignments `name = expression` are allowed")
+        _check(path, node.value, known)
+        target = node.targets[0].id
+        known.add(target)
+        statements.append((target, node.value))
+    missing = [name for name in outputs if name not in {target for target, _ in statements}]
+    if missing:
+        raise ConfigError(f"{path}: the text must assign {', '.join(missing)}")
+    return RuleText(path, tuple(statements))
+
+
+def _check(path: Path, node: ast.expr, known: set[str]) -> None:
+    """Refuse every expression outside the subset of rule texts."""
+    match node:
+        case ast.Constant(value=bool()):
+            raise _refused(path, node, "numbers are the only constants allowed")
+        case ast.Constant(value=int() | float()):
+            return
+        case ast.Name(id=name):
+            if name not in known:
+                raise _refused(path, node, f"'{name}' is unknown; known are {sorted(known)}")
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            _check(path, operand, known)
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), left=left, right=right):
+            _check(path, left, known)
+            _check(path, right, known)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            if FUNCTIONS.get(name) != len(arguments):
+                raise _refused(path, node, f"no function '{name}' of {len(arguments)} arguments")
+            if name == "where":
+                _check_condition(path, arguments[0], known)
+                arguments = arguments[1:]
+            for argument in arguments:
+                _check(path, argument, known)
+        case _:
+            raise _refused(path, node, f"{type(node).__name__} is not part of the rule language")
+
+
+def _check_condition(path: Path, node: ast.expr, known: set[str]) -> None:
+    """Accept exactly one comparison, the first argument of ``where``."""
+    if not (isinstance(node, ast.Compare) and len(node.ops) == 1):
+        raise _refused(path, node, "the first argument of where() must be one comparison")
+    _check(path, node.left, known)
+    _check(path, node.comparators[0], known)
+
+
+def _refused(path: Path, node: ast.AST, reason: str) -> ConfigError:
+    return ConfigError(f"{path}:{getattr(node, 'lineno', 0)}: {reason}")

@@ -1,0 +1,194 @@
+"""The schema every optimizer's configuration inherits, and the errors it raises.
+
+Pydantic is the only gate: a configuration that `validate` returns is known to be runnable. The
+module loads neither torch nor CuPy, so a config can be checked on any machine in milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from optfactory.errors import ConfigError
+from optfactory.rules import UpdateRule
+
+# Kernels are compiled for one block size; powers of two keep a block's work vectorizable.
+BlockSize = Literal[64, 128, 256, 512, 1024, 2048, 4096]
+
+# torch's and other libraries' switches that configs carry along, each with what to do about it.
+FOREIGN_KEYS = {
+    "fused": "every optfactory step is fused; drop the key",
+    "foreach": "every optfactory step is multi-tensor; drop the key",
+    "momentum": "this family has none; its first moment's decay is betas[0]",
+    "args": "write its entries as keys of the config",
+}
+
+
+def _refuse_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not a boolean")
+    return value
+
+
+def _read_pair(value: object) -> object:
+    """Accept "(0.9, 0.999)", the form in which command lines and some YAML files carry betas."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = None
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError("Input should be two numbers such as [0.9, 0.999]")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0, lt=1, allow_inf_nan=False)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_read_pair)]
+Count = Annotated[int, BeforeValidator(_refuse_boolean)]
+
+
+class OptimizerConfig(BaseModel):
+    """Hyperparameters shared by every optimizer; one subclass per family, one class per name.
+
+    A subclass sets `family` and adds its fields, its rule and its per-step scalars; see
+    `optfactory/optimizers/adam.py`. Classes for single names lock what the name states.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    family: ClassVar[str]
+    locked: ClassVar[Mapping[str, object]] = {}
+
+    name: str = Field(description="canonical optimizer name")
+    lr: Number = Field(default=1e-3, description="learning rate")
+    betas: Betas = Field(
+        default=(0.9, 0.999), description="decay rates of the first and second moment, in [0, 1)"
+    )
+    eps: Number = Field(default=1e-8, description="added to the root of the second moment")
+    weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
+    bias_correction: bool = Field(
+        default=True, description="correct the moments' bias towards zero in early steps"
+    )
+    adam_w_mode: bool = Field(
+        default=True, description="true: decoupled decay (AdamW); false: L2, added to the gradient"
+    )
+    optim_bits: Annotated[Literal[8, 32], BeforeValidator(_refuse_boolean)] = Field(
+        default=32, description="bits per element of optimizer state: 8 or 32"
+    )
+    amsgrad: bool = Field(
+        default=False, description="use the maximum of past second moments; 32-bit state only"
+    )
+    is_paged: bool = Field(
+        default=False, description="keep the state of large tensors in memory that can be evicted"
+    )
+    page_dir: str | None = Field(
+        default=None, description="folder of the paged state's files on CPUs; null chooses one"
+    )
+    min_8bit_size: Annotated[Count, Field(ge=0)] = Field(
+        default=4096, description="tensors with fewer elements keep 32-bit state"
+    )
+    block_size: Annotated[BlockSize, BeforeValidator(_refuse_boolean)] = Field(
+        default=256, description="elements that share one scale of 8-bit state"
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _keep_what_the_name_states(cls, value: object, info: ValidationInfo) -> object:
+        stated = cls.locked.get(info.field_name or "", value)
+        if value != stated:
+            raise ValueError(
+                f"{value!r} contradicts the name '{cls.locked['name']}'; drop the key, or use "
+                f"optimizer={cls.family} with {info.field_name}: {value!r}"
+            )
+        return value
+
+    @field_validator("amsgrad")
+    @classmethod
+    def _amsgrad_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("optim_bits", cls.locked.get("optim_bits")) == 8:
+            raise ValueError(
+                "amsgrad needs 32-bit state, and optim_bits is 8 here; "
+                "set optim_bits: 32 (or a 32-bit name), or amsgrad: false"
+            )
+        return value
+
+    @abstractmethod
+    def rule(self) -> UpdateRule:
+        """The update rule these hyperparameters select."""
+
+    @classmethod
+    @abstractmethod
+    def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:
+        """The rule's scalars at a step, in float64, from a param group's current values.
+
+        Args:
+            group: hyperparameters by field name; `lr` and the others may change between steps.
+            step: 1-based number of this update.
+        """
+
+
+Config = TypeVar("Config", bound=OptimizerConfig)
+
+
+def bias_corrections(group: Mapping[str, Any], step: int) -> tuple[float, float]:
+    """c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step); both 1 without bias correction."""
+    if not group["bias_correction"]:
+        return 1.0, 1.0
+    beta1, beta2 = group["betas"]
+    return 1.0 - float(beta1) ** step, (1.0 - float(beta2) ** step) ** 0.5
+
+
+def validate(model: type[Config], values: Mapping[str, object], path: str, title: str) -> Config:
+    """Build `model` from `values` or raise one ConfigError that lists every problem.
+
+    Args:
+        path: where the values stand in the user's config, e.g. ``optimizer``.
+        title: what they configure, e.g. ``optimizer 'adam8bit'``.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise config_error(
+            title, [_problem(model, path, item) for item in error.errors()]
+        ) from None
+
+
+def config_error(title: str, problems: list[str]) -> ConfigError:
+    """One error for all problems of one configuration."""
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    return ConfigError(f"invalid config for {title}, {len(problems)} problem(s):{lines}")
+
+
+def _problem(model: type[OptimizerConfig], path: str, item: ErrorDetails) -> str:
+    where = ".".join([path, *(str(part) for part in item["loc"])]) if path else ""
+    where = where or ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{where}: {unknown_key(str(item['loc'][-1]), model)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and "contradicts" in message:
+        return f"{where}: {message}"
+    return f"{where}: {message} (got {item['input']!r})"
+
+
+def unknown_key(key: str, model: type[OptimizerConfig]) -> str:
+    """What to say about a key that the schema does not have."""
+    if key in FOREIGN_KEYS:
+        return f"unknown key; {FOREIGN_KEYS[key]}"
+    close = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.6)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"unknown key; {hint}allowed: {', '.join(model.model_fields)}"

@@ -1,0 +1,119 @@
+"""The state of one parameter: which tensors it has, of what shape, and in how many bits.
+
+Keys are flat and speak PyTorch's names: `step`, then per state `exp_avg` (float32), or
+`exp_avg_q8` (uint8 codes) with `exp_avg_absmax` (float32 scales).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory import memory
+from optfactory.codec import BlockGrid
+from optfactory.quantmap import map_for
+from optfactory.rules import StateSpec, UpdateRule
+
+# A row shorter than this would spend more on scales than 8 bits save.
+MIN_8BIT_ROW = 64
+
+
+def codes_key(state: StateSpec) -> str:
+    """The key of a quantized state's codes."""
+    return f"{state.name}_q8"
+
+
+def absmax_key(state: StateSpec) -> str:
+    """The key of a quantized state's scales."""
+    return f"{state.name}_absmax"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One state tensor: dtype, shape, where it lives and what it is filled with at first."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    where: str = memory.RESIDENT
+    fill: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        numel = 1
+        for size in self.shape:
+            numel *= size
+        return numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """How the state of one parameter is stored.
+
+    Attributes:
+        rule: the update rule whose states these are.
+        grid: the block grid of the parameter.
+        quantized: whether the states are 8-bit.
+        reason: why not, where `optim_bits` is 8 and they are 32-bit; else empty.
+        tensors: every state tensor by its key.
+    """
+
+    rule: UpdateRule
+    grid: BlockGrid
+    quantized: bool
+    reason: str
+    tensors: Mapping[str, TensorSpec]
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], rule: UpdateRule, group: Mapping[str, Any]) -> StateLayout:
+        """The layout for a parameter of this global shape under a group's hyperparameters."""
+        grid = BlockGrid.of(shape, group["block_size"])
+        numel = grid.rows * grid.cols
+        reason = _why_32_bits(numel, grid, group["min_8bit_size"])
+        quantized = group["optim_bits"] == 8 and not reason
+        where = memory.placement(numel, group["is_paged"])
+        tensors = {"step": TensorSpec(torch.float32, ())}
+        for state in rule.states:
+            if quantized:
+                zero = map_for(state.signed).zero_code
+                tensors[codes_key(state)] = TensorSpec(torch.uint8, shape, where, zero)
+                tensors[absmax_key(state)] = TensorSpec(torch.float32, grid.scales_shape)
+            else:
+                tensors[state.name] = TensorSpec(torch.float32, shape, where)
+        return cls(rule, grid, quantized, "" if group["optim_bits"] == 32 else reason, tensors)
+
+    def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
+        """Fresh state: step 0 and all states zero; `step` lives on the CPU as in torch.optim."""
+        return {
+            key: memory.allocate(
+                spec.shape,
+                spec.dtype,
+                torch.device("cpu") if key == "step" else device,
+                spec.where,
+                page_dir,
+                spec.fill,
+            )
+            for key, spec in self.tensors.items()
+        }
+
+    @property
+    def where(self) -> str:
+        """Where the large state tensors live."""
+        return next((spec.where for spec in self.tensors.values() if spec.shape), memory.RESIDENT)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all state tensors."""
+        return sum(spec.nbytes for spec in self.tensors.values())
+
+
+def _why_32_bits(numel: int, grid: BlockGrid, min_8bit_size: int) -> str:
+    if numel < min_8bit_size:
+        return f"{numel} elements, fewer than min_8bit_size ({min_8bit_size})"
+    if grid.cols < MIN_8BIT_ROW:
+        return f"rows of {grid.cols} elements, shorter than {MIN_8BIT_ROW}"
+    return ""
