@@ -16,6 +16,12 @@ using int64_t = long long;
 #define OPT_FN static inline __attribute__((always_inline))
 #endif
 
+#if defined(__CUDACC__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define RULE_FMA_IS_EXACT 1
+#else
+#define RULE_FMA_IS_EXACT 0
+#endif
+
 // ---- bit patterns --------------------------------------------------------------------------
 
 OPT_FN uint32_t float_bits(float value) {
@@ -51,7 +57,7 @@ namespace rule {
 OPT_FN float fma(float a, float b, float c) {
 #ifdef __CUDACC__
   return __fmaf_rn(a, b, c);
-#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#elif RULE_FMA_IS_EXACT
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;  // a library call per element would be far slower than the memory
@@ -130,6 +136,29 @@ OPT_FN int32_t nearest_code(float y, const int32_t* keys) {
   key = key > kHighestKey ? kHighestKey : key;
   const int32_t entry = keys[key - kLowestKey + (bits < 0 ? kKeyCount : 0)];
   return (entry >> 16) + ((inverted & 0xffff) > (entry & 0xffff) ? 1 : 0);
+}
+
+// Division by one number many times, correctly rounded (Markstein 1990): the residual of the first
+// quotient is exact, and adding it once gives the quotient an IEEE division would give.
+struct Divisor {
+  float lift;  // a power of two that keeps all intermediate results normal
+  float divisor;
+  float reciprocal;
+};
+
+OPT_FN Divisor make_divisor(float divisor) {
+  const float lift = divisor < 0x1p-40f ? 0x1p80f : divisor > 0x1p40f ? 0x1p-80f : 1.0f;
+  return {lift, divisor * lift, 1.0f / (divisor * lift)};
+}
+
+OPT_FN float divide(float x, const Divisor& by) {
+#if RULE_FMA_IS_EXACT
+  const float lifted = x * by.lift;
+  const float quotient = lifted * by.reciprocal;
+  return rule::fma(rule::fma(-quotient, by.divisor, lifted), by.reciprocal, quotient);
+#else
+  return x * by.lift / by.divisor;
+#endif
 }
 
 // The scale of a block whose largest and smallest values are given as magnitudes. The signed map

@@ -44,19 +44,28 @@ struct Bucket {
 
 // ---- reading and writing one block of at most BLOCK elements ---------------------------------
 
+constexpr int kMaxDims = 64;  // as in torch
+
 // Calls visit(i, offset in memory) for n elements of a strided tensor, in row-major order.
 template <class Visit>
 OPT_FN void for_each_strided(const int64_t* view, int64_t first, int n, Visit visit) {
   const int64_t ndim = view[0];
   const int64_t* sizes = view + 1;
   const int64_t* strides = sizes + ndim;
+  int64_t index[kMaxDims], offset = 0, rest = first;
+  for (int64_t d = ndim - 1; d >= 0; --d) {
+    index[d] = rest % sizes[d];
+    offset += index[d] * strides[d];
+    rest /= sizes[d];
+  }
   for (int i = 0; i < n; ++i) {
-    int64_t rest = first + i, offset = 0;
-    for (int64_t d = ndim - 1; d >= 0; --d) {
-      offset += rest % sizes[d] * strides[d];
-      rest /= sizes[d];
-    }
     visit(i, offset);
+    for (int64_t d = ndim - 1; d >= 0; --d) {
+      offset += strides[d];
+      if (++index[d] < sizes[d]) break;
+      offset -= sizes[d] * strides[d];
+      index[d] = 0;
+    }
   }
 }
 
@@ -119,11 +128,11 @@ OPT_FN float encode(const float* x, bool is_signed, const float* values, const i
   extremes(x, n, &positive, &negative);
   const float scale = block_scale(positive, negative, is_signed ? -values[0] : 1.0f);
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  const float divisor = scale > 0.0f ? scale : 1.0f;
+  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
   int32_t wide[BLOCK];
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    int32_t code = nearest_code(x[i] / divisor, keys);
+    int32_t code = nearest_code(divide(x[i], divisor), keys);
     // A second moment that is not zero must not become zero: its root divides the step.
     if (!is_signed) code += (code == 0) & (x[i] > 0.0f);
     wide[i] = code;

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,14 +18,20 @@ FORMAT_VERSION = 1
 # What decides the meaning of the state: a checkpoint that differs here is refused, not obeyed.
 _IDENTITY = ("optimizer", "optim_bits", "amsgrad", "block_size")
 
-# Where the state lives is for this run to say, whatever run the checkpoint comes from.
-_PLACEMENT = ("is_paged", "page_dir")
+# What this run says, whatever run the checkpoint comes from: where state lives, and the labels.
+_OWN = ("params", "param_names", "optimizer", "is_paged", "page_dir")
+
+# Keys that a group may have or not.
+_OPTIONAL = {"params", "param_names", "name", "initial_lr"}
 
 _LISTED_PROBLEMS = 10
 
 
+FamilyOf = Callable[[str], str]
+
+
 def read_groups(
-    saved: object, groups: list[dict[str, Any]], family_of: Any
+    saved: object, groups: list[dict[str, Any]], family_of: FamilyOf
 ) -> list[dict[str, Any]]:
     """The hyperparameters to go on with, group by group, without their parameters.
 
@@ -47,12 +54,14 @@ def read_groups(
         ]
     _raise(problems)
     return [
-        {key: value for key, value in old.items() if key not in ("params", *_PLACEMENT)}
+        {key: copy.deepcopy(value) for key, value in old.items() if key not in _OWN}
         for old in saved
     ]
 
 
-def _group_problems(old: Mapping[str, Any], group: dict[str, Any], family_of: Any) -> list[str]:
+def _group_problems(
+    old: Mapping[str, Any], group: dict[str, Any], family_of: FamilyOf
+) -> list[str]:
     version = old.get("format_version")
     if version is None:
         return ["format_version: missing; the checkpoint was not written by optfactory"]
@@ -70,8 +79,8 @@ def _group_problems(old: Mapping[str, Any], group: dict[str, Any], family_of: An
             same = theirs == ours
         if not same:
             problems.append(f"{key}: the checkpoint has {theirs!r}, the config {ours!r}")
-    missing = sorted(set(group) - set(old) - {"params", "param_names", "name", "initial_lr"})
-    problems += [f"{key}: missing in the checkpoint" for key in missing if key not in _IDENTITY]
+    missing = sorted(set(group) - set(old) - _OPTIONAL - set(_IDENTITY))
+    problems += [f"{key}: missing in the checkpoint" for key in missing]
     return problems
 
 

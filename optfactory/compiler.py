@@ -18,15 +18,8 @@ CACHE_VARIABLE = "OPTFACTORY_CACHE"
 
 # No fast-math: what NaN, infinities, subnormals and divisions do is part of the specification,
 # and without contraction every product and sum is rounded where the rule text says so.
-_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=off",
-    "-fPIC",
-    "-shared",
-]
+_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared"]
+_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 _X86_FLAGS = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
 
 # Compilers without OpenMP or -march=native still build a kernel, only a slower one.

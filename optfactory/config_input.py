@@ -46,7 +46,8 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any] | 
 
     # All keys, as in the shipped YAML: there `~lr` removes a key that exists.
     info = get_optimizer_info(name)
-    return _apply(OmegaConf.create(info.config_class(name=name).model_dump()), overrides)
+    values = info.config_class(name=name).model_dump(mode="json")
+    return _apply(OmegaConf.create(values), overrides)
 
 
 def _is_file_name(source: str) -> bool:

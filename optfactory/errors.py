@@ -9,13 +9,23 @@ OptFactoryError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class OptFactoryError(Exception):
     """Base class of every error raised by optfactory itself."""
 
 
 class ConfigError(OptFactoryError, ValueError):
-    """A configuration or parameter list was refused before anything was allocated."""
+    """A configuration or parameter list was refused before anything was allocated.
+
+    Attributes:
+        problems: every single problem, where the message lists several.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class UnknownOptimizerError(ConfigError):

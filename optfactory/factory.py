@@ -63,9 +63,17 @@ def build_optimizer(
         ConfigError: the config or the parameters are refused; nothing was allocated.
     """
     # torch loads here and not with the module: checking a config must take milliseconds.
-    from optfactory.optimizer import Optimizer2State
+    from torch import Tensor
 
-    return Optimizer2State(params, resolve(cfg, **overrides))
+    from optfactory.optimizer import Optimizer2State
+    from optfactory.param_groups import read_params
+
+    config = resolve(cfg, **overrides)
+    lr = overrides.get("lr", cfg.get("lr") if isinstance(cfg, Mapping) else None)
+    if isinstance(lr, Tensor):
+        # The config holds its value; the groups hold the tensor, which schedules change in place.
+        params = [{"lr": lr, **group} for group in read_params(params)]
+    return Optimizer2State(params, config)
 
 
 def _values(cfg: object) -> tuple[dict[str, Any], str]:

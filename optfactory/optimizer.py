@@ -70,12 +70,12 @@ class Optimizer2State(Optimizer):
 
     def _check_groups(self, groups: list[dict[str, Any]]) -> None:
         """Refuse all bad groups at once, before the first of them is added."""
-        problems = []
+        problems: list[str] = []
         for index, group in enumerate(groups):
             try:
                 self._group_config(group, index)
             except ConfigError as error:
-                problems += str(error).split("\n  ")[1:]
+                problems += error.problems
         if problems:
             raise config_error(f"optimizer '{self.config.name}'", problems)
 

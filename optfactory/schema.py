@@ -38,7 +38,10 @@ FOREIGN_KEYS = {
 }
 
 
-def _refuse_boolean(value: object) -> object:
+def _read_number(value: object) -> object:
+    """Read 0-d arrays and tensors as numbers, and refuse booleans, which float() would take."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
     if isinstance(value, bool):
         raise ValueError("Input should be a number, not a boolean")
     return value
@@ -56,10 +59,10 @@ def _read_pair(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0, allow_inf_nan=False)]
-Beta = Annotated[float, BeforeValidator(_refuse_boolean), Field(ge=0, lt=1, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, BeforeValidator(_read_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_read_pair)]
-Count = Annotated[int, BeforeValidator(_refuse_boolean)]
+Count = Annotated[int, BeforeValidator(_read_number)]
 
 
 class OptimizerConfig(BaseModel):
@@ -87,7 +90,7 @@ class OptimizerConfig(BaseModel):
     adam_w_mode: bool = Field(
         default=True, description="true: decoupled decay (AdamW); false: L2, added to the gradient"
     )
-    optim_bits: Annotated[Literal[8, 32], BeforeValidator(_refuse_boolean)] = Field(
+    optim_bits: Annotated[Literal[8, 32], BeforeValidator(_read_number)] = Field(
         default=32, description="bits per element of optimizer state: 8 or 32"
     )
     amsgrad: bool = Field(
@@ -102,7 +105,7 @@ class OptimizerConfig(BaseModel):
     min_8bit_size: Annotated[Count, Field(ge=0)] = Field(
         default=4096, description="tensors with fewer elements keep 32-bit state"
     )
-    block_size: Annotated[BlockSize, BeforeValidator(_refuse_boolean)] = Field(
+    block_size: Annotated[BlockSize, BeforeValidator(_read_number)] = Field(
         default=256, description="elements that share one scale of 8-bit state"
     )
 
@@ -171,7 +174,7 @@ def validate(model: type[Config], values: Mapping[str, object], path: str, title
 def config_error(title: str, problems: list[str]) -> ConfigError:
     """One error for all problems of one configuration."""
     lines = "".join(f"\n  {problem}" for problem in problems)
-    return ConfigError(f"invalid config for {title}, {len(problems)} problem(s):{lines}")
+    return ConfigError(f"invalid config for {title}, {len(problems)} problem(s):{lines}", problems)
 
 
 def _problem(model: type[OptimizerConfig], path: str, item: ErrorDetails) -> str:

@@ -1,0 +1,108 @@
+"""Who may import whom inside the package; every other import fails here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "optfactory"
+
+# module or subpackage -> what it may import of ours; modules of one subpackage may import each
+# other. A change here is a change of the architecture: keep the arrows pointing one way.
+ALLOWED = {
+    # configuration: no torch
+    "errors": set(),
+    "_resources": {"errors"},
+    "naming": {"errors"},
+    "rules": {"errors", "_resources"},
+    "schema": {"errors", "rules"},
+    "optimizers": {"errors", "rules", "schema"},
+    "registry": {"errors", "naming", "optimizers", "schema"},
+    # engine
+    "quantmap": {"errors"},
+    "codec": {"errors", "quantmap"},
+    "codegen": {"errors", "_resources", "rules"},
+    "compiler": {"errors"},
+    "memory": {"errors"},
+    "param_groups": {"errors", "registry", "schema"},
+    "state": {"errors", "codec", "memory", "quantmap", "rules", "schema"},
+    "plan": {"errors", "param_groups", "rules", "schema", "state"},
+    "backends": {
+        *("errors", "_resources", "rules"),
+        *("codec", "codegen", "compiler", "plan", "quantmap", "state"),
+    },
+    "checkpoint": {"errors", "plan", "state"},
+    "report": {"plan", "state"},
+    "optimizer": {
+        *("errors", "registry", "rules", "schema"),
+        *("backends", "checkpoint", "memory", "param_groups", "plan", "report", "state"),
+    },
+    # what users call
+    "factory": {"errors", "optimizer", "param_groups", "registry", "schema"},
+    "config_files": {"_resources", "registry", "schema"},
+    "config_input": {"errors", "registry"},
+    "cli": {"__init__", "config_files", "config_input", "errors", "factory", "registry"},
+    "__main__": {"cli"},
+    "__init__": {"_resources", "factory", "optimizer", "registry", "schema"},  # lazily
+    # Hydra loads it in every app, so it stands alone; and nothing imports it
+    "_hydra_plugin": set(),
+}
+TORCH_FREE = {
+    *("errors", "_resources", "naming", "rules", "schema", "optimizers", "registry"),
+    *("config_files", "config_input", "cli", "__main__", "__init__", "_hydra_plugin"),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(path):
+    """Absolute dotted names of everything a file imports, lazily or for types included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            if node.module == "optfactory":
+                yield from (f"optfactory.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def our_imports(path):
+    """Units of the package that a file imports; a name of the package itself is `__init__`."""
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "optfactory":
+            is_module = len(parts) > 1 and parts[1] in UNITS
+            yield parts[1] if is_module else "__init__"
+
+
+UNITS = {unit_of(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_in_the_allowed_direction(path):
+    unit = unit_of(path)
+    assert unit in ALLOWED, f"say in ALLOWED what the new module '{unit}' may import"
+    assert set(our_imports(path)) <= ALLOWED[unit] | {unit}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if unit_of(path) in TORCH_FREE],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_the_configuration_half_never_imports_torch(path):
+    assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "cupy", "numpy"}
+
+
+def test_the_allowed_directions_have_no_cycle():
+    # `__init__` is the exception: it defers its imports, and the CLI reads the version from it.
+    rest = {unit: needs - {"__init__"} for unit, needs in ALLOWED.items() if unit != "__init__"}
+    while rest:
+        leaves = {unit for unit, needs in rest.items() if not needs & rest.keys()}
+        assert leaves, f"a cycle among {sorted(rest)}"
+        rest = {unit: needs for unit, needs in rest.items() if unit not in leaves}

@@ -1,0 +1,123 @@
+"""The config group `optimizer/` inside a user's own Hydra app, from a checkout.
+
+Hydra 1.3 finds plugins in the namespace package `hydra_plugins`, which only an installation has
+(tests/packaging tries one). Here a link stands in for it, so that the tests run uninstalled.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from optfactory import list_optimizers, resolve
+from tests.hydra_app import configs, run_app, write_app
+
+ROOT = Path(__file__).parents[2]
+CHOICE = "defaults: [{optimizer: paged_adam8bit}, _self_]\n"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    plugins = tmp_path / "site" / "hydra_plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "optfactory").symlink_to(ROOT / "optfactory" / "_hydra_plugin")
+    return {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}"}
+
+
+@pytest.fixture
+def app(tmp_path):
+    return write_app(tmp_path / "app", CHOICE)
+
+
+def expected(name, **overrides):
+    return resolve(name, **overrides).model_dump(mode="json")
+
+
+def test_the_group_is_found_without_any_configuration(app, environment):
+    assert configs(run_app(app, **environment)) == [expected("paged_adam8bit")]
+
+
+def test_name_and_values_are_overridden_on_the_command_line(app, environment):
+    run = run_app(app, "optimizer=lamb8bit", "optimizer.lr=3e-4", **environment)
+    assert configs(run) == [expected("lamb8bit", lr=3e-4)]
+
+
+def test_the_config_overrides_values_in_its_own_optimizer_node(tmp_path, environment):
+    app = write_app(tmp_path / "app", CHOICE + "peak: 0.1\noptimizer: {lr: '${peak}'}\n")
+    assert configs(run_app(app, **environment)) == [expected("paged_adam8bit", lr=0.1)]
+
+
+def test_the_group_may_be_mounted_elsewhere(tmp_path, environment):
+    config = "defaults: [{optimizer@model.optimizer: adam}, _self_]\nnode: model.optimizer\n"
+    app = write_app(tmp_path / "app", config)
+    run = run_app(app, "optimizer@model.optimizer=adamw32bit", **environment)
+    assert configs(run) == [expected("adamw32bit")]
+
+    refused = run_app(app, "model.optimizer.lr=-1", **environment)
+    assert refused.returncode == 1
+    assert "model.optimizer.lr:" in refused.stderr
+
+
+def test_multirun_sweeps_over_a_glob_of_names(app, environment):
+    run = run_app(app, "-m", "optimizer=glob(*8bit)", **environment)
+    assert [config["name"] for config in configs(run)] == list_optimizers("*8bit")
+
+
+def test_the_users_file_of_the_same_name_shadows_the_shipped_one(app, environment):
+    (app / "conf" / "optimizer").mkdir()
+    (app / "conf" / "optimizer" / "adam8bit.yaml").write_text("name: adam8bit\nlr: 0.5\n")
+    run = run_app(app, "optimizer=adam8bit", **environment)
+    assert configs(run) == [expected("adam8bit", lr=0.5)]
+    assert configs(run_app(app, **environment)) == [expected("paged_adam8bit")]
+
+
+def test_an_appended_unknown_key_gets_past_hydra_but_not_past_the_schema(app, environment):
+    run = run_app(app, "+optimizer.lrr=3", **environment)
+    assert run.returncode == 1
+    assert "optimizer.lrr: unknown key; did you mean 'lr'?" in run.stderr
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_the_plugin_can_be_turned_off(app, environment, value):
+    run = run_app(app, OPTFACTORY_NO_HYDRA_PLUGIN=value, **environment)
+    assert run.returncode == 1
+    assert "Could not find 'optimizer/paged_adam8bit'" in run.stderr
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_an_opt_out_that_says_no_leaves_the_plugin_on(app, environment, value):
+    run = run_app(app, OPTFACTORY_NO_HYDRA_PLUGIN=value, **environment)
+    assert configs(run) == [expected("paged_adam8bit")]
+
+
+def test_a_checkout_serves_apps_that_name_the_search_path(tmp_path):
+    line = "hydra: {searchpath: ['pkg://optfactory.configs']}\n"
+    app = write_app(tmp_path / "app", CHOICE + line)
+    environment = {"PYTHONPATH": str(ROOT), "OPTFACTORY_NO_HYDRA_PLUGIN": "1"}
+    assert configs(run_app(app, **environment)) == [expected("paged_adam8bit")]
+
+
+def test_the_search_path_may_come_from_the_command_line(app):
+    argument = "hydra.searchpath=[pkg://optfactory.configs]"
+    run = run_app(app, argument, PYTHONPATH=str(ROOT), OPTFACTORY_NO_HYDRA_PLUGIN="1")
+    assert configs(run) == [expected("paged_adam8bit")]
+
+
+def test_plugin_and_named_search_path_do_not_disturb_each_other(tmp_path, environment):
+    line = "hydra: {searchpath: ['pkg://optfactory.configs']}\n"
+    app = write_app(tmp_path / "app", CHOICE + line)
+    run = run_app(app, "-m", "optimizer=glob(lamb*)", **environment)
+    assert [config["name"] for config in configs(run)] == list_optimizers("lamb*")
+
+
+def test_the_path_is_appended_only_once(app, environment, tmp_path):
+    # As Hydra 1.4 does, which also reads the entry point: the plugin runs a second time.
+    again = tmp_path / "site" / "hydra_plugins" / "again"
+    again.mkdir()
+    (again / "__init__.py").write_text(
+        "from optfactory._hydra_plugin.searchpath import OptfactorySearchPath\n"
+        "class Again(OptfactorySearchPath):\n"
+        "    pass\n"
+    )
+    run = run_app(app, "--info", "searchpath", **environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("pkg://optfactory.configs") == 1
