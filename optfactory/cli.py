@@ -147,7 +147,8 @@ def _configs(arguments: argparse.Namespace) -> int:
 
 def _report(error: OptFactoryError, as_json: bool) -> None:
     if as_json:
-        detail = {"type": type(error).__name__, "message": str(error)}
+        problems = list(getattr(error, "problems", ()))
+        detail = {"type": type(error).__name__, "message": str(error), "problems": problems}
         print(json.dumps({"error": detail}, indent=2), file=sys.stderr)
     else:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""Fixtures that every test may use: the backend, one kernel cache, fixed seeds and threads."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BACKENDS = ("cpu", "reference")
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is there for the native backend."""
+    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return any(shutil.which(name) for name in candidates if name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder of compiled kernels for the whole session, so that each compiles once."""
+    with pytest.MonkeyPatch.context() as patch:
+        given = os.environ.get("OPTFACTORY_CACHE")
+        folder = Path(given) if given else tmp_path_factory.mktemp("kernel_cache")
+        patch.setenv("OPTFACTORY_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def fixed_conditions() -> Iterator[None]:
+    """Two threads and the same random numbers in every test."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test on the native and on the portable backend."""
+    name = str(request.param)
+    if name == "cpu" and not has_compiler():
+        pytest.skip("no C++ compiler for the native backend")
+    monkeypatch.setenv("OPTFACTORY_BACKEND", name)
+    return name
