@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from optfactory.errors import ConfigError
+from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.registry import canonical_name, get_optimizer_info
-from optfactory.schema import OptimizerConfig, validate
+from optfactory.schema import OptimizerConfig, config_error, validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,9 +33,8 @@ def resolve(
         UnknownOptimizerError: no optimizer of that name.
         ConfigError: lists every problem with its dotted path.
     """
-    values, path = _values(cfg)
+    values, path = _values(cfg, overrides)
     values = {key: value for key, value in values.items() if key not in _INSTANTIATE_KEYS}
-    values |= overrides
     if "name" not in values:
         raise ConfigError(
             f"the optimizer config has no key 'name'; got the keys {sorted(values)}; "
@@ -43,8 +42,10 @@ def resolve(
         )
     if not isinstance(values["name"], str):
         raise ConfigError(f"the optimizer's name must be a string, got {values['name']!r}")
-    name = canonical_name(values["name"])
-    values["name"] = name
+    try:
+        name = values["name"] = canonical_name(values["name"])
+    except UnknownOptimizerError as error:
+        raise UnknownOptimizerError(f"{path}.name: {error}") from None
     return validate(get_optimizer_info(name).config_class, values, path, f"optimizer '{name}'")
 
 
@@ -76,33 +77,39 @@ def build_optimizer(
     return Optimizer2State(params, config)
 
 
-def _values(cfg: object) -> tuple[dict[str, Any], str]:
-    """A config's plain values, and the dotted path at which they stand in the user's config."""
+def _values(cfg: object, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """A config's plain values, overrides included, and where it stands in the user's config."""
     if isinstance(cfg, str):
-        return {"name": cfg}, "optimizer"
+        return {"name": cfg, **overrides}, "optimizer"
     if isinstance(cfg, OptimizerConfig):
-        return cfg.model_dump(), "optimizer"
+        return {**cfg.model_dump(), **overrides}, "optimizer"
     if type(cfg).__module__.partition(".")[0] == "omegaconf":
-        return _omegaconf_values(cfg)
+        return _omegaconf_values(cfg, overrides)
     if isinstance(cfg, Mapping):
-        return dict(cfg), "optimizer"
+        return {**cfg, **overrides}, "optimizer"
     raise ConfigError(
         "an optimizer config is a name, a mapping, an OmegaConf node or a resolved config, "
         f"got {type(cfg).__name__}"
     )
 
 
-def _omegaconf_values(cfg: object) -> tuple[dict[str, Any], str]:
+def _omegaconf_values(cfg: object, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(cfg, DictConfig):
-        raise ConfigError(f"an optimizer config must be a mapping, got a {type(cfg).__name__}")
-    path = str(cfg._get_full_key(None) or "optimizer")
+    if not isinstance(cfg, DictConfig) or cfg._is_none() or cfg._is_missing():
+        raise ConfigError(f"an optimizer config must be a mapping, got {cfg!r}")
+    path = str(cfg._get_full_key("name")).removesuffix("name").removesuffix(".") or "optimizer"
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config at '{path}' cannot be resolved: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"the config at '{path}' must be a mapping, got {values!r}")
-    return {str(key): value for key, value in values.items()}, path
+    merged = {str(key): value for key, value in cast("dict[Any, Any]", values).items()} | dict(
+        overrides
+    )
+    missing = [
+        f"{path}.{key}: a value is missing (???)" for key, value in merged.items() if value == "???"
+    ]
+    if missing:
+        raise config_error("an optimizer", missing)
+    return merged, path

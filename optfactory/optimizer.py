@@ -149,8 +149,7 @@ class Optimizer2State(Optimizer):
     def _slots(self) -> list[Slot]:
         slots = []
         for index, group in enumerate(self.param_groups):
-            config = family_class(type(self.config)).model_construct(**group)
-            rule = config.rule()
+            rule = type(self.config).rule(group)
             for name, p in zip(parameter_names(group, index), group["params"], strict=True):
                 layout = StateLayout.of(tuple(p.shape), rule, group)
                 slots.append(Slot(p, name, group, layout, self.state.get(p, {})))

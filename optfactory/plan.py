@@ -89,8 +89,10 @@ class StepPlan:
         self.slots = list(slots)
         self.config_class = config_class
         self.parameter_ids = [id(slot.parameter) for slot in self.slots]
-        self._buckets: dict[BucketKey, Bucket] = {}
-        self._keys: dict[tuple[Any, ...], BucketKey] = {}
+        self._buckets: dict[int, Bucket] = {}
+        # A key's hash is long to compute, so that buckets are found by their key's number.
+        self._keys: list[BucketKey] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
 
     def gather(self) -> list[Bucket]:
         """The buckets of all parameters that have a gradient now.
@@ -98,7 +100,7 @@ class StepPlan:
         Raises:
             ConfigError: a gradient is sparse or of a dtype no kernel takes; nothing was changed.
         """
-        found: dict[BucketKey, tuple[list[Slot], list[Tensor]]] = {}
+        found: dict[int, tuple[list[Slot], list[Tensor]]] = {}
         for slot in self.slots:
             p = slot.parameter
             gradient = p.grad
@@ -106,29 +108,32 @@ class StepPlan:
                 continue
             # Looked up by everything that may change under an optimizer's feet: a kernel that
             # trusted an old dtype or size would write outside of its buffers.
-            facts = (slot, p.dtype, p.device, p.numel(), gradient.dtype, gradient.device)
-            key = self._keys.get(facts)
-            if key is None or gradient.layout is not torch.strided:
-                key = self._keys[facts] = self._new_key(slot, gradient)
-            slots, gradients = found.setdefault(key, ([], []))
-            slots.append(slot)
-            gradients.append(gradient)
-        return [self._bucket(key, *members) for key, members in found.items()]
+            sizes = (p.numel(), gradient.numel())
+            facts = (slot, p.dtype, p.device, sizes, gradient.dtype, gradient.device)
+            number = self._numbers.get(facts)
+            if number is None or gradient.layout is not torch.strided:
+                number = self._numbers[facts] = self._number_of(slot, gradient)
+            members = found.get(number)
+            if members is None:
+                members = found[number] = ([], [])
+            members[0].append(slot)
+            members[1].append(gradient)
+        return [self._bucket(number, *members) for number, members in found.items()]
 
-    def _bucket(self, key: BucketKey, slots: list[Slot], gradients: list[Tensor]) -> Bucket:
-        bucket = self._buckets.get(key)
+    def _bucket(self, number: int, slots: list[Slot], gradients: list[Tensor]) -> Bucket:
+        bucket = self._buckets.get(number)
         if bucket is None or bucket.slots != slots:
-            bucket = Bucket(key, self.config_class, slots, gradients)
-            self._buckets[key] = bucket
+            bucket = Bucket(self._keys[number], self.config_class, slots, gradients)
+            self._buckets[number] = bucket
         bucket.gradients = gradients
         return bucket
 
-    def _new_key(self, slot: Slot, gradient: Tensor) -> BucketKey:
+    def _number_of(self, slot: Slot, gradient: Tensor) -> int:
         p = slot.parameter
         problem = _problem(slot, gradient)
         if problem:
             raise ConfigError(f"cannot update {slot.name}: {problem}")
-        return BucketKey(
+        key = BucketKey(
             p.device,
             p.dtype,
             gradient.dtype,
@@ -136,6 +141,9 @@ class StepPlan:
             slot.layout.quantized,
             slot.layout.grid.block_size,
         )
+        if key not in self._keys:
+            self._keys.append(key)
+        return self._keys.index(key)
 
 
 def _problem(slot: Slot, gradient: Tensor) -> str:
@@ -155,9 +163,10 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
             f"{state_device}; move the model before its optimizer is built"
         )
-    if p.numel() != layout.grid.rows * layout.grid.cols:
+    numel = layout.grid.rows * layout.grid.cols
+    if not p.numel() == gradient.numel() == numel:
         return (
-            f"it has {p.numel()} elements, its state was made for "
-            f"{layout.grid.rows * layout.grid.cols}; build a new optimizer"
+            f"it has {p.numel()} elements, its gradient {gradient.numel()}, its state was made for "
+            f"{numel}; build a new optimizer for a model of another size"
         )
     return parameter_problem(p) or ""

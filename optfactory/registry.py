@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-import sys
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
@@ -116,9 +115,15 @@ def _config_class(name: OptimizerName, family: type[OptimizerConfig]) -> type[Op
     model = create_model(class_name, __base__=family, __module__=__name__, **fields)
     model.locked = locked
     model.__doc__ = family.__doc__
-    # Instances pickle by class reference, so the class must be found in this module.
-    setattr(sys.modules[__name__], class_name, model)
     return model
+
+
+def __getattr__(name: str) -> type[OptimizerConfig]:
+    # Another process that unpickles a config asks for its class before anything built the table.
+    for info in _table().values():
+        if info.config_class.__name__ == name:
+            return info.config_class
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def canonical_name(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -47,6 +47,12 @@ def _read_number(value: object) -> object:
     return value
 
 
+def _read_choice(value: object) -> object:
+    """As `_read_number`, for choices among integers: these do not read text by themselves."""
+    value = _read_number(value)
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
 def _read_pair(value: object) -> object:
     """Accept "(0.9, 0.999)", the form in which command lines and some YAML files carry betas."""
     if isinstance(value, str):
@@ -54,9 +60,9 @@ def _read_pair(value: object) -> object:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             value = None
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
+    if not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError("Input should be two numbers such as [0.9, 0.999]")
-    return value
+    return tuple(value)
 
 
 Number = Annotated[float, BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
@@ -90,7 +96,7 @@ class OptimizerConfig(BaseModel):
     adam_w_mode: bool = Field(
         default=True, description="true: decoupled decay (AdamW); false: L2, added to the gradient"
     )
-    optim_bits: Annotated[Literal[8, 32], BeforeValidator(_read_number)] = Field(
+    optim_bits: Annotated[Literal[8, 32], BeforeValidator(_read_choice)] = Field(
         default=32, description="bits per element of optimizer state: 8 or 32"
     )
     amsgrad: bool = Field(
@@ -105,7 +111,7 @@ class OptimizerConfig(BaseModel):
     min_8bit_size: Annotated[Count, Field(ge=0)] = Field(
         default=4096, description="tensors with fewer elements keep 32-bit state"
     )
-    block_size: Annotated[BlockSize, BeforeValidator(_read_number)] = Field(
+    block_size: Annotated[BlockSize, BeforeValidator(_read_choice)] = Field(
         default=256, description="elements that share one scale of 8-bit state"
     )
 
@@ -130,9 +136,10 @@ class OptimizerConfig(BaseModel):
             )
         return value
 
+    @classmethod
     @abstractmethod
-    def rule(self) -> UpdateRule:
-        """The update rule these hyperparameters select."""
+    def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
+        """The update rule that a param group's hyperparameters select."""
 
     @classmethod
     @abstractmethod

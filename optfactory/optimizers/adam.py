@@ -48,8 +48,9 @@ class AdamConfig(OptimizerConfig):
         default=False, description="true: decoupled decay (AdamW); false: L2, added to the gradient"
     )
 
-    def rule(self) -> UpdateRule:
-        return ADAM_AMSGRAD if self.amsgrad else ADAM
+    @classmethod
+    def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
+        return ADAM_AMSGRAD if group["amsgrad"] else ADAM
 
     @classmethod
     def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:

@@ -41,8 +41,10 @@ class LambConfig(OptimizerConfig):
             raise ValueError("max_unorm belongs to trust_ratio: clip; set that, or drop max_unorm")
         return value
 
-    def rule(self) -> UpdateRule:
-        return replace(LAMB_AMSGRAD if self.amsgrad else LAMB, trust_ratio=self.trust_ratio)
+    @classmethod
+    def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
+        rule = LAMB_AMSGRAD if group["amsgrad"] else LAMB
+        return replace(rule, trust_ratio=group["trust_ratio"])
 
     @classmethod
     def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:
