@@ -136,6 +136,13 @@ class OptimizerConfig(BaseModel):
             )
         return value
 
+    @field_validator("page_dir")
+    @classmethod
+    def _page_dir_needs_paging(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("is_paged") is False:
+            raise ValueError("page_dir needs is_paged: true or a paged_ name; drop it otherwise")
+        return value
+
     @classmethod
     @abstractmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:

@@ -33,9 +33,9 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def fixed_conditions() -> Iterator[None]:
-    """Two threads and the same random numbers in every test."""
+    """The same random numbers in every test, and no more threads than there are cores."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -44,10 +44,16 @@ def fixed_conditions() -> Iterator[None]:
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test on the native and on the portable backend."""
+def backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fixed_conditions: None
+) -> str:
+    """Runs a test on the native and on the portable backend.
+
+    The portable one gets a single thread: its many small operations only wait for a second.
+    """
     name = str(request.param)
     if name == "cpu" and not has_compiler():
         pytest.skip("no C++ compiler for the native backend")
     monkeypatch.setenv("OPTFACTORY_BACKEND", name)
+    torch.set_num_threads(2 if name == "cpu" else 1)
     return name
