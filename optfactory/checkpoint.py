@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optfactory.errors import StateError
+from optfactory.errors import ConfigError, StateError, UnknownOptimizerError
 from optfactory.plan import Slot
+from optfactory.registry import family_class, get_optimizer_info
+from optfactory.schema import OptimizerConfig, validate
 from optfactory.state import TensorSpec
 
 FORMAT_VERSION = 1
 
-# What decides the meaning of the state: a checkpoint that differs here is refused, not obeyed.
-_IDENTITY = ("optimizer", "optim_bits", "amsgrad", "block_size")
+# What decides, beside the family, what the state means: a checkpoint that differs in one of these
+# is refused, not obeyed.
+_IDENTITY = ("optim_bits", "amsgrad", "block_size")
 
 # What this run says, whatever run the checkpoint comes from: where state lives, and the labels.
 _OWN = ("params", "param_names", "optimizer", "is_paged", "page_dir")
@@ -26,20 +29,37 @@ _OPTIONAL = {"params", "param_names", "name", "initial_lr"}
 
 _LISTED_PROBLEMS = 10
 
+Groups = list[Mapping[str, Any]]
 
-FamilyOf = Callable[[str], str]
+
+def parts(state_dict: object) -> tuple[Groups, Mapping[Any, Any]]:
+    """The param groups and the states of a state dict.
+
+    Raises:
+        StateError: it is no state dict of an optimizer.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise StateError(f"a state dict is a mapping, got {type(state_dict).__name__}")
+    groups, state = state_dict.get("param_groups"), state_dict.get("state")
+    if not isinstance(groups, list):
+        raise StateError("the state dict has no list 'param_groups'")
+    for index, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params", []), list):
+            raise StateError(f"param_groups[{index}] is no mapping with a list of 'params'")
+    if not isinstance(state, Mapping):
+        raise StateError("the state dict has no mapping 'state'")
+    return groups, state
 
 
 def read_groups(
-    saved: object, groups: list[dict[str, Any]], family_of: FamilyOf
+    saved: Groups, groups: list[dict[str, Any]], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
     """The hyperparameters to go on with, group by group, without their parameters.
 
     Raises:
-        StateError: the groups do not match this optimizer's.
+        StateError: the groups do not match this optimizer's, or hold values that its schema
+            refuses.
     """
-    if not isinstance(saved, list) or not all(isinstance(group, Mapping) for group in saved):
-        raise StateError("the state dict has no list of 'param_groups'")
     sizes = [len(group.get("params", ())) for group in saved]
     expected = [len(group["params"]) for group in groups]
     if sizes != expected:
@@ -48,56 +68,85 @@ def read_groups(
             "build it with the same model and the same groups"
         )
     problems = []
+    read = []
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
-        problems += [
-            f"param_groups[{index}].{problem}" for problem in _group_problems(old, group, family_of)
-        ]
+        found = _identity_problems(old, group, config)
+        try:
+            read.append(_values(old, group, config) if not found else {})
+        except ConfigError as error:
+            found = list(error.problems)
+        problems += [f"param_groups[{index}].{problem}" for problem in found]
     _raise(problems)
-    return [
-        {key: copy.deepcopy(value) for key, value in old.items() if key not in _OWN}
-        for old in saved
-    ]
+    return read
 
 
-def _group_problems(
-    old: Mapping[str, Any], group: dict[str, Any], family_of: FamilyOf
+def _identity_problems(
+    old: Mapping[str, Any], group: Mapping[str, Any], config: OptimizerConfig
 ) -> list[str]:
     version = old.get("format_version")
-    if version is None:
-        return ["format_version: missing; the checkpoint was not written by optfactory"]
+    if not isinstance(version, int):
+        got = "missing" if version is None else f"no number ({version!r})"
+        return [f"format_version: {got}; the checkpoint was not written by optfactory"]
     if version > FORMAT_VERSION:
         return [
             f"format_version: {version} is newer than this optfactory reads ({FORMAT_VERSION}); "
             "update optfactory"
         ]
-    problems = []
-    for key in _IDENTITY:
-        theirs, ours = old.get(key), group[key]
-        if key == "optimizer" and theirs is not None:
-            same = family_of(theirs) == family_of(ours)
-        else:
-            same = theirs == ours
-        if not same:
-            problems.append(f"{key}: the checkpoint has {theirs!r}, the config {ours!r}")
-    missing = sorted(set(group) - set(old) - _OPTIONAL - set(_IDENTITY))
-    problems += [f"{key}: missing in the checkpoint" for key in missing]
+    missing = sorted(set(group) - set(old) - _OPTIONAL)
+    if missing:
+        return [f"{key}: missing in the checkpoint" for key in missing]
+    problems = [
+        f"{key}: the checkpoint has {old[key]!r}, the config {group[key]!r}"
+        for key in _IDENTITY
+        if old[key] != group[key]
+    ]
+    if _family(old["optimizer"]) != config.family:
+        problems.append(
+            f"optimizer: the checkpoint has {old['optimizer']!r}, the config {group['optimizer']!r}"
+        )
     return problems
 
 
+def _family(name: object) -> str:
+    try:
+        return get_optimizer_info(str(name)).family
+    except UnknownOptimizerError:
+        return ""
+
+
+def _values(
+    old: Mapping[str, Any], group: Mapping[str, Any], config: OptimizerConfig
+) -> dict[str, Any]:
+    """What a group takes over from the checkpoint; its hyperparameters pass the schema.
+
+    Raises:
+        ConfigError: the schema refuses them.
+    """
+    model = family_class(type(config))
+    fields = [key for key in model.model_fields if key in group]
+    values = {key: group[key] if key in _OWN else old[key] for key in fields}
+    checked = validate(model, {**values, "name": config.name}, "", "the checkpoint").model_dump()
+    taken = copy.deepcopy({key: value for key, value in old.items() if key not in _OWN})
+    # A tensor lr stays a tensor: schedules change it in place.
+    return taken | {
+        key: checked[key] for key in fields if key in taken and not isinstance(taken[key], Tensor)
+    }
+
+
 def read_states(
-    saved: object, saved_groups: list[Mapping[str, Any]], slots: list[Slot]
+    saved: Mapping[Any, Any], saved_groups: Groups, slots: list[Slot]
 ) -> dict[Slot, dict[str, Tensor]]:
     """The checked state tensors of every parameter that the checkpoint has state of.
 
     Raises:
         StateError: keys, dtypes or shapes differ from what this optimizer keeps; lists them.
     """
-    if not isinstance(saved, Mapping):
-        raise StateError("the state dict has no mapping 'state'")
     identifiers = [item for group in saved_groups for item in group["params"]]
-    strangers = set(saved) - set(identifiers)
+    if not all(isinstance(item, (int, str)) for item in identifiers):
+        raise StateError("the checkpoint's param groups must list parameters by number or name")
+    strangers = [key for key in saved if key not in identifiers]
     if strangers:
-        raise StateError(f"the checkpoint has state of unknown parameters {sorted(strangers)[:10]}")
+        raise StateError(f"the checkpoint has state of unknown parameters {strangers[:10]}")
     found: dict[Slot, dict[str, Tensor]] = {}
     problems: list[str] = []
     for identifier, slot in zip(identifiers, slots, strict=True):
@@ -117,10 +166,12 @@ def _state_problems(slot: Slot, entries: Mapping[str, Any]) -> list[str]:
     problems = []
     if set(entries) != set(expected):
         problems.append(
-            f"{slot.name}: the checkpoint has {sorted(entries)}, this optimizer {sorted(expected)}"
+            f"{slot.name}: the checkpoint has {list(entries)}, this optimizer {list(expected)}"
         )
     for key in expected.keys() & entries.keys():
         problem = _tensor_problem(entries[key], expected[key])
+        if not problem and key == "step":
+            problem = _step_problem(float(entries[key]))
         if problem:
             problems.append(f"{slot.name}.{key}: {problem}")
     return problems
@@ -133,7 +184,15 @@ def _tensor_problem(value: object, spec: TensorSpec) -> str:
         return f"expected {spec.dtype}, got {value.dtype}"
     if tuple(value.shape) != spec.shape:
         return f"expected shape {spec.shape}, got {tuple(value.shape)}"
+    if value.layout is not torch.strided or value.device.type == "meta":
+        return f"expected dense data, got layout {value.layout} on device '{value.device}'"
+    if hasattr(value, "device_mesh"):
+        return "is a DTensor; sharded state is not supported yet"
     return ""
+
+
+def _step_problem(step: float) -> str:
+    return "" if step >= 0 and step.is_integer() else f"expected a count, got {step}"
 
 
 def _raise(problems: list[str]) -> None:

@@ -13,9 +13,17 @@ from torch.optim import Optimizer
 from optfactory import checkpoint, memory
 from optfactory.backends import backend_for
 from optfactory.errors import ConfigError
-from optfactory.param_groups import ANNOTATIONS, Params, parameter_names, read_params
+from optfactory.param_groups import (
+    ANNOTATIONS,
+    Params,
+    check_parameters,
+    name_all_or_none,
+    parameter_names,
+    read_group,
+    read_params,
+)
 from optfactory.plan import Slot, StepPlan
-from optfactory.registry import family_class, get_optimizer_info
+from optfactory.registry import family_class
 from optfactory.report import MemoryReport, report
 from optfactory.schema import OptimizerConfig, config_error, validate
 from optfactory.state import StateLayout
@@ -42,6 +50,7 @@ class Optimizer2State(Optimizer):
         self.config = config
         self._plan: StepPlan | None = None
         groups = read_params(params)
+        name_all_or_none(groups)
         self._check_groups(groups)
         super().__init__(groups, self._hyperparameters(config))
 
@@ -53,18 +62,15 @@ class Optimizer2State(Optimizer):
         Raises:
             ConfigError: a hyperparameter or parameter is refused; the optimizer is unchanged.
         """
-        group = read_params([param_group])[0]
         index = len(self.param_groups)
-        known = {id(p) for existing in self.param_groups for p in existing["params"]}
-        names = parameter_names(group, index)
-        repeated = [name for name, p in zip(names, group["params"], strict=True) if id(p) in known]
-        if repeated:
-            raise ConfigError(f"already optimized in another param group: {', '.join(repeated)}")
+        group = read_group(param_group, index)
+        check_parameters([*self.param_groups, group])
         config = self._group_config(group, index)
         group = {**self._hyperparameters(config), **_live_lr(group), **_annotations(group)}
-        names = group.pop("param_names", None)
-        if names is not None:
-            group["params"] = list(zip(names, group["params"], strict=True))
+        name_all_or_none([*self.param_groups, group])
+        if "param_names" in group:
+            # torch reads names from pairs, and the key only behind the first group.
+            group["params"] = list(zip(group.pop("param_names"), group["params"], strict=True))
         super().add_param_group(group)
         self._plan = None
 
@@ -130,6 +136,7 @@ class Optimizer2State(Optimizer):
             backend.prepare([bucket for chosen, bucket in work if chosen is backend])
         for backend, bucket in work:
             backend.update(bucket)
+            _increment_versions([slot.parameter for slot in bucket.slots])
         return loss
 
     def init_states(self) -> None:
@@ -174,16 +181,15 @@ class Optimizer2State(Optimizer):
             StateError: the checkpoint is of another family or width, or does not match the
                 parameters; the optimizer is unchanged.
         """
-        state_dict = dict(state_dict)
         # torch's loader casts state to the parameter's dtype, which would destroy 8-bit codes, so
         # this one stands on its own and runs torch's hooks itself.
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = pre_hook(self, state_dict)
-            state_dict = dict(changed) if changed is not None else state_dict
-        saved_groups = state_dict.get("param_groups")
-        groups = checkpoint.read_groups(saved_groups, self.param_groups, _family)
+            changed = pre_hook(self, dict(state_dict))
+            state_dict = state_dict if changed is None else changed
+        saved_groups, saved_state = checkpoint.parts(state_dict)
+        groups = checkpoint.read_groups(saved_groups, self.param_groups, self.config)
         plan = self._current_plan()
-        states = checkpoint.read_states(state_dict.get("state"), saved_groups or [], plan.slots)
+        states = checkpoint.read_states(saved_state, saved_groups, plan.slots)
         fresh = {
             slot: slot.state or slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
             for slot in states
@@ -212,8 +218,13 @@ class Optimizer2State(Optimizer):
                 slot.state = self.state[slot.parameter] = placed
 
 
-def _family(name: str) -> str:
-    return get_optimizer_info(name).family
+def _increment_versions(tensors: list[Tensor]) -> None:
+    """Tell autograd that tensors changed: a later backward through old values must fail."""
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except TypeError:  # older torch takes one tensor at a time
+        for tensor in tensors:
+            torch.autograd.graph.increment_version(tensor)
 
 
 def _annotations(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,6 +243,7 @@ def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     other = next((p.device for p in params if p.device.type not in ("cpu", "meta")), None)
     if other is not None:
         return f"is_paged: paged state is available for CPU tensors, got one on {other}"
-    if config.page_dir is not None and not os.access(config.page_dir, os.W_OK):
-        return f"page_dir: not a folder that can be written to (got {config.page_dir!r})"
+    folder = config.page_dir
+    if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        return f"page_dir: not a folder that can be written to (got {folder!r})"
     return ""

@@ -29,49 +29,64 @@ def read_params(params: Params) -> list[dict[str, Any]]:
         ConfigError: nothing to optimize, or parameters that cannot be; lists all of them.
     """
     if isinstance(params, nn.Module):
-        params = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
+        params = _trainable(params)
     if isinstance(params, (Tensor, str, Mapping)) or not isinstance(params, Iterable):
         raise ConfigError(
             "params must be a Module, an iterable of tensors, of (name, tensor) pairs or of "
-            f"param-group dicts, got one {type(params).__name__}; wrap it in a list"
+            f"param-group dicts, got {_kind(params)}; wrap it in a list"
         )
-    entries = list(params)
-    if not entries:
-        raise ConfigError("nothing to optimize: the parameter list is empty")
-    if isinstance(entries[0], Mapping):
-        groups = [_read_group(index, group) for index, group in enumerate(entries)]
+    entries = _ordered(params, "params")
+    if entries and isinstance(entries[0], Mapping):
+        groups = [read_group(group, index) for index, group in enumerate(entries)]
     else:
-        groups = [_read_group(0, {"params": entries})]
-    _check(groups)
+        groups = [read_group({"params": entries}, 0)]
+    if not any(group["params"] for group in groups):
+        raise ConfigError("nothing to optimize: there is no parameter in params")
+    check_parameters(groups)
     return groups
 
 
-def _read_group(index: int, group: object) -> dict[str, Any]:
+def read_group(group: object, index: int) -> dict[str, Any]:
+    """Read one param group: tensors under `params`, their names under `param_names` if given.
+
+    Raises:
+        ConfigError: it is no param group.
+    """
+    place = f"param_groups[{index}]"
     if not isinstance(group, Mapping) or "params" not in group:
-        raise ConfigError(
-            f"param_groups[{index}] must be a dict with the key 'params', got {_kind(group)}"
-        )
+        raise ConfigError(f"{place} must be a dict with the key 'params', got {_kind(group)}")
     params = group["params"]
     if isinstance(params, nn.Module):
-        params = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
+        params = _trainable(params)
     elif isinstance(params, Tensor):
         params = [params]
-    elif isinstance(params, (set, frozenset)):
-        raise ConfigError(f"param_groups[{index}].params must be ordered, got a set; use a list")
-    entries = list(params)
+    entries = _ordered(params, f"{place}.params")
     result = {key: value for key, value in group.items() if key != "params"}
     if any(isinstance(entry, tuple) for entry in entries):
-        pairs = [_pair(index, entry) for entry in entries]
+        pairs = [_pair(entry, place) for entry in entries]
         result["param_names"] = [name for name, _ in pairs]
         entries = [tensor for _, tensor in pairs]
     result["params"] = entries
     return result
 
 
-def _pair(index: int, entry: object) -> NamedTensor:
+def _trainable(module: nn.Module) -> list[NamedTensor]:
+    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+
+
+def _ordered(params: object, place: str) -> list[Any]:
+    if isinstance(params, (set, frozenset)) or not isinstance(params, Iterable):
+        raise ConfigError(
+            f"{place} must be an ordered iterable, got {_kind(params)}; use a list: "
+            "checkpoints number parameters by their order"
+        )
+    return list(params)
+
+
+def _pair(entry: object, place: str) -> NamedTensor:
     if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)):
         raise ConfigError(
-            f"param_groups[{index}].params mixes (name, tensor) pairs with other entries: "
+            f"{place}.params mixes (name, tensor) pairs with other entries: "
             f"got {_kind(entry)}; name all parameters or none"
         )
     return entry
@@ -85,7 +100,12 @@ def parameter_names(group: Mapping[str, Any], index: int) -> list[str]:
     return [f"param_groups[{index}].params[{i}]" for i in range(len(group["params"]))]
 
 
-def _check(groups: list[dict[str, Any]]) -> None:
+def check_parameters(groups: list[dict[str, Any]]) -> None:
+    """Refuse parameters that cannot be optimized or appear twice.
+
+    Raises:
+        ConfigError: lists all of them by name.
+    """
     problems = []
     seen: dict[int, str] = {}
     for index, group in enumerate(groups):
@@ -96,10 +116,18 @@ def _check(groups: list[dict[str, Any]]) -> None:
             if problem is not None:
                 problems.append(f"{name}: {problem}")
             seen.setdefault(id(tensor), name)
-    if not seen:
-        raise ConfigError("nothing to optimize: every param group is empty")
     if problems:
         raise config_error("the parameters", problems)
+
+
+def name_all_or_none(groups: list[dict[str, Any]]) -> None:
+    """Name the parameters of unnamed groups by their place if other groups have names.
+
+    torch wants names in all groups or in none, and a Module brings names that nobody asked for.
+    """
+    if any("param_names" in group for group in groups):
+        for index, group in enumerate(groups):
+            group.setdefault("param_names", parameter_names(group, index))
 
 
 def parameter_problem(tensor: object) -> str | None:

@@ -108,8 +108,8 @@ class StepPlan:
                 continue
             # Looked up by everything that may change under an optimizer's feet: a kernel that
             # trusted an old dtype or size would write outside of its buffers.
-            sizes = (p.numel(), gradient.numel())
-            facts = (slot, p.dtype, p.device, sizes, gradient.dtype, gradient.device)
+            shapes = (p.shape, gradient.shape)
+            facts = (slot, p.dtype, p.device, shapes, gradient.dtype, gradient.device)
             number = self._numbers.get(facts)
             if number is None or gradient.layout is not torch.strided:
                 number = self._numbers[facts] = self._number_of(slot, gradient)
@@ -163,10 +163,9 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
             f"{state_device}; move the model before its optimizer is built"
         )
-    numel = layout.grid.rows * layout.grid.cols
-    if not p.numel() == gradient.numel() == numel:
+    if not p.shape == gradient.shape == layout.shape:
         return (
-            f"it has {p.numel()} elements, its gradient {gradient.numel()}, its state was made for "
-            f"{numel}; build a new optimizer for a model of another size"
+            f"its shape is {tuple(p.shape)}, its gradient's {tuple(gradient.shape)}, its state was "
+            f"made for {layout.shape}; build a new optimizer for a model of another shape"
         )
     return parameter_problem(p) or ""

@@ -25,6 +25,9 @@ FUNCTIONS = {"fma": 3, "sqrt": 1, "abs": 1, "sign": 1, "max": 2, "min": 2, "wher
 SKELETON_SCALARS = ("decay", "step_size")
 
 
+_COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+
+
 @dataclass(frozen=True)
 class StateSpec:
     """One per-element state: its PyTorch name, and whether its values can be negative."""
@@ -108,6 +111,8 @@ def _read(relative: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> R
             raise _refused(path, node, "only assignments `name = expression` are allowed")
         _check(path, node.value, known)
         target = node.targets[0].id
+        if target in inputs and target not in outputs and target != "g":
+            raise _refused(path, node, f"'{target}' may be read only")
         known.add(target)
         statements.append((target, node.value))
     missing = [name for name in outputs if name not in {target for target, _ in statements}]
@@ -145,8 +150,11 @@ def _check(path: Path, node: ast.expr, known: set[str]) -> None:
 
 def _check_condition(path: Path, node: ast.expr, known: set[str]) -> None:
     """Accept exactly one comparison, the first argument of ``where``."""
-    if not (isinstance(node, ast.Compare) and len(node.ops) == 1):
+    if not isinstance(node, ast.Compare) or len(node.ops) != 1:
         raise _refused(path, node, "the first argument of where() must be one comparison")
+    if not isinstance(node.ops[0], _COMPARISONS):
+        name = type(node.ops[0]).__name__
+        raise _refused(path, node, f"{name} is not part of the rule language")
     _check(path, node.left, known)
     _check(path, node.comparators[0], known)
 

@@ -55,6 +55,7 @@ class StateLayout:
     """How the state of one parameter is stored.
 
     Attributes:
+        shape: the parameter's (global) shape.
         rule: the update rule whose states these are.
         grid: the block grid of the parameter.
         quantized: whether the states are 8-bit.
@@ -62,6 +63,7 @@ class StateLayout:
         tensors: every state tensor by its key.
     """
 
+    shape: tuple[int, ...]
     rule: UpdateRule
     grid: BlockGrid
     quantized: bool
@@ -84,7 +86,9 @@ class StateLayout:
                 tensors[absmax_key(state)] = TensorSpec(torch.float32, grid.scales_shape)
             else:
                 tensors[state.name] = TensorSpec(torch.float32, shape, where)
-        return cls(rule, grid, quantized, "" if group["optim_bits"] == 32 else reason, tensors)
+        if group["optim_bits"] == 32:
+            reason = ""
+        return cls(shape, rule, grid, quantized, reason, tensors)
 
     def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
         """Fresh state: step 0 and all states zero; `step` lives on the CPU as in torch.optim."""

@@ -31,7 +31,7 @@ ALLOWED = {
         *("errors", "_resources", "rules"),
         *("codec", "codegen", "compiler", "plan", "quantmap", "state"),
     },
-    "checkpoint": {"errors", "plan", "state"},
+    "checkpoint": {"errors", "plan", "registry", "schema", "state"},
     "report": {"plan", "state"},
     "optimizer": {
         *("errors", "registry", "rules", "schema"),
