@@ -69,8 +69,9 @@ def quantize_blockwise(
     blocks = _to_blocks(torch.where(x.isfinite(), x, 0.0), grid)
     if blocks.numel() == 0:
         return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(grid.scales_shape)
-    positive = blocks.amax(dim=2).clamp_min(0)
-    negative = blocks.neg().amax(dim=2).clamp_min(0)
+    # Adding 0 turns a -0 into the +0 that kernels store.
+    positive = blocks.amax(dim=2).clamp_min(0) + 0.0
+    negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0
     lowest = -qmap.values[0] if qmap.signed else 1.0
     largest = torch.finfo(torch.float32).max
     absmax = torch.maximum(positive, negative / lowest).clamp_max(largest)

@@ -213,6 +213,12 @@ def _torch_functions() -> dict[str, Callable[..., Any]]:
         tensor = next(item for item in others if isinstance(item, torch.Tensor))
         return torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device)
 
+    def where(condition: Any, a: Any, b: Any) -> Any:
+        """As torch.where; a comparison of scalars is known beforehand."""
+        if isinstance(condition, bool):
+            return a if condition else b
+        return torch.where(condition, a, b)
+
     return {
         "fma": lambda a, b, c: a * b + c,
         "sqrt": torch.sqrt,
@@ -220,5 +226,5 @@ def _torch_functions() -> dict[str, Callable[..., Any]]:
         "sign": torch.sign,
         "max": lambda a, b: torch.maximum(like(a, a, b), like(b, a, b)),
         "min": lambda a, b: torch.minimum(like(a, a, b), like(b, a, b)),
-        "where": torch.where,
+        "where": where,
     }

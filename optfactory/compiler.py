@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -67,6 +68,28 @@ def compile_library(source: str, name: str) -> Path:
         f"{shlex.join(compiler)} could not compile {name}; set OPTFACTORY_BACKEND=reference to "
         f"run without kernels. The compiler said:\n{output}"
     )
+
+
+def load_library(source: str, name: str) -> ctypes.CDLL:
+    """Compile a source, or find it in the cache, and load it.
+
+    Raises:
+        KernelCompileError: as `compile_library`, or the library cannot be loaded.
+    """
+    path = compile_library(source, name)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        # A damaged file in the cache (a full disk, a copied folder): build it anew, once.
+        path.unlink(missing_ok=True)
+    path = compile_library(source, name)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelCompileError(
+            f"the kernel {path} was compiled but cannot be loaded: {error}; "
+            "set OPTFACTORY_BACKEND=reference to run without kernels"
+        ) from error
 
 
 def _compile(compiler: list[str], flags: list[str], source: str, target: Path) -> str:

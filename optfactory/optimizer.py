@@ -92,6 +92,8 @@ class Optimizer2State(Optimizer):
         title = f"optimizer '{self.config.name}'"
         model = family_class(type(self.config))
         values = {**self.config.model_dump(), **overrides}
+        if overrides.get("is_paged") is False and "page_dir" not in overrides:
+            values["page_dir"] = None  # the optimizer's folder is not what this group asked for
         config = validate(model, values, path, title)
         problem = _placement_problem(config, group["params"])
         if problem:
@@ -163,10 +165,18 @@ class Optimizer2State(Optimizer):
         return slots
 
     def _allocate_missing(self, plan: StepPlan) -> None:
+        """Give every slot the live state of its parameter, allocating what there is not yet.
+
+        Users empty or replace `optimizer.state` to reset an optimizer, so it is read anew.
+        """
+        state = self.state
         for slot in plan.slots:
-            if not slot.state and (slot.parameter.requires_grad or slot.parameter.grad is not None):
+            live = state.get(slot.parameter)
+            if live:
+                slot.state = live
+            elif slot.parameter.requires_grad or slot.parameter.grad is not None:
                 slot.state = slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
-                self.state[slot.parameter] = slot.state
+                state[slot.parameter] = slot.state
 
     # ---- checkpoints -------------------------------------------------------------------------
 

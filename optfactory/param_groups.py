@@ -139,6 +139,10 @@ def parameter_problem(tensor: object) -> str | None:
     if tensor.dtype not in SUPPORTED_DTYPES:
         allowed = ", ".join(str(dtype) for dtype in SUPPORTED_DTYPES)
         return f"has dtype {tensor.dtype}; allowed are {allowed}"
+    if any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        return "has elements that share memory (it was expanded); call .clone() on it"
     if hasattr(tensor, "device_mesh"):
         return "is a DTensor; sharded parameters are not supported yet"
     if not (tensor.is_leaf or tensor.retains_grad):

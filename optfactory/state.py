@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optfactory import memory
 from optfactory.codec import BlockGrid
+from optfactory.errors import StateError
 from optfactory.quantmap import map_for
 from optfactory.rules import StateSpec, UpdateRule
 
@@ -103,6 +104,25 @@ class StateLayout:
             )
             for key, spec in self.tensors.items()
         }
+
+    def check(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Refuse state tensors that are not what this layout allocates.
+
+        Raises:
+            StateError: names the parameter and the state; a kernel would write outside of it.
+        """
+        if state.keys() != self.tensors.keys():
+            raise StateError(
+                f"the state of {name} has the keys {list(state)}, expected {list(self.tensors)}"
+            )
+        for key, spec in self.tensors.items():
+            tensor = state[key]
+            found = (tensor.dtype, tuple(tensor.shape), tensor.is_contiguous())
+            if found != (spec.dtype, spec.shape, True):
+                raise StateError(
+                    f"the state '{key}' of {name} must be contiguous, {spec.dtype}, of shape "
+                    f"{spec.shape}; got {tensor.dtype}, shape {tuple(tensor.shape)}"
+                )
 
     @property
     def where(self) -> str:

@@ -6,12 +6,13 @@ import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from operator import is_
 
 import torch
 from torch import Tensor
 
 from optfactory.codegen import KernelVariant, cpp_source
-from optfactory.compiler import compile_library
+from optfactory.compiler import load_library
 from optfactory.plan import Bucket, BucketKey, Slot
 from optfactory.quantmap import map_for
 from optfactory.state import absmax_key, codes_key
@@ -31,7 +32,11 @@ class CpuBackend:
     name = "cpu"
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
-        fresh = [bucket for bucket in buckets if bucket.tables is None]
+        fresh = [
+            bucket
+            for bucket in buckets
+            if bucket.tables is None or not bucket.tables.is_current(bucket)
+        ]
         if not fresh:
             return
         # Compilers are processes of their own: missing kernels build side by side.
@@ -58,7 +63,7 @@ def _variant(key: BucketKey) -> KernelVariant:
 def _library(variant: KernelVariant) -> ctypes.CDLL:
     width = "8bit" if variant.quantized else "32bit"
     name = f"{variant.rule.name}-{variant.parameter}-{variant.gradient}-{width}"
-    return ctypes.CDLL(str(compile_library(cpp_source(variant), name)))
+    return load_library(cpp_source(variant), name)
 
 
 @cache
@@ -78,6 +83,8 @@ class _Tables:
 
     def __init__(self, bucket: Bucket, library: ctypes.CDLL) -> None:
         self.library = library
+        # Held, because the tables point into them; compared, because users may replace them.
+        self.state_tensors = _state_tensors(bucket)
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
         self.tensors = torch.tensor([_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64)
@@ -95,6 +102,11 @@ class _Tables:
         self.bucket = (ctypes.c_int64 * (8 + 2 * states))()
         self._check_layout(len(bucket.key.rule.all_scalars))
         self._fill_bucket(bucket)
+
+    def is_current(self, bucket: Bucket) -> bool:
+        """Whether the states are still the tensors that the tables point to."""
+        now = _state_tensors(bucket)
+        return len(now) == len(self.state_tensors) and all(map(is_, now, self.state_tensors))
 
     def _check_layout(self, scalars: int) -> None:
         """Both sides of the call must agree on the tables; a mismatch would corrupt memory."""
@@ -181,6 +193,10 @@ class _Tables:
         return self.views[-1].data_ptr()
 
 
+def _state_tensors(bucket: Bucket) -> list[Tensor]:
+    return [tensor for slot in bucket.slots for tensor in slot.state.values()]
+
+
 def _native_blocks(slot: Slot) -> int:
     rows, cols = _native_shape(slot)
     return rows * -(-cols // slot.layout.grid.block_size)
@@ -193,6 +209,7 @@ def _native_shape(slot: Slot) -> tuple[int, int]:
 
 
 def _tensor_row(slot: Slot) -> list[int]:
+    slot.layout.check(slot.name, slot.state)
     row = [0] * _STATES
     row[_ROWS], row[_COLS] = _native_shape(slot)
     states = slot.layout.rule.states

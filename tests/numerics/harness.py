@@ -1,0 +1,196 @@
+"""Tools of the numerics tests: tensors to train, stored states as arrays, comparisons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optfactory import build_optimizer, get_optimizer_info
+from tests.reference import reference_of
+from tests.reference.base import Options, State, Update
+from tests.reference.quantization import BLOCK, scales_shape
+from tests.reference.quantized import Expected, Quantized, step_8bit
+from tests.reference.tracked import spacing
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SHAPES = [
+    (1,), (255,), (256,), (257,), (4095,), (4096,), (4097,),
+    (70, 64), (33, 300), (64, 8, 3, 3), (2100, 2),
+]  # fmt: skip
+# float32 error bounds are first order and count the operations of the paper's formula, not
+# those of an implementation's factorization, hence a factor.
+SLACK = 2.0
+
+
+def array(tensor: Tensor) -> NDArray[np.float64]:
+    """A copy of a tensor in float64; exact for every dtype that a parameter may have."""
+    return tensor.detach().to(torch.float64).numpy().copy()
+
+
+def bits(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's bytes in logical order, for comparisons that NaN must not escape."""
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().copy()
+
+
+def parameters(dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES) -> list[Tensor]:
+    """Trainable tensors of about 0.1 N(0, 1)."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (0.1 * torch.randn(shape, generator=generator)).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Gradients over three decades, a tenth of them zero, with one first block all zero."""
+    generator = torch.Generator().manual_seed(seed)
+    decade = 10 ** (-3 * torch.rand(shape, generator=generator))
+    g = torch.randn(shape, generator=generator) * decade
+    g = torch.where(torch.rand(shape, generator=generator) < 0.1, 0.0, g)
+    if g.numel() > 4096:
+        g.view(-1)[:300] = 0.0
+    return g.to(dtype)
+
+
+def options_of(name: str, **asked: Any) -> Options:
+    """The family's reference defaults with what a test asked for."""
+    known = {field.name for field in fields(Options)}
+    chosen = {key: value for key, value in asked.items() if key in known}
+    return replace(reference_of(get_optimizer_info(name).family).defaults, **chosen)
+
+
+def is_8bit(name: str, p: Tensor, asked: dict[str, Any]) -> bool:
+    """The stated rule: 8-bit iff asked for, numel >= min_8bit_size and rows of 64 at least."""
+    wide = get_optimizer_info(name).optim_bits or asked.get("optim_bits", 32)
+    row = p.numel() if p.ndim < 2 else p.numel() // max(p.shape[0], 1)
+    return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and row >= 64
+
+
+def quantized(state: dict[str, Any], name: str) -> Quantized:
+    """Codes and scales that an optimizer stores for one state, before or after steps."""
+    codes = state[f"{name}_q8"]
+    assert codes.dtype == torch.uint8
+    scales = state[f"{name}_absmax"]
+    assert scales.dtype == torch.float32
+    return Quantized(codes.numpy().copy(), scales.numpy().copy())
+
+
+def stored_state(state: dict[str, Any]) -> State:
+    """The 32-bit state of one parameter, as the optimizer stores it."""
+    m, v = (array(state[key]) for key in ("exp_avg", "exp_avg_sq"))
+    vmax = array(state["max_exp_avg_sq"]) if "max_exp_avg_sq" in state else np.zeros_like(v)
+    return State(int(state["step"]), m, v, vmax)
+
+
+def assert_parameter(p: Tensor, update: Update, what: str) -> None:
+    """p is the float64 result within its float32 error and one rounding to p's dtype."""
+    assert_close(array(p), update.p, what, spacing(update.p.value, p.dtype))
+
+
+def assert_close(got: NDArray[np.float64], want: Any, what: str, last_place: Any = None) -> None:
+    """Equal within the float32 bound, plus half a unit in the last place of the stored dtype."""
+    unit = spacing(want.value, "float32") if last_place is None else last_place
+    tolerance = SLACK * want.error + 0.5 * unit
+    finite = np.isfinite(want.value)
+    same_kind = np.where(
+        finite, np.isfinite(got), (got == want.value) | (np.isnan(got) & np.isnan(want.value))
+    )
+    assert same_kind.all(), f"{what}: non-finite elements differ"
+    excess = np.abs(got[finite] - want.value[finite]) / tolerance[finite].clip(min=1e-300)
+    worst = excess.max(initial=0.0)
+    assert worst <= 1, f"{what}: off by {worst:.3g} x the tolerance"
+
+
+@dataclass
+class Ambiguity:
+    """How many codes were compared and how many lay so near a boundary that two may stand."""
+
+    compared: int = 0
+    ambiguous: int = 0
+
+    def check(self) -> None:
+        assert self.compared
+        assert self.ambiguous <= 2 + 2e-3 * self.compared
+
+
+def assert_quantized(
+    state: dict[str, Any], name: str, want: Expected, what: str, count: Ambiguity
+) -> None:
+    """Stored scales are the block scales; stored codes are the exact nearest ones."""
+    got = quantized(state, name)
+    shape = want.value.value.shape
+    assert got.codes.shape == shape
+    assert got.scales.shape == scales_shape(shape, want.block_size)
+    scales, error = want.scales()
+    assert (np.abs(got.scales - scales) <= SLACK * error).all(), f"{what}: {name} scales"
+    low, high = want.codes(got.scales, SLACK)
+    wrong = (got.codes < low) | (got.codes > high)
+    where = np.argwhere(wrong)[:3].tolist()
+    assert not wrong.any(), (
+        f"{what}: {name} has {wrong.sum()} wrong codes of {wrong.size}, first at {where}: "
+        f"got {got.codes[wrong][:3]}, want {low[wrong][:3]} to {high[wrong][:3]}"
+    )
+    count.compared += wrong.size
+    count.ambiguous += int((low != high).sum())
+
+
+class Twin:
+    """An optimizer beside its reference, which starts every step from the stored numbers."""
+
+    def __init__(self, name: str, params: list[Tensor], **asked: Any) -> None:
+        self.name, self.asked, self.params = name, asked, params
+        self.options = options_of(name, **asked)
+        self.block_size = asked.get("block_size", BLOCK)
+        self.step_reference = reference_of(get_optimizer_info(name).family).step
+        self.optimizer = build_optimizer(name, params, **asked)
+        self.optimizer.init_states()
+        self.count = Ambiguity()
+
+    def step(self, seed: int, grads: list[Tensor] | None = None) -> list[Update]:
+        """One step of the optimizer, each parameter compared with the reference."""
+        for index, p in enumerate(self.params):
+            p.grad = (
+                gradient(tuple(p.shape), p.dtype, 1000 * seed + index)
+                if grads is None
+                else grads[index]
+            )
+        expected = [self._expect(p) for p in self.params]
+        self.optimizer.step()
+        for p, (update, codes) in zip(self.params, expected, strict=True):
+            self._compare(p, update, codes)
+        return [update for update, _ in expected]
+
+    def _expect(self, p: Tensor) -> tuple[Update, tuple[Expected, Expected] | None]:
+        state, grad = self.optimizer.state[p], p.grad
+        assert grad is not None
+        if not is_8bit(self.name, p, self.asked):
+            assert "exp_avg" in state, f"{tuple(p.shape)}: want 32-bit state, got {list(state)}"
+            return self.step_reference(
+                array(p), array(grad), stored_state(state), self.options
+            ), None
+        assert "exp_avg_q8" in state, f"{tuple(p.shape)}: want 8-bit state, got {list(state)}"
+        update, m, v = step_8bit(
+            self.step_reference, array(p), array(grad),
+            quantized(state, "exp_avg"), quantized(state, "exp_avg_sq"),
+            int(state["step"]), self.options, self.block_size,
+        )  # fmt: skip
+        return update, (m, v)
+
+    def _compare(self, p: Tensor, update: Update, codes: tuple[Expected, Expected] | None) -> None:
+        state = self.optimizer.state[p]
+        what = f"{self.name} {tuple(p.shape)} {p.dtype} step {update.step}"
+        assert int(state["step"]) == update.step, what
+        assert_parameter(p, update, f"{what}: p")
+        if codes is not None:
+            assert_quantized(state, "exp_avg", codes[0], what, self.count)
+            assert_quantized(state, "exp_avg_sq", codes[1], what, self.count)
+            return
+        assert_close(array(state["exp_avg"]), update.m, f"{what}: exp_avg")
+        assert_close(array(state["exp_avg_sq"]), update.v, f"{what}: exp_avg_sq")
+        if self.options.amsgrad:
+            assert_close(array(state["max_exp_avg_sq"]), update.vmax, f"{what}: maximum")

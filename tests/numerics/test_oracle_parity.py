@@ -1,0 +1,117 @@
+"""Every optimizer against the float64 references, element by element, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from optfactory import get_optimizer_info, list_optimizers
+from tests.numerics.harness import (
+    DTYPES,
+    Twin,
+    array,
+    assert_close,
+    gradient,
+    options_of,
+    parameters,
+)
+from tests.reference import REFERENCES, reference_of
+from tests.reference.base import Options, State
+from tests.reference.tracked import Tracked
+
+NAMES = list_optimizers()
+FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
+STEPS = 5
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no_bias_correction": {"bias_correction": False},
+    "l2": {"adam_w_mode": False, "weight_decay": 0.1},
+    "decoupled": {"adam_w_mode": True, "weight_decay": 0.1, "lr": 0.01},
+    "long_steps": {"lr": 1.0},  # the update outweighs the parameter's own rounding
+    "no_decay": {"weight_decay": 0.0},
+    "amsgrad": {"amsgrad": True, "optim_bits": 32},
+    "betas": {"betas": (0.0, 0.5), "eps": 1e-3},
+    "small_8bit": {"min_8bit_size": 1, "betas": (0.95, 0.98)},
+}
+LAMB_VARIANTS: dict[str, dict[str, Any]] = {
+    "clip": {"trust_ratio": "clip"},
+    "clip_hard": {"trust_ratio": "clip", "max_unorm": 0.02, "weight_decay": 0.1},
+    "clip_off": {"trust_ratio": "clip", "max_unorm": 0.0},
+    "clip_l2": {"trust_ratio": "clip", "adam_w_mode": False, "weight_decay": 0.1},
+    "amsgrad_clip": {"trust_ratio": "clip", "amsgrad": True, "optim_bits": 32},
+}
+
+
+def test_every_family_has_a_reference() -> None:
+    assert len(NAMES) >= 18
+    for family in FAMILIES:
+        reference_of(family)
+    assert set(REFERENCES) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_those_of_the_reference(name: str) -> None:
+    info = get_optimizer_info(name)
+    want = REFERENCES[info.family].defaults
+    got = options_of(name, **info.defaults)
+    assert got == want
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_follow_the_reference(name: str, dtype: str, backend: str) -> None:
+    twin = Twin(name, parameters(DTYPES[dtype]))
+    for step in range(STEPS):
+        twin.step(step)
+    if get_optimizer_info(name).optim_bits == 8:
+        twin.count.check()
+
+
+def _variants() -> list[Any]:
+    cases = []
+    for family in FAMILIES:
+        table = VARIANTS | (LAMB_VARIANTS if family == "lamb" else {})
+        for variant, asked in table.items():
+            widths = [asked["optim_bits"]] if "optim_bits" in asked else [32, 8]
+            for width in widths:
+                values = asked | {"optim_bits": width}
+                cases.append(pytest.param(family, values, id=f"{family}-{width}-{variant}"))
+    return cases
+
+
+@pytest.mark.parametrize(("family", "asked"), _variants())
+def test_options_follow_the_reference(family: str, asked: dict[str, Any], backend: str) -> None:
+    twin = Twin(family, parameters(torch.float32), **asked)
+    for step in range(STEPS):
+        twin.step(step)
+    if asked["optim_bits"] == 8:
+        twin.count.check()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twenty_steps_stay_on_the_free_running_reference(family: str, backend: str) -> None:
+    """32-bit: no resynchronisation, so that an error which every step repeats would add up."""
+    twin = Twin(family, parameters(torch.float32, [(300,), (70, 64)]))
+    free = [array(p) for p in twin.params]
+    states = [State.zeros(tuple(p.shape)) for p in twin.params]
+    spent = [0.0 for _ in free]
+    for step in range(20):
+        twin.step(step)
+        for i, p in enumerate(twin.params):
+            g = array(gradient(tuple(p.shape), p.dtype, 1000 * step + i))
+            update = twin.step_reference(free[i], g, states[i], twin.options)
+            free[i], states[i] = update.p.value, update.state()
+            spent[i] = spent[i] + update.p.error
+            assert_close(array(p), Tracked(free[i], 2 * spent[i]), f"{family} step {step}")
+
+
+def test_learning_rate_of_a_group_and_of_a_schedule_reach_the_step(backend: str) -> None:
+    params = parameters(torch.float32, [(257,), (70, 64)])
+    twin = Twin("adam", params, lr=0.1)
+    for step, lr in enumerate((0.1, 0.01, 0.0, 1e-5)):
+        for group in twin.optimizer.param_groups:
+            group["lr"] = lr
+        twin.options = Options(lr=lr)
+        twin.step(step)

@@ -1,0 +1,30 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2) for one tensor, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tests.reference.base import Options, State, Update, advance
+from tests.reference.tracked import Tracked
+
+DEFAULTS = Options(weight_decay=0.01, adam_w_mode=True)
+
+
+def step(p: ArrayLike, g: ArrayLike, state: State, o: Options) -> Update:
+    """theta <- theta - lr * wd * theta - lr * m_hat / (sqrt(v_hat) + eps).
+
+    The paper's schedule multiplier is 1 and its decay is scaled by lr, as torch does.
+    `adam_w_mode` off is the paper's line 6 with L2 regularisation in the gradient.
+    """
+    theta, grad = Tracked.exact(p), Tracked.exact(g)
+    l2, decoupled = (0.0, o.weight_decay) if o.adam_w_mode else (o.weight_decay, 0.0)
+    with np.errstate(all="ignore"):
+        if l2:
+            grad = grad + theta * l2
+        e = advance(grad, state, o)
+        direction = e.m_hat / (e.v_hat.sqrt() + o.eps)
+        # An infinite theta must stay infinite, so the decay is a factor and no difference.
+        kept = theta * (1 - o.lr * decoupled) if decoupled else theta
+        new = kept - direction * o.lr
+    return Update(new, e.m, e.v, e.vmax, state.step + 1)

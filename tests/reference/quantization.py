@@ -1,0 +1,164 @@
+"""Exact block-wise 8-bit quantization, in NumPy, independent of optfactory.
+
+The grid sees a tensor as rows [shape[0], K]; blocks run inside a row and the row's last
+block may be short. A tensor of one dimension is a single row, whose scales are flat.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.reference.tables import SIGNED, UNSIGNED, Map
+
+Array = NDArray[Any]
+Codes = NDArray[np.uint8]
+
+BLOCK = 256
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One map with its scale rule, and whether positive values may never become code 0."""
+
+    values: Map
+    zero_code: int
+    floor: bool
+
+    @property
+    def midpoints(self) -> Map:
+        """The 255 decision boundaries, each rounded twice as float32 arithmetic does."""
+        total = (self.values[:-1] + self.values[1:]).astype(np.float32)
+        return (total * np.float32(0.5)).astype(np.float32)
+
+
+SIGNED_CODEC = Codec(SIGNED, zero_code=127, floor=False)
+UNSIGNED_CODEC = Codec(UNSIGNED, zero_code=0, floor=True)
+
+
+def nearest_code(y: Array, codec: Codec) -> Codes:
+    """Index of the nearest entry by `codec.midpoints`; a tie goes to the even index.
+
+    `y` keeps its precision: float32 boundaries are compared exactly with float64 values.
+    """
+    y = np.asarray(y)
+    bounds = codec.midpoints.astype(y.dtype)
+    below = np.searchsorted(bounds, y, side="left")
+    above = np.searchsorted(bounds, y, side="right")
+    codes = np.where(below % 2 == 0, below, above)
+    return np.where(below == above, below, codes).astype(np.uint8)
+
+
+def grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and row length K of a tensor; one row if it has fewer than two dimensions."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def scales_shape(shape: tuple[int, ...], block_size: int = BLOCK) -> tuple[int, ...]:
+    """[R, ceil(K / block)], or [ceil(n / block)] for fewer than two dimensions."""
+    rows, length = grid(shape)
+    blocks = -(-length // block_size)
+    return (blocks,) if len(shape) < 2 else (rows, blocks)
+
+
+def expand_scales(scales: Array, shape: tuple[int, ...], block_size: int = BLOCK) -> Array:
+    """The scale of every element, in the tensor's shape."""
+    rows, length = grid(shape)
+    per_row = np.asarray(scales).reshape(rows, -(-length // block_size))
+    return np.repeat(per_row, block_size, axis=1)[:, :length].reshape(shape)
+
+
+def block_maximum(
+    x: Array, shape: tuple[int, ...], block_size: int = BLOCK, empty: float = 0.0
+) -> Array:
+    """Maximum of x over every block, in the scales' shape."""
+    rows, length = grid(shape)
+    blocks = -(-length // block_size)
+    padded = np.full((rows, blocks * block_size), empty, dtype=x.dtype)
+    padded[:, :length] = x.reshape(rows, length)
+    return (
+        padded.reshape(rows, blocks, block_size)
+        .max(axis=2)
+        .reshape(scales_shape(shape, block_size))
+    )
+
+
+def block_scales(
+    x: Array, codec: Codec, finite: Array | None = None, block_size: int = BLOCK
+) -> Array:
+    """Scale of every block over its finite elements, in x's precision.
+
+    Unsigned: max |x|. Signed: max(max x, -min x / 0.99296874), so that the extreme
+    element is stored exactly on either side. Never above the largest float32.
+    """
+    x = np.asarray(x)
+    kept = x if finite is None else np.where(finite, x, 0).astype(x.dtype)
+    if codec.values[0] == 0:
+        return block_maximum(np.abs(kept), x.shape, block_size)
+    lowest = -codec.values[0].astype(x.dtype)
+    with np.errstate(over="ignore"):
+        negative = (np.maximum(-kept, 0) / lowest).astype(x.dtype)
+    scales = block_maximum(np.maximum(np.maximum(kept, 0), negative), x.shape, block_size)
+    return np.minimum(scales, x.dtype.type(FLOAT32_MAX))
+
+
+def normalized(x: Array, scales: Array, block_size: int = BLOCK) -> Array:
+    """y = x / scale in x's precision; 0 in a block whose scale is 0."""
+    divisor = expand_scales(np.asarray(scales).astype(x.dtype), x.shape, block_size)
+    safe = np.where(divisor > 0, divisor, 1).astype(x.dtype)
+    return np.where(divisor > 0, x / safe, 0).astype(x.dtype)
+
+
+def finite32(*values: Array) -> Array:
+    """Where every one of the values is still finite once rounded to float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        masks = [np.isfinite(np.asarray(v).astype(np.float32)) for v in values]
+    return np.logical_and.reduce(masks)
+
+
+def codes_for(
+    x: Array, scales: Array, codec: Codec, finite: Array | None = None, block_size: int = BLOCK
+) -> Codes:
+    """Codes of x under given scales: nearest entry, floor, code of 0 where not finite."""
+    x = np.asarray(x)
+    finite = finite32(x) if finite is None else finite
+    y = normalized(np.where(finite, x, 0).astype(x.dtype), scales, block_size)
+    codes = nearest_code(y, codec)
+    if codec.floor:
+        with np.errstate(over="ignore", invalid="ignore"):
+            positive = x.astype(np.float32) > 0
+        codes = np.where(positive & (codes == 0), 1, codes)
+    return np.where(finite, codes, codec.zero_code).astype(np.uint8)
+
+
+def encode(
+    x: Array, codec: Codec, finite: Array | None = None, block_size: int = BLOCK
+) -> tuple[Codes, NDArray[np.float32]]:
+    """Codes and float32 scales of a tensor.
+
+    float32 input: the arithmetic of the specification, bit for bit. float64 input: exact
+    up to float64, with the scale rounded to float32 at the end.
+    """
+    x = np.asarray(x)
+    finite = finite32(x) if finite is None else finite
+    scales = block_scales(x, codec, finite, block_size).astype(np.float32)
+    return codes_for(x, scales, codec, finite, block_size), scales
+
+
+def decode(codes: Codes, scales: Array, codec: Codec, block_size: int = BLOCK) -> Array:
+    """value[code] * scale in float64, of the codes' shape."""
+    codes = np.asarray(codes)
+    factors = expand_scales(np.asarray(scales, dtype=np.float64), codes.shape, block_size)
+    return codec.values.astype(np.float64)[codes] * factors
+
+
+def decode32(codes: Codes, scales: Array, codec: Codec, block_size: int = BLOCK) -> Array:
+    """The same product with the one float32 rounding that the specification prescribes."""
+    return decode(codes, scales, codec, block_size).astype(np.float32)
