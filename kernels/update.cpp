@@ -1,8 +1,8 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
-// optfactory.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
-// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO, the struct Scalars,
-// kSigned[STATES], and the rule texts as update_rule() and trust_ratio().
+// optfactory.codegen puts before this text: prelude.cuh, cpu_codec.h, the macros PARAM, GRAD
+// (dtypes), STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO, the
+// struct Scalars, kSigned[STATES], and the rule texts as update_rule() and trust_ratio().
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
@@ -38,8 +38,7 @@ struct Bucket {
   int64_t tensor_count;
   int64_t chunk_count;
   int64_t threads;
-  const float* values[STATES];  // quantization maps
-  const int32_t* keys[STATES];
+  QuantizationMap maps[STATES];
 };
 
 // ---- reading and writing one block of at most BLOCK elements ---------------------------------
@@ -100,48 +99,6 @@ OPT_FN void write_back(T* base, const int64_t* view, int64_t first, int n, const
   for (int i = 0; i < n; ++i) store(base + first + i, block[i]);
 }
 
-// ---- 8-bit state -----------------------------------------------------------------------------
-
-OPT_FN void decode(const uint8_t* codes, float scale, const float* values, int n, float* x) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) x[i] = values[codes[i]] * scale;
-}
-
-// The greatest magnitudes among the positive and the negative values. Patterns of floats of one
-// sign are ordered as integers, which vectorizes without assumptions about NaN.
-OPT_FN void extremes(const float* x, int n, float* positive, float* negative) {
-  int32_t high = 0, low = 0;
-#pragma omp simd reduction(max : high, low)
-  for (int i = 0; i < n; ++i) {
-    const int32_t bits = int32_t(float_bits(x[i]));
-    const int32_t mirrored = int32_t(float_bits(x[i]) ^ kSignBit);
-    high = high < bits ? bits : high;
-    low = low < mirrored ? mirrored : low;
-  }
-  *positive = bits_float(uint32_t(high));
-  *negative = bits_float(uint32_t(low));
-}
-
-OPT_FN float encode(const float* x, bool is_signed, const float* values, const int32_t* keys, int n,
-                    uint8_t* codes) {
-  float positive, negative;
-  extremes(x, n, &positive, &negative);
-  const float scale = block_scale(positive, negative, is_signed ? -values[0] : 1.0f);
-  // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
-  int32_t wide[BLOCK];
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    int32_t code = nearest_code(divide(x[i], divisor), keys);
-    // A second moment that is not zero must not become zero: its root divides the step.
-    if (!is_signed) code += (code == 0) & (x[i] > 0.0f);
-    wide[i] = code;
-  }
-#pragma omp simd
-  for (int i = 0; i < n; ++i) codes[i] = uint8_t(wide[i]);
-  return scale;
-}
-
 // ---- one block -------------------------------------------------------------------------------
 
 struct Place {  // of a block in its tensor
@@ -156,7 +113,7 @@ OPT_FN void load_states(const Bucket& bucket, const Tensor& t, const Place& at,
   for (int j = 0; j < STATES; ++j) {
 #if QUANTIZED
     const uint8_t* codes = static_cast<const uint8_t*>(t.state[j]) + at.first;
-    decode(codes, t.absmax[j][at.block], bucket.values[j], at.n, buffers[j]);
+    decode(codes, t.absmax[j][at.block], bucket.maps[j], at.n, buffers[j]);
     states[j] = buffers[j];
 #else
     states[j] = static_cast<float*>(t.state[j]) + at.first;
@@ -168,8 +125,7 @@ OPT_FN void store_states(const Bucket& bucket, const Tensor& t, const Place& at,
 #if QUANTIZED
   for (int j = 0; j < STATES; ++j) {
     uint8_t* codes = static_cast<uint8_t*>(t.state[j]) + at.first;
-    t.absmax[j][at.block] =
-        encode(states[j], kSigned[j], bucket.values[j], bucket.keys[j], at.n, codes);
+    t.absmax[j][at.block] = encode(states[j], kSigned[j], bucket.maps[j], at.n, codes);
   }
 #endif
 }

@@ -60,6 +60,7 @@ def cpp_source(variant: KernelVariant) -> str:
     kernels = data_dir("kernels")
     parts = [
         (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
+        (kernels / "cpu_codec.h").read_text(encoding="utf-8"),
         specialization(variant),
         (kernels / "update.cpp").read_text(encoding="utf-8"),
     ]

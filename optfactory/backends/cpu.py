@@ -67,12 +67,12 @@ def _library(variant: KernelVariant) -> ctypes.CDLL:
 
 
 @cache
-def _map_tables(signed: bool) -> tuple[Tensor, Tensor]:
+def _map_tables(signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A map as kernels read it: its values, the values' bytes in planes, and its keys."""
     qmap = map_for(signed)
-    return (
-        torch.tensor(qmap.values, dtype=torch.float32),
-        torch.tensor(qmap.keys, dtype=torch.int32),
-    )
+    values = torch.tensor(qmap.values, dtype=torch.float32)
+    planes = values.view(torch.uint8).view(256, 4).t().contiguous()
+    return values, planes, torch.tensor(qmap.keys, dtype=torch.int32)
 
 
 class _Tables:
@@ -99,7 +99,7 @@ class _Tables:
         self.scalar_indices: list[int] = []
         self.pointers: tuple[list[int], list[int]] = ([], [])
         self.views: list[Tensor] = []
-        self.bucket = (ctypes.c_int64 * (8 + 2 * states))()
+        self.bucket = (ctypes.c_int64 * (8 + 3 * states))()
         self._check_layout(len(bucket.key.rule.all_scalars))
         self._fill_bucket(bucket)
 
@@ -143,8 +143,7 @@ class _Tables:
             len(bucket.slots),
             len(self.chunks),
             1,  # threads: set at each step
-            *(values.data_ptr() for values, _ in maps),
-            *(keys.data_ptr() for _, keys in maps),
+            *(table.data_ptr() for tables in maps for table in tables),
         ]
 
     def run(self, bucket: Bucket) -> None:
