@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from optfactory.param_groups import Params
 
 # Keys with which Hydra's `instantiate` addresses a node; they configure Hydra, not the optimizer.
-_INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+_INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
 def resolve(
@@ -82,7 +82,8 @@ def _values(cfg: object, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if isinstance(cfg, str):
         return {"name": cfg, **overrides}, "optimizer"
     if isinstance(cfg, OptimizerConfig):
-        return {**cfg.model_dump(), **overrides}, "optimizer"
+        # Without the defaults: another name may be chosen, and has defaults of its own.
+        return {**cfg.model_dump(exclude_unset=True), "name": cfg.name, **overrides}, "optimizer"
     if type(cfg).__module__.partition(".")[0] == "omegaconf":
         return _omegaconf_values(cfg, overrides)
     if isinstance(cfg, Mapping):

@@ -1,0 +1,178 @@
+"""Which backend runs, and what happens where kernels cannot be compiled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from optfactory import backends, build_optimizer
+from optfactory.backends import backend_for, cpu
+from optfactory.compiler import compile_library
+from optfactory.errors import ConfigError, KernelCompileError, OptFactoryError
+from tests.conftest import has_compiler
+
+CPU = torch.device("cpu")
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of compiled kernels, not made yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("OPTFACTORY_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_backends_yet() -> Iterator[None]:
+    """Forgets what was warned of and loaded, before and after a test."""
+    caches = (backends._backend, cpu._library)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def step() -> None:
+    p = torch.ones(300).requires_grad_()
+    optimizer = build_optimizer("adam", [p], lr=0.5)
+    p.grad = torch.ones(300)
+    optimizer.step()
+    assert torch.allclose(p, torch.tensor(0.5))
+
+
+def programs(folder: Path, *names: str) -> str:
+    """A folder with programs of these names, for PATH."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o700)
+    return str(folder)
+
+
+# ---- when it does not work -----------------------------------------------------------------
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_shows_what_the_compiler_said(cache: Path) -> None:
+    with pytest.raises(KernelCompileError) as caught:
+        compile_library("int main( { this is no program; }\n", "probe")
+    message = str(caught.value)
+    assert "probe" in message
+    assert "error" in message
+    assert "kernel.cpp" in message
+    assert "OPTFACTORY_BACKEND=reference" in message
+    assert isinstance(caught.value, OptFactoryError)
+    assert isinstance(caught.value, RuntimeError)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.usefixtures("cache", "no_backends_yet")
+@pytest.mark.parametrize("choice", ["cpu", "auto"])
+def test_a_compiler_that_fails_stops_the_first_step_before_it_changes_anything(
+    choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "failing-c++"
+    script.write_text("#!/bin/sh\necho 'out of ideas' >&2\nexit 1\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("OPTFACTORY_BACKEND", choice)
+    p, q = torch.ones(300).requires_grad_(), torch.ones(4096).requires_grad_()
+    optimizer = build_optimizer("adam8bit", [p, q])
+    for parameter in (p, q):
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(KernelCompileError, match="out of ideas") as caught:
+        optimizer.step()
+    assert "OPTFACTORY_BACKEND=reference" in str(caught.value)
+    assert str(script) in str(caught.value)
+    for parameter in (p, q):
+        assert (parameter == 1).all()
+        assert optimizer.state[parameter].get("step", 0) == 0
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "reference")
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 1
+
+
+@pytest.mark.usefixtures("no_backends_yet")
+def test_without_a_compiler_one_warning_names_the_remedy_and_training_goes_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("OPTFACTORY_BACKEND", raising=False)
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin"))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            step()
+        assert backend_for(CPU).name == "reference"
+    assert not cache.exists()
+    assert len(seen) == 1
+    message = str(seen[0].message)
+    assert seen[0].category is UserWarning
+    for word in ("no C++ compiler", "g++", "CXX"):
+        assert word in message
+
+
+@pytest.mark.usefixtures("no_backends_yet")
+def test_insisting_on_kernels_without_a_compiler_is_an_error(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "not-there")
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "cpu")
+    with pytest.raises(KernelCompileError, match="no C\\+\\+ compiler") as caught:
+        step()
+    for word in ("CXX", "g++", "OPTFACTORY_BACKEND=reference"):
+        assert word in str(caught.value)
+
+
+# ---- the choice of a backend ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["cuda", "CPU", "", "native", "auto "])
+def test_an_unknown_backend_is_refused_with_what_is_allowed(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTFACTORY_BACKEND", value)
+    p = torch.ones(3).requires_grad_()
+    optimizer = build_optimizer("adam", [p])
+    p.grad = torch.ones(3)
+    with pytest.raises(ConfigError, match="OPTFACTORY_BACKEND") as caught:
+        optimizer.step()
+    for word in (repr(value), "auto", "cpu", "reference"):
+        assert word in str(caught.value)
+    assert (p == 1).all()
+    assert optimizer.state[p].get("step", 0) == 0
+
+
+@pytest.mark.usefixtures("no_backends_yet")
+@pytest.mark.parametrize(
+    ("value", "name"), [("reference", "reference"), ("cpu", "cpu"), ("auto", "cpu"), (None, "cpu")]
+)
+def test_the_variable_chooses_the_backend(
+    value: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "cpu" and not has_compiler():
+        pytest.skip("no C++ compiler")
+    if value is None:
+        monkeypatch.delenv("OPTFACTORY_BACKEND", raising=False)
+    else:
+        monkeypatch.setenv("OPTFACTORY_BACKEND", value)
+    assert backend_for(CPU).name == name
+    step()
+
+
+@pytest.mark.usefixtures("no_backends_yet")
+def test_a_device_without_kernels_warns_once_and_takes_the_portable_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "auto")
+    with pytest.warns(UserWarning, match="'meta'"):
+        first = backend_for(torch.device("meta"))
+    assert first.name == "reference"
+    assert backend_for(torch.device("meta")) is first  # a second warning would be an error

@@ -1,0 +1,260 @@
+"""The eighteen names, their aliases, and what the registry says of each."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optfactory import OptimizerInfo, get_optimizer_info, list_optimizers, resolve
+from optfactory.errors import ConfigError, UnknownOptimizerError
+from optfactory.registry import canonical_name
+
+FAMILIES = ("adam", "adamw", "lamb")
+NAMES = [
+    f"{paged}{family}{bits}"
+    for paged in ("", "paged_")
+    for family in FAMILIES
+    for bits in ("", "8bit", "32bit")
+]
+DEFAULTS = {
+    "adam": {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0.0, "adam_w_mode": False},
+    "adamw": {"lr": 1e-3, "eps": 1e-8, "weight_decay": 0.01, "adam_w_mode": True},
+    "lamb": {
+        "lr": 1e-3, "eps": 1e-6, "weight_decay": 0.01, "adam_w_mode": True,
+        "trust_ratio": "lamb", "max_unorm": None,
+    },
+}  # fmt: skip
+SHARED = {
+    "betas": (0.9, 0.999), "bias_correction": True, "amsgrad": False, "page_dir": None,
+    "min_8bit_size": 4096, "block_size": 256,
+}  # fmt: skip
+
+
+def plain(spelling: str) -> str:
+    return spelling.lower().replace("_", "").replace("-", "")
+
+
+# ---- names ---------------------------------------------------------------------------------
+
+
+def test_the_names_are_the_eighteen() -> None:
+    assert list_optimizers() == sorted(NAMES)
+    assert len(set(NAMES)) == 18
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_means_what_it_says(name: str) -> None:
+    info = get_optimizer_info(name)
+    assert isinstance(info, OptimizerInfo)
+    assert info.name == name
+    assert info.family == name.removeprefix("paged_").removesuffix("8bit").removesuffix("32bit")
+    expected = 8 if name.endswith("8bit") else 32 if name.endswith("32bit") else None
+    assert info.optim_bits == expected
+    assert info.is_paged == name.startswith("paged_")
+    assert info.config_class is type(resolve(name))
+    assert info.description.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_those_of_the_family_and_the_name(name: str) -> None:
+    info = get_optimizer_info(name)
+    assert info.defaults == {
+        **SHARED,
+        **DEFAULTS[info.family],
+        "optim_bits": info.optim_bits or 32,
+        "is_paged": info.is_paged,
+    }
+    assert resolve(name).model_dump(exclude={"name"}) == info.defaults
+
+
+# ---- aliases -------------------------------------------------------------------------------
+
+# The spellings of bitsandbytes' classes and of Hugging Face's `optim=` values.
+SPELLINGS = {
+    "Adam": "adam",
+    "Adam8bit": "adam8bit",
+    "Adam32bit": "adam32bit",
+    "PagedAdam": "paged_adam",
+    "PagedAdam8bit": "paged_adam8bit",
+    "PagedAdam32bit": "paged_adam32bit",
+    "AdamW": "adamw",
+    "AdamW8bit": "adamw8bit",
+    "AdamW32bit": "adamw32bit",
+    "PagedAdamW": "paged_adamw",
+    "PagedAdamW8bit": "paged_adamw8bit",
+    "PagedAdamW32bit": "paged_adamw32bit",
+    "LAMB": "lamb",
+    "LAMB8bit": "lamb8bit",
+    "LAMB32bit": "lamb32bit",
+    "adamw_8bit": "adamw8bit",
+    "adamw_bnb_8bit": "adamw8bit",
+    "paged_adamw_32bit": "paged_adamw32bit",
+    "paged_adamw_8bit": "paged_adamw8bit",
+    "bnbadam8bit": "adam8bit",
+    "bnb_paged_adam8bit": "paged_adam8bit",
+    "bnb_paged_adamw32bit": "paged_adamw32bit",
+    "bnb-adamw-8bit": "adamw8bit",
+    " adam_8-bit ": "adam8bit",
+}
+
+
+@pytest.mark.parametrize(("spelling", "name"), SPELLINGS.items())
+def test_other_libraries_spellings_resolve(spelling: str, name: str) -> None:
+    assert canonical_name(spelling) == name
+    assert get_optimizer_info(spelling) is get_optimizer_info(name)
+    assert resolve(spelling).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str.upper,
+        str.title,
+        lambda name: name.replace("_", ""),
+        lambda name: name.replace("_", "-"),
+        lambda name: name.replace("8bit", "_8bit").replace("32bit", "_32bit"),
+        lambda name: name.replace("bit", "-bit"),
+        lambda name: f"bnb_{name}",
+        lambda name: f"BNB{name}",
+    ],
+)
+def test_case_dashes_and_bnb_do_not_matter(name: str, spell: Callable[[str], str]) -> None:
+    assert canonical_name(spell(name)) == name
+
+
+def test_the_alias_table_is_exactly_this() -> None:
+    table = {alias: name for name in NAMES for alias in get_optimizer_info(name).aliases}
+    expected = {plain(name): name for name in NAMES}
+    expected |= {f"bnb{plain(name)}": name for name in NAMES}
+    expected["adamwbnb8bit"] = "adamw8bit"
+    assert table == expected
+
+
+def test_no_alias_stands_for_two_names() -> None:
+    aliases = [alias for name in NAMES for alias in get_optimizer_info(name).aliases]
+    assert len(aliases) == len(set(aliases))
+    assert all(alias == plain(alias) for alias in aliases)
+
+
+def test_an_alias_keeps_its_bits_and_its_paging() -> None:
+    seen = 0
+    for name in NAMES:
+        for alias in get_optimizer_info(name).aliases:
+            config = resolve(alias)
+            if "bit" in alias:
+                assert config.optim_bits == (8 if alias.endswith("8bit") else 32), alias
+                seen += 1
+            assert config.is_paged == ("paged" in alias), alias
+    assert seen == 25
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "adamw_hf", "adamw_apex_fused",
+        "lion_8bit", "adam16bit", "adam4bit", "adamw_bnb", "adambnb8bit", "8bit_adam", "adam8",
+        "adam_paged", "paged", "bnb", "bnbbnbadam", "pagedpagedadam", "adam8bit8bit", "adam bit",
+        "adam 8bit", "torch.optim.Adam", "", " ", "adam\n8bit", "аdam",
+    ],
+)  # fmt: skip
+def test_other_spellings_are_refused(text: str) -> None:
+    for refuse in (canonical_name, get_optimizer_info, resolve):
+        with pytest.raises(UnknownOptimizerError):
+            refuse(text)
+
+
+@given(st.text(alphabet="adbnmwlpge_-832it", max_size=20))
+def test_a_name_is_never_guessed(text: str) -> None:
+    known = {alias: name for name in NAMES for alias in get_optimizer_info(name).aliases}
+    try:
+        assert canonical_name(text) == known[plain(text)]
+    except UnknownOptimizerError:
+        assert plain(text) not in known
+
+
+def test_a_bnb_name_is_logged_with_the_name_it_has_here(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "optfactory")
+    assert canonical_name("bnb_adam8bit") == "adam8bit"
+    assert "bnb_adam8bit" in caplog.text
+    assert "'adam8bit'" in caplog.text
+    caplog.clear()
+    assert canonical_name("Adam8bit") == "adam8bit"
+    assert not caplog.records
+
+
+# ---- lists ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwanted", "count"),
+    [
+        ("", "", 18),
+        ("*", "", 18),
+        ("*8bit", "", 6),
+        ("*32bit", "", 6),
+        ("paged_*", "", 9),
+        ("paged_*8bit", "", 3),
+        ("adam", "", 1),
+        ("adam*", "", 6),
+        (["adam*", "lamb*"], "", 9),
+        (["adam", "adam*"], "", 6),
+        ([], "", 18),
+        ("", "paged_*", 9),
+        ("*8bit", ["paged_*", "lamb*"], 2),
+        ("*", "*", 0),
+        ("[ap]*", "", 15),
+        ("lion*", "", 0),
+        ("ADAM*", "", 0),
+        (("*8bit", ""), "", 6),
+    ],
+)
+def test_lists_are_filtered_by_globs(
+    wanted: str | list[str], unwanted: str | list[str], count: int
+) -> None:
+    found = list_optimizers(wanted, unwanted)
+    assert len(found) == count
+    assert found == sorted(set(found) & set(NAMES))
+    assert list_optimizers(filter=wanted, exclude_filters=unwanted) == found
+
+
+def test_a_filter_selects_by_the_whole_name() -> None:
+    assert list_optimizers("*adam8bit") == ["adam8bit", "paged_adam8bit"]
+    assert list_optimizers("adam8bit") == ["adam8bit"]
+
+
+def test_descriptions_are_those_of_the_names() -> None:
+    pairs = list_optimizers("*w8bit", with_description=True)
+    assert [name for name, _ in pairs] == ["adamw8bit", "paged_adamw8bit"]
+    assert all(text == get_optimizer_info(name).description for name, text in pairs)
+    assert all(text for _, text in list_optimizers(with_description=True))
+
+
+@pytest.mark.parametrize("bad", [[1], [None], ["adam", 8]])
+def test_a_filter_that_is_no_text_is_refused(bad: list[object]) -> None:
+    with pytest.raises(ConfigError, match="glob"):
+        list_optimizers(bad)  # type: ignore[arg-type]
+
+
+def test_a_list_can_be_changed_by_its_owner_only() -> None:
+    list_optimizers().clear()
+    assert len(list_optimizers()) == 18
+
+
+def test_class_names_are_one_per_name() -> None:
+    classes = [get_optimizer_info(name).config_class for name in NAMES]
+    for one, other in itertools.combinations(classes, 2):
+        assert one.__qualname__ != other.__qualname__
+
+
+def test_defaults_of_the_registry_can_not_be_changed_from_outside() -> None:
+    get_optimizer_info("adam").defaults["lr"] = 99.0
+    try:
+        assert resolve("adam").lr == 1e-3
+    finally:
+        get_optimizer_info("adam").defaults["lr"] = 1e-3

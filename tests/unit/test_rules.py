@@ -1,0 +1,327 @@
+"""Rule texts: what may stand in one, and the 16-bit floats of the kernels made from them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from optfactory import get_optimizer_info, list_optimizers, resolve, rules
+from optfactory._resources import data_dir
+from optfactory.compiler import compile_library
+from optfactory.errors import ConfigError
+from optfactory.rules import (
+    FUNCTIONS,
+    StateSpec,
+    UpdateRule,
+    read_trust_ratio_text,
+    read_update_text,
+)
+from tests.conftest import has_compiler
+
+RULE = UpdateRule(
+    "probe",
+    (StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False)),
+    ("beta1", "beta2"),
+    trust_ratio="probe",
+)
+GOOD = "exp_avg = g;\nexp_avg_sq = g * g;\nu = exp_avg;\n"
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that takes the place of kernels/."""
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "trust_ratios").mkdir()
+    monkeypatch.setattr(rules, "data_dir", lambda kind: tmp_path)
+    rules._read.cache_clear()
+    yield tmp_path
+    rules._read.cache_clear()
+
+
+def read(folder: Path, text: str) -> rules.RuleText:
+    (folder / "rules" / "probe.cuh").write_text(text)
+    return read_update_text(RULE)
+
+
+def refused(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text)
+    return str(caught.value)
+
+
+# ---- the subset ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"// a comment\n\n{GOOD}",
+        f"{GOOD}u = u; // the last word",
+        f"g = fma(beta1, p, g);\n{GOOD}",
+        f"{GOOD}u = -u + 1 - 2.5e-3 * p / 4;",
+        f"{GOOD}u = where(abs(p) >= beta2, sqrt(max(p, 0)), min(p, sign(g)));",
+        f"t = p;\n{GOOD}u = where(t != 1, t, where(t < 2, 3, -4));",
+        "exp_avg = exp_avg;\nexp_avg_sq = exp_avg_sq;\nu = g;",
+    ],
+)
+def test_assignments_of_the_subset_are_read(texts: Path, text: str) -> None:
+    found = read(texts, text)
+    assert {"exp_avg", "exp_avg_sq", "u"} <= {target for target, _ in found.statements}
+    assert found.path == texts / "rules" / "probe.cuh"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("u = lr * g", "'lr' is unknown"),
+        ("u = later;\nlater = g", "'later' is unknown"),
+        ("u = g; u = p", "not a rule text"),
+        ("u = step_size", "'step_size' is unknown"),
+        ("u = p_norm", "'p_norm' is unknown"),
+        ("u = exp(g)", "no function 'exp' of 1 arguments"),
+        ("u = fma(g, g)", "no function 'fma' of 2 arguments"),
+        ("u = max(g)", "no function 'max' of 1 arguments"),
+        ("u = sqrt(a=g)", "not part of the rule language"),
+        ("u = std.sqrt(g)", "not part of the rule language"),
+        ("u = g ** 2", "not part of the rule language"),
+        ("u = g % 2", "not part of the rule language"),
+        ("u = g // 2", None),  # the rest is a comment
+        ("u = ~g", "not part of the rule language"),
+        ("u = +g", "not part of the rule language"),
+        ("u = not g", "not part of the rule language"),
+        ("u = g and p", "not part of the rule language"),
+        ("u = g if p else g", "not part of the rule language"),
+        ("u = g[0]", "not part of the rule language"),
+        ("u = g.real", "not part of the rule language"),
+        ("u = (g, p)", "not part of the rule language"),
+        ("u = [g]", "not part of the rule language"),
+        ("u = lambda: g", "not part of the rule language"),
+        ("u = (x := g)", "not part of the rule language"),
+        ("u = 'g'", "not part of the rule language"),
+        ("u = 1j", "not part of the rule language"),
+        ("u = True", "numbers are the only constants"),
+        ("u = None", "not part of the rule language"),
+        ("u = g < p", "not part of the rule language"),
+        ("u = where(g, p, p)", "must be one comparison"),
+        ("u = where(0 < g < p, p, p)", "must be one comparison"),
+        ("u = where(g < lr, p, p)", "'lr' is unknown"),
+        ("u = where(g < p, lr, p)", "'lr' is unknown"),
+        ("u = where(g is p, p, p)", "rule language"),
+        ("u = where(g in p, p, p)", "rule language"),
+        ("u += g", "only assignments"),
+        ("u: float = g", "only assignments"),
+        ("u = p = g", "only assignments"),
+        ("u, x = g, p", "only assignments"),
+        ("g[0] = p", "only assignments"),
+        ("import os", "only assignments"),
+        ("u", "only assignments"),
+        ("if g: u = p", "only assignments"),
+        ("for u in g: u = p", "only assignments"),
+        ("def f(): pass", "only assignments"),
+        ("del u", "only assignments"),
+        ("float u = g", "not a rule text"),
+        ("u = g )", "not a rule text"),
+        ("u = ", "not a rule text"),
+        ("{ u = g", "not a rule text"),
+        ("#define u g", None),  # '#' too starts a comment: nothing of it reaches a compiler
+    ],
+)
+def test_everything_else_is_refused_with_file_and_line(
+    texts: Path, line: str, reason: str | None
+) -> None:
+    text = f"// first line\n{GOOD}{line};\n"
+    if reason is None:
+        assert len(read(texts, text).statements) in (3, 4)
+        return
+    message = refused(texts, text)
+    assert f"{texts / 'rules' / 'probe.cuh'}:5: " in message
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("", "exp_avg, exp_avg_sq, u"),
+        ("// only words\n", "exp_avg, exp_avg_sq, u"),
+        ("exp_avg = g;\nu = g;", "exp_avg_sq"),
+        ("exp_avg = g;\nexp_avg_sq = g;", "u"),
+    ],
+)
+def test_every_state_and_the_direction_must_be_assigned(
+    texts: Path, text: str, missing: str
+) -> None:
+    message = refused(texts, text)
+    assert f"must assign {missing}" in message
+    assert str(texts / "rules" / "probe.cuh") in message
+
+
+def test_a_rule_may_not_assign_a_scalar(texts: Path) -> None:
+    # All elements share it: the kernel could not compile, and torch would run something else.
+    message = refused(texts, f"beta1 = g;\n{GOOD}")
+    assert "probe.cuh:1: " in message
+    assert "beta1" in message
+
+
+def test_a_missing_file_says_where_it_was_expected(texts: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rules/probe\.cuh"):
+        read_update_text(RULE)
+    with pytest.raises(ConfigError, match=r"trust_ratios/probe\.cuh"):
+        read_trust_ratio_text(RULE)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ratio = p_norm / u_norm * beta1;", ""),
+        ("bound = p_norm;\nratio = where(bound > 0, bound, 1);", ""),
+        ("ratio = g;", "'g' is unknown"),
+        ("ratio = exp_avg;", "'exp_avg' is unknown"),
+        ("r = p_norm;", "must assign ratio"),
+    ],
+)
+def test_trust_ratios_read_norms_and_scalars_only(texts: Path, text: str, reason: str) -> None:
+    (texts / "trust_ratios" / "probe.cuh").write_text(text)
+    if not reason:
+        assert read_trust_ratio_text(RULE).statements[-1][0] == "ratio"
+        return
+    with pytest.raises(ConfigError, match=r"probe\.cuh") as caught:
+        read_trust_ratio_text(RULE)
+    assert reason in str(caught.value)
+
+
+# ---- the texts that ship -------------------------------------------------------------------
+
+
+def test_every_rule_text_of_every_name_is_read() -> None:
+    used = set()
+    for name in list_optimizers():
+        for stated in ({}, {"amsgrad": True}, {"trust_ratio": "clip"}):
+            if stated.keys() - get_optimizer_info(name).defaults.keys():
+                continue
+            if "amsgrad" in stated and name.endswith("8bit"):
+                continue
+            config = resolve(name, **stated)
+            rule = config.rule(config.model_dump())
+            used.add(read_update_text(rule).path)
+            if rule.trust_ratio:
+                used.add(read_trust_ratio_text(rule).path)
+    shipped = set(data_dir("kernels").glob("rules/*")) | set(data_dir("kernels").glob("trust_*/*"))
+    assert used == shipped
+
+
+def test_every_function_of_the_subset_is_defined_for_kernels() -> None:
+    prelude = (data_dir("kernels") / "prelude.cuh").read_text()
+    for name, count in FUNCTIONS.items():
+        definition = prelude.partition(f"OPT_FN float {name}(")[2].partition(")")[0]
+        assert definition.count(",") == count - 1, name
+
+
+# ---- conversions ---------------------------------------------------------------------------
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+
+CONVERT = """
+extern "C" {
+void up_float16(const uint16_t* from, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_float(float16{from[i]});
+}
+void up_bfloat16(const uint16_t* from, float* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = to_float(bfloat16{from[i]});
+}
+void down_float16(const float* from, float16* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(to + i, from[i]);
+}
+void down_bfloat16(const float* from, bfloat16* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(to + i, from[i]);
+}
+}
+"""
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def conversions(kernel_cache: Path) -> ctypes.CDLL:
+    source = (data_dir("kernels") / "prelude.cuh").read_text().replace("#pragma once\n", "")
+    return ctypes.CDLL(str(compile_library(source + CONVERT, "conversions")))
+
+
+def convert(library: ctypes.CDLL, function: str, source: Tensor, to: torch.dtype) -> Tensor:
+    target = torch.empty(source.shape, dtype=to)
+    getattr(library, function)(
+        ctypes.c_void_p(source.data_ptr()),
+        ctypes.c_void_p(target.data_ptr()),
+        ctypes.c_int64(source.numel()),
+    )
+    return target
+
+
+def assert_same_bits(got: Tensor, want: Tensor) -> None:
+    """Equal bits; of NaN only that it is one, for hardware differs in its payload."""
+    integer = {2: torch.int16, 4: torch.int32}[got.element_size()]
+    assert torch.equal(got.isnan(), want.isnan())
+    number = ~want.isnan()
+    differ = got.view(integer)[number] != want.view(integer)[number]
+    assert not differ.any(), (got[number][differ][:5], want[number][differ][:5])
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", HALVES)
+def test_all_65536_patterns_are_read_as_torch_reads_them(
+    conversions: ctypes.CDLL, name: str
+) -> None:
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    assert patterns.unique().numel() == 65536
+    got = convert(conversions, f"up_{name}", patterns, torch.float32)
+    assert_same_bits(got, patterns.view(HALVES[name]).float())
+
+
+def edges(dtype: torch.dtype) -> Tensor:
+    """Every 16-bit value, the midpoints between neighbours, and their neighbours in float32."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    values = values[values.isfinite()].sort().values
+    middles = ((values[1:].double() + values[:-1].double()) / 2).float()
+    points = torch.cat([values, middles, -middles])
+    around = [
+        points,
+        points.nextafter(torch.tensor(torch.inf)),
+        points.nextafter(torch.tensor(0.0)),
+    ]
+    return torch.cat(around)
+
+
+def patterns32() -> Tensor:
+    """Random bit patterns, and those at the ends of float32's ranges."""
+    generator = torch.Generator().manual_seed(0)
+    any_bits = torch.randint(-(2**31), 2**31, (200_000,), generator=generator)
+    special = [0, 1, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FBFFFFF,
+               0x7FC00000, 0x7FFFFFFF, 0x477FEFFF, 0x477FF000, 0x477FE000, 0x33000000, 0x33000001,
+               0x33800000, 0x38800000, 0x387FFFFF, 0x7F7F7FFF, 0x7F7F8000]  # fmt: skip
+    edge = torch.tensor(special + [pattern - 2**31 for pattern in special])
+    return torch.cat([any_bits, edge]).to(torch.int32).view(torch.float32)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", HALVES)
+def test_stores_round_as_torch_rounds(conversions: ctypes.CDLL, name: str) -> None:
+    source = torch.cat([edges(HALVES[name]), patterns32()])
+    assert source.isnan().any()
+    assert source.isinf().any()
+    assert (source.abs() < 2**-126).any()
+    got = convert(conversions, f"down_{name}", source, HALVES[name])
+    assert_same_bits(got, source.to(HALVES[name]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", HALVES)
+def test_a_stored_nan_stays_one_and_keeps_its_sign(conversions: ctypes.CDLL, name: str) -> None:
+    payloads = torch.tensor([0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x7F80FFFF, 0x7FBF0000])
+    source = torch.cat([payloads, payloads - 2**31]).to(torch.int32).view(torch.float32)
+    got = convert(conversions, f"down_{name}", source, HALVES[name])
+    assert got.isnan().all()
+    assert torch.equal(got.view(torch.int16) < 0, source.view(torch.int32) < 0)
