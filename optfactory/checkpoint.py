@@ -95,14 +95,13 @@ def _identity_problems(
     missing = sorted(set(group) - set(old) - _OPTIONAL)
     if missing:
         return [f"{key}: missing in the checkpoint" for key in missing]
-    theirs, ours = old.get("param_names"), group.get("param_names")
-    named = isinstance(theirs, list) and ours is not None
-    if named and theirs != ours and sorted(map(str, theirs)) == sorted(ours):
+    theirs, ours = old.get("param_names"), group.get("param_names", [])
+    if isinstance(theirs, list) and theirs != ours and sorted(map(str, theirs)) == sorted(ours):
         return ["param_names: the checkpoint has the same parameters in another order"]
     problems = [
         f"{key}: the checkpoint has {old[key]!r}, the config {group[key]!r}"
         for key in _IDENTITY
-        if old[key] != group[key]
+        if key in group and old[key] != group[key]
     ]
     if _family(old["optimizer"]) != config.family:
         problems.append(

@@ -74,7 +74,7 @@ Count = Annotated[int, BeforeValidator(_read_number)]
 class OptimizerConfig(BaseModel):
     """Hyperparameters shared by every optimizer; one subclass per family, one class per name.
 
-    A subclass sets `family` and adds its fields, its rule and its per-step scalars; see
+    A family's class sets `family` and adds its fields, its rule and its per-step scalars; see
     `optfactory/optimizers/adam.py`. Classes for single names lock what the name states.
     """
 
@@ -85,22 +85,9 @@ class OptimizerConfig(BaseModel):
 
     name: str = Field(description="canonical optimizer name")
     lr: Number = Field(default=1e-3, description="learning rate")
-    betas: Betas = Field(
-        default=(0.9, 0.999), description="decay rates of the first and second moment, in [0, 1)"
-    )
-    eps: Number = Field(default=1e-8, description="added to the root of the second moment")
     weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
-    bias_correction: bool = Field(
-        default=True, description="correct the moments' bias towards zero in early steps"
-    )
-    adam_w_mode: bool = Field(
-        default=True, description="true: decoupled decay (AdamW); false: L2, added to the gradient"
-    )
     optim_bits: Annotated[Literal[8, 32], BeforeValidator(_read_choice)] = Field(
         default=32, description="bits per element of optimizer state: 8 or 32"
-    )
-    amsgrad: bool = Field(
-        default=False, description="use the maximum of past second moments; 32-bit state only"
     )
     is_paged: bool = Field(
         default=False, description="keep the state of large tensors in memory that can be evicted"
@@ -123,16 +110,6 @@ class OptimizerConfig(BaseModel):
             raise ValueError(
                 f"{value!r} contradicts the name '{cls.locked['name']}'; drop the key, or use "
                 f"optimizer={cls.family} with {info.field_name}: {value!r}"
-            )
-        return value
-
-    @field_validator("amsgrad")
-    @classmethod
-    def _amsgrad_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("optim_bits", cls.locked.get("optim_bits")) == 8:
-            raise ValueError(
-                "amsgrad needs 32-bit state, and optim_bits is 8 here; "
-                "set optim_bits: 32 (or a 32-bit name), or amsgrad: false"
             )
         return value
 
@@ -160,14 +137,6 @@ class OptimizerConfig(BaseModel):
 
 
 Config = TypeVar("Config", bound=OptimizerConfig)
-
-
-def bias_corrections(group: Mapping[str, Any], step: int) -> tuple[float, float]:
-    """c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step); both 1 without bias correction."""
-    if not group["bias_correction"]:
-        return 1.0, 1.0
-    beta1, beta2 = group["betas"]
-    return 1.0 - float(beta1) ** step, (1.0 - float(beta2) ** step) ** 0.5
 
 
 def validate(model: type[Config], values: Mapping[str, object], path: str, title: str) -> Config:

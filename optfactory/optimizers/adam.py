@@ -7,39 +7,21 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from optfactory.rules import StateSpec, UpdateRule
-from optfactory.schema import OptimizerConfig, bias_corrections
-
-MOMENTS = (StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False))
-MAX_MOMENT = StateSpec("max_exp_avg_sq", signed=False)
-MOMENT_SCALARS = (
-    "beta1",
-    "one_minus_beta1",
-    "beta2",
-    "one_minus_beta2",
-    "eps_hat",
-    "coupled_decay",
+from optfactory.optimizers.moments import (
+    MAX_MOMENT,
+    MOMENT_SCALARS,
+    MOMENTS,
+    MomentsConfig,
+    bias_corrections,
+    moment_scalars,
 )
+from optfactory.rules import UpdateRule
 
 ADAM = UpdateRule("adam", MOMENTS, MOMENT_SCALARS)
 ADAM_AMSGRAD = UpdateRule("adam_amsgrad", (*MOMENTS, MAX_MOMENT), MOMENT_SCALARS)
 
 
-def moment_scalars(group: Mapping[str, Any], step: int) -> dict[str, float]:
-    """The scalars every rule with Adam's two moments shares; 1 - beta is formed in float64."""
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    _, c2 = bias_corrections(group, step)
-    return {
-        "beta1": beta1,
-        "one_minus_beta1": 1.0 - beta1,
-        "beta2": beta2,
-        "one_minus_beta2": 1.0 - beta2,
-        "eps_hat": group["eps"] * c2,
-        "coupled_decay": 0.0 if group["adam_w_mode"] else group["weight_decay"],
-    }
-
-
-class AdamConfig(OptimizerConfig):
+class AdamConfig(MomentsConfig):
     """Adam; weight decay is added to the gradient (L2) unless adam_w_mode is true."""
 
     family: ClassVar[str] = "adam"

@@ -8,9 +8,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from optfactory.optimizers.adam import MAX_MOMENT, MOMENT_SCALARS, MOMENTS, moment_scalars
+from optfactory.optimizers.moments import (
+    MAX_MOMENT,
+    MOMENT_SCALARS,
+    MOMENTS,
+    MomentsConfig,
+    bias_corrections,
+    moment_scalars,
+)
 from optfactory.rules import UpdateRule
-from optfactory.schema import Number, OptimizerConfig, bias_corrections
+from optfactory.schema import Number
 
 LAMB_SCALARS = (*MOMENT_SCALARS, "bias_ratio", "direction_decay", "max_unorm")
 
@@ -18,7 +25,7 @@ LAMB = UpdateRule("lamb", MOMENTS, LAMB_SCALARS, trust_ratio="lamb")
 LAMB_AMSGRAD = UpdateRule("lamb_amsgrad", (*MOMENTS, MAX_MOMENT), LAMB_SCALARS, trust_ratio="lamb")
 
 
-class LambConfig(OptimizerConfig):
+class LambConfig(MomentsConfig):
     """LAMB; the step of each tensor is scaled by a trust ratio of norms, at 8 bits too."""
 
     family: ClassVar[str] = "lamb"

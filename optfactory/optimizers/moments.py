@@ -1,0 +1,72 @@
+"""What the optimizers with Adam's two moments share: fields, states and scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from optfactory.rules import StateSpec
+from optfactory.schema import Betas, Number, OptimizerConfig
+
+MOMENTS = (StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False))
+MAX_MOMENT = StateSpec("max_exp_avg_sq", signed=False)
+MOMENT_SCALARS = (
+    "beta1",
+    "one_minus_beta1",
+    "beta2",
+    "one_minus_beta2",
+    "eps_hat",
+    "coupled_decay",
+)
+
+
+class MomentsConfig(OptimizerConfig):
+    """Hyperparameters of the optimizers with Adam's two moments."""
+
+    betas: Betas = Field(
+        default=(0.9, 0.999), description="decay rates of the first and second moment, in [0, 1)"
+    )
+    eps: Number = Field(default=1e-8, description="added to the root of the second moment")
+    bias_correction: bool = Field(
+        default=True, description="correct the moments' bias towards zero in early steps"
+    )
+    adam_w_mode: bool = Field(
+        default=True, description="true: decoupled decay (AdamW); false: L2, added to the gradient"
+    )
+    amsgrad: bool = Field(
+        default=False, description="use the maximum of past second moments; 32-bit state only"
+    )
+
+    @field_validator("amsgrad")
+    @classmethod
+    def _amsgrad_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("optim_bits", cls.locked.get("optim_bits")) == 8:
+            raise ValueError(
+                "amsgrad needs 32-bit state, and optim_bits is 8 here; "
+                "set optim_bits: 32 (or a 32-bit name), or amsgrad: false"
+            )
+        return value
+
+
+def bias_corrections(group: Mapping[str, Any], step: int) -> tuple[float, float]:
+    """c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step); both 1 without bias correction."""
+    if not group["bias_correction"]:
+        return 1.0, 1.0
+    beta1, beta2 = group["betas"]
+    return 1.0 - float(beta1) ** step, (1.0 - float(beta2) ** step) ** 0.5
+
+
+def moment_scalars(group: Mapping[str, Any], step: int) -> dict[str, float]:
+    """The scalars every rule with Adam's two moments shares; 1 - beta is formed in float64."""
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    _, c2 = bias_corrections(group, step)
+    return {
+        "beta1": beta1,
+        "one_minus_beta1": 1.0 - beta1,
+        "beta2": beta2,
+        "one_minus_beta2": 1.0 - beta2,
+        "eps_hat": group["eps"] * c2,
+        "coupled_decay": 0.0 if group["adam_w_mode"] else group["weight_decay"],
+    }

@@ -1,0 +1,62 @@
+"""CONTRIBUTING's worked example: what it says to write is all that a new optimizer needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.S)
+
+# Lion in float64, written from the paper; gradients of one sign keep 8-bit momentum off ties.
+CHECK = """
+import torch
+from optfactory import build_optimizer, list_optimizers
+
+assert len(list_optimizers("*lion*")) == 6
+for name in list_optimizers("*lion*"):
+    torch.manual_seed(0)
+    p = torch.randn(70, 64, requires_grad=True)
+    expected, m = p.detach().double(), torch.zeros(70, 64, dtype=torch.float64)
+    optimizer = build_optimizer(name, [p], lr=0.01, weight_decay=0.1)
+    for _ in range(5):
+        p.grad = torch.rand(70, 64) + 0.1
+        g = p.grad.double()
+        u = (0.9 * m + 0.1 * g).sign()
+        m = 0.99 * m + 0.01 * g
+        expected = expected * (1 - 0.01 * 0.1) - 0.01 * u
+        optimizer.step()
+    assert (p - expected).abs().max() < 4e-6, name
+    bits = {row.bits for row in optimizer.memory_report().rows}
+    assert bits == ({8} if "8bit" in name else {32}), name
+"""
+
+
+def test_the_worked_example_makes_six_optimizers(tmp_path, backend):
+    for folder in ("optfactory", "kernels", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    files = FILE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(files) == 2
+    for name, text in files:
+        (tmp_path / name).write_text(text)
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("-c", CHECK)
+    run("-m", "optfactory", "configs", "--write")
+    assert (tmp_path / "configs" / "optimizer" / "paged_lion8bit.yaml").is_file()
