@@ -7,6 +7,12 @@
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
 
+#if QUANTIZED
+using Stored = uint8_t;
+#else
+using Stored = float;
+#endif
+
 // ---- tables shared with optfactory/backends/cpu.py: every field is 8 bytes -------------------
 
 struct Tensor {
@@ -107,6 +113,23 @@ struct Place {  // of a block in its tensor
   int n;
 };
 
+// Asks for a later block's data: the hardware's own prefetching does not reach past the
+// computation of a block. Addresses behind a tensor's end are harmless.
+constexpr int64_t kPrefetchDistance = 1024;
+
+template <class T>
+OPT_FN void prefetch(const T* base, const Place& at) {
+  const char* from = reinterpret_cast<const char*>(base + at.first + kPrefetchDistance);
+  for (int64_t byte = 0; byte < int64_t(at.n * sizeof(T)); byte += 64)
+    __builtin_prefetch(from + byte);
+}
+
+OPT_FN void prefetch(const Tensor& t, const Place& at) {
+  prefetch(t.p, at);
+  prefetch(t.g, at);
+  for (int j = 0; j < STATES; ++j) prefetch(static_cast<const Stored*>(t.state[j]), at);
+}
+
 // Points states[j] at the block's state: the memory itself at 32 bits, decoded buffers at 8 bits.
 OPT_FN void load_states(const Bucket& bucket, const Tensor& t, const Place& at,
                         float (*buffers)[BLOCK], float** states) {
@@ -134,6 +157,7 @@ OPT_FN void update_block(const Bucket& bucket, const Tensor& t, const Place& at,
                          const Scalars& scalars, float ratio) {
   float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK];
   float* states[STATES];
+  prefetch(t, at);
   float* p = load(t.p, t.p_view, at.first, at.n, p_buffer);
   const float* g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, g_buffer);
   load_states(bucket, t, at, state_buffers, states);
@@ -147,34 +171,33 @@ OPT_FN void update_block(const Bucket& bucket, const Tensor& t, const Place& at,
   write_back(t.p, t.p_view, at.first, at.n, p);
 }
 
-// Adds the block's sums of p^2 and u^2, over eight lanes in a fixed order.
+// Running sums of squares of a chunk. Each lane sums every kLanes-th element of a block, and the
+// lanes are added up in order at the end: the same bits for every instruction set.
+constexpr int kLanes = 16;
+struct SquareSums {
+  double p[kLanes];
+  double u[kLanes];
+};
+
 OPT_FN void block_statistics(const Bucket& bucket, const Tensor& t, const Place& at,
-                             const Scalars& scalars, double* sums) {
-  float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK], u[BLOCK];
+                             const Scalars& scalars, SquareSums& sums) {
+  float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK];
   float* states[STATES];
+  prefetch(t, at);
   const float* p = load(t.p, t.p_view, at.first, at.n, p_buffer);
   const float* g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, g_buffer);
   load_states(bucket, t, at, state_buffers, states);
-#pragma omp simd
-  for (int i = 0; i < at.n; ++i) u[i] = update_rule<false>(p[i], g[i], states, i, scalars);
-  constexpr int kLanes = 8;
-  double p_lanes[kLanes] = {}, u_lanes[kLanes] = {};
+  const auto add = [&](int i, int lane) __attribute__((always_inline)) {
+    const double u = update_rule<false>(p[i], g[i], states, i, scalars);
+    sums.p[lane] += double(p[i]) * double(p[i]);
+    sums.u[lane] += u * u;
+  };
   int i = 0;
   for (; i + kLanes <= at.n; i += kLanes) {
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      p_lanes[lane] += double(p[i + lane]) * double(p[i + lane]);
-      u_lanes[lane] += double(u[i + lane]) * double(u[i + lane]);
-    }
+    for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
   }
-  for (int lane = 0; i < at.n; ++i, ++lane) {
-    p_lanes[lane] += double(p[i]) * double(p[i]);
-    u_lanes[lane] += double(u[i]) * double(u[i]);
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    sums[0] += p_lanes[lane];
-    sums[1] += u_lanes[lane];
-  }
+  for (int lane = 0; i < at.n; ++i, ++lane) add(i, lane);
 }
 
 // ---- passes ----------------------------------------------------------------------------------
@@ -219,11 +242,16 @@ void optfactory_advance(float* const* steps, float* values, int64_t count) {
 #if TRUST_RATIO
 void optfactory_statistics(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
-    double* sums = bucket->partial_sums + 2 * c;
-    sums[0] = sums[1] = 0.0;
+    SquareSums sums = {};
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
       block_statistics(*bucket, t, at, bucket->scalars[t.scalars], sums);
     });
+    double* total = bucket->partial_sums + 2 * c;
+    total[0] = total[1] = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      total[0] += sums.p[lane];
+      total[1] += sums.u[lane];
+    }
   });
 }
 
