@@ -159,9 +159,12 @@ class Optimizer2State(Optimizer):
         slots = []
         for index, group in enumerate(self.param_groups):
             rule = type(self.config).rule(group)
+            layouts: dict[tuple[int, ...], StateLayout] = {}
             for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-                layout = StateLayout.of(tuple(p.shape), rule, group)
-                slots.append(Slot(p, name, group, layout, self.state.get(p, {})))
+                shape = tuple(p.shape)
+                if shape not in layouts:
+                    layouts[shape] = StateLayout.of(shape, rule, group)
+                slots.append(Slot(p, name, group, layouts[shape], self.state.get(p, {})))
         return slots
 
     def _allocate_missing(self, plan: StepPlan) -> None:

@@ -29,12 +29,7 @@ from tests.torch_api.harness import (
 NAMES = list_optimizers()
 StateDict = dict[str, Any]
 
-
-@pytest.fixture(autouse=True)
-def small_tensors(fixed_conditions: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paged from 1000 elements on, and too small for more than one thread."""
-    monkeypatch.setattr("optfactory.memory.PAGED_MIN_NUMEL", 1000)
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("small_tensors")
 
 
 # ---- what does not fit ----------------------------------------------------------------------

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer, list_optimizers, resolve
 from optfactory.errors import ConfigError
+from tests.conftest import has_compiler
 
 NAMES = list_optimizers()
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 NUMBERS = ("lr", "eps", "weight_decay")
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 
 def refusal(cfg: Any, **overrides: Any) -> ConfigError:
@@ -48,3 +51,12 @@ def trained(optimizer: Optimizer2State, steps: int = 3) -> list[Tensor]:
         give_gradients(params, step)
         optimizer.step()
     return [p.detach().clone() for p in params]
+
+
+def step() -> None:
+    """One step of a fresh optimizer, with the result it must have."""
+    p = torch.ones(300).requires_grad_()
+    optimizer = build_optimizer("adam", [p], lr=0.5)
+    p.grad = torch.ones(300)
+    optimizer.step()
+    assert torch.allclose(p, torch.tensor(0.5))

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from optfactory import backends, build_optimizer
-from optfactory.backends import backend_for, cpu
+from optfactory import build_optimizer
+from optfactory.backends import backend_for
 from optfactory.compiler import compile_library
 from optfactory.errors import ConfigError, KernelCompileError, OptFactoryError
 from tests.conftest import has_compiler
+from tests.unit.harness import needs_compiler, step
 
 CPU = torch.device("cpu")
-
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of compiled kernels, not made yet."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("OPTFACTORY_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def no_backends_yet() -> Iterator[None]:
-    """Forgets what was warned of and loaded, before and after a test."""
-    caches = (backends._backend, cpu._library)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
-
-
-def step() -> None:
-    p = torch.ones(300).requires_grad_()
-    optimizer = build_optimizer("adam", [p], lr=0.5)
-    p.grad = torch.ones(300)
-    optimizer.step()
-    assert torch.allclose(p, torch.tensor(0.5))
 
 
 def programs(folder: Path, *names: str) -> str:

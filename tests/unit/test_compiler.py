@@ -9,43 +9,20 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from optfactory import backends, build_optimizer, compiler, resolve
-from optfactory.backends import cpu
+from optfactory import compiler, resolve
 from optfactory.codegen import KernelVariant, cpp_source
 from optfactory.compiler import compile_library, find_compiler
 from optfactory.errors import KernelCompileError
-from tests.conftest import has_compiler
+from tests.unit.harness import needs_compiler, step
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 CPU = torch.device("cpu")
-
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of compiled kernels, not made yet."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("OPTFACTORY_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def no_backends_yet() -> Iterator[None]:
-    """Forgets what was warned of and loaded, before and after a test."""
-    caches = (backends._backend, cpu._library)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
 
 
 @pytest.fixture
@@ -63,14 +40,6 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def answer(library: Path) -> int:
     return int(ctypes.CDLL(str(library)).answer())
-
-
-def step() -> None:
-    p = torch.ones(300).requires_grad_()
-    optimizer = build_optimizer("adam", [p], lr=0.5)
-    p.grad = torch.ones(300)
-    optimizer.step()
-    assert torch.allclose(p, torch.tensor(0.5))
 
 
 # ---- the cache -----------------------------------------------------------------------------
