@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -157,7 +158,7 @@ class _Tables:
             self.tensors[:, _SCALARS] = torch.tensor(indices)
             self.scalar_indices = indices
         self.bucket[2] = self.scalar_rows.data_ptr()
-        self.bucket[7] = max(1, min(torch.get_num_threads(), len(self.chunks)))
+        self.bucket[7] = max(1, min(_thread_count(), len(self.chunks)))
         if bucket.key.rule.trust_ratio is not None:
             self.library.optfactory_statistics(self.bucket)
             self.library.optfactory_finalize(self.bucket)
@@ -190,6 +191,23 @@ class _Tables:
             return 0
         self.views.append(torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()]))
         return self.views[-1].data_ptr()
+
+
+# OpenMP's threads do not exist in a forked process, and GNU's runtime would wait for them for ever.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _thread_count() -> int:
+    return 1 if _forked else torch.get_num_threads()
 
 
 def _state_tensors(bucket: Bucket) -> list[Tensor]:
