@@ -27,7 +27,8 @@ optimizer.step()
 before = p.detach().clone()
 child = os.fork()
 optimizer.step()
-changed = bool((p < before).all())
+# A few elements only: torch's own parallel operations would hang in the child.
+changed = bool((p[:10] < before[:10]).all())
 if child == 0:
     os._exit(0 if changed else 1)
 assert changed
