@@ -22,7 +22,7 @@ from optfactory.param_groups import (
     read_group,
     read_params,
 )
-from optfactory.plan import Slot, StepPlan
+from optfactory.plan import Bucket, Slot, StepPlan
 from optfactory.registry import family_class
 from optfactory.report import MemoryReport, report
 from optfactory.schema import OptimizerConfig, config_error, validate
@@ -133,12 +133,12 @@ class Optimizer2State(Optimizer):
         plan = self._current_plan()
         self._allocate_missing(plan)
         buckets = plan.gather()
-        work = [(backend_for(bucket.key.device), bucket) for bucket in buckets]
-        for backend in {id(backend): backend for backend, _ in work}.values():
-            backend.prepare([bucket for chosen, bucket in work if chosen is backend])
-        for backend, bucket in work:
-            backend.update(bucket)
-            _increment_versions([slot.parameter for slot in bucket.slots])
+        try:
+            _run(buckets)
+        finally:
+            # Buckets outlive the step; a gradient they kept would stay in memory behind zero_grad.
+            for bucket in buckets:
+                bucket.gradients = []
         return loss
 
     def init_states(self) -> None:
@@ -229,6 +229,16 @@ class Optimizer2State(Optimizer):
                 for key, tensor in slot.state.items():
                     placed[key].copy_(tensor)
                 slot.state = self.state[slot.parameter] = placed
+
+
+def _run(buckets: list[Bucket]) -> None:
+    """Prepare all buckets, then update them: what can fail, fails before anything is written."""
+    work = [(backend_for(bucket.key.device), bucket) for bucket in buckets]
+    for backend in {id(backend): backend for backend, _ in work}.values():
+        backend.prepare([bucket for chosen, bucket in work if chosen is backend])
+    for backend, bucket in work:
+        backend.update(bucket)
+        _increment_versions([slot.parameter for slot in bucket.slots])
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:

@@ -51,7 +51,8 @@ class Bucket:
     """Parameters that one backend call updates together.
 
     Attributes:
-        slots, gradients: the parameters, and this step's gradient of each.
+        slots, gradients: the parameters, and this step's gradient of each; no gradients between
+            steps.
         config_class: the schema that computes the scalars.
         tables: what the backend keeps between steps while the slots stay the same.
     """

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from optfactory import Optimizer2State, build_optimizer
+from optfactory.errors import ConfigError
 from tests.torch_api.harness import (
     assert_same_training,
     bits,
@@ -245,3 +246,27 @@ def test_an_optimizer_and_its_state_are_freed_without_waiting_for_a_collection()
     gc.collect()
     assert alive() is None
     assert freed
+
+
+def test_gradients_are_freed_by_zero_grad_after_a_step(backend: str) -> None:
+    p = weight()
+    optimizer = build_optimizer("adam", [p])
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        gradient = weakref.ref(p.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert gradient() is None
+
+
+def test_gradients_are_freed_also_after_a_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = weight()
+    optimizer = build_optimizer("adam", [p])
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "nonsense")
+    p.grad = torch.ones_like(p)
+    gradient = weakref.ref(p.grad)
+    with pytest.raises(ConfigError):
+        optimizer.step()
+    optimizer.zero_grad()
+    gc.collect()
+    assert gradient() is None
