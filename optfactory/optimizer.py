@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from optfactory import checkpoint, memory
@@ -130,6 +131,13 @@ class Optimizer2State(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._update()
+        return loss
+
+    # torch.compile must not trace into tables of pointers; torch's lazy decorator, unlike
+    # torch.compiler.disable, does not load the compiler.
+    @_disable_dynamo
+    def _update(self) -> None:
         plan = self._current_plan()
         self._allocate_missing(plan)
         buckets = plan.gather()
@@ -139,7 +147,6 @@ class Optimizer2State(Optimizer):
             # Buckets outlive the step; a gradient they kept would stay in memory behind zero_grad.
             for bucket in buckets:
                 bucket.gradients = []
-        return loss
 
     def init_states(self) -> None:
         """Allocate the state of every trainable parameter now instead of at the first step."""

@@ -270,3 +270,25 @@ def test_gradients_are_freed_also_after_a_failed_step(monkeypatch: pytest.Monkey
     optimizer.zero_grad()
     gc.collect()
     assert gradient() is None
+
+
+# torch's own tracer looks at the gradient of every local variable, the loss too.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_training_step_trains_as_a_plain_one(backend: str) -> None:
+    def losses(compiled: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Linear(64, 128)
+        optimizer = build_optimizer("adamw8bit", model, lr=0.01)
+        inputs = torch.randn(4, 64)
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model(inputs).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = torch.compile(step, backend="eager") if compiled else step
+        return [run().item() for _ in range(3)]
+
+    assert losses(compiled=True) == losses(compiled=False)
