@@ -7,6 +7,8 @@
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
 
+static_assert(BLOCK <= kMaxBlock, "the codec's buffer must hold a block");
+
 #if QUANTIZED
 using Stored = uint8_t;
 #else

@@ -13,7 +13,6 @@ from optfactory.errors import ConfigError, StateError, UnknownOptimizerError
 from optfactory.plan import Slot
 from optfactory.registry import family_class, get_optimizer_info
 from optfactory.schema import OptimizerConfig, validate
-from optfactory.state import TensorSpec
 
 FORMAT_VERSION = 1
 
@@ -172,26 +171,12 @@ def _state_problems(slot: Slot, entries: Mapping[str, Any]) -> list[str]:
             f"{slot.name}: the checkpoint has {list(entries)}, this optimizer {list(expected)}"
         )
     for key in expected.keys() & entries.keys():
-        problem = _tensor_problem(entries[key], expected[key])
+        problem = expected[key].problem(entries[key])
         if not problem and key == "step":
             problem = _step_problem(float(entries[key]))
         if problem:
             problems.append(f"{slot.name}.{key}: {problem}")
     return problems
-
-
-def _tensor_problem(value: object, spec: TensorSpec) -> str:
-    if not isinstance(value, Tensor):
-        return f"expected a tensor, got {type(value).__name__}"
-    if value.dtype != spec.dtype:
-        return f"expected {spec.dtype}, got {value.dtype}"
-    if tuple(value.shape) != spec.shape:
-        return f"expected shape {spec.shape}, got {tuple(value.shape)}"
-    if value.layout is not torch.strided or value.device.type == "meta":
-        return f"expected dense data, got layout {value.layout} on device '{value.device}'"
-    if hasattr(value, "device_mesh"):
-        return "is a DTensor; sharded state is not supported yet"
-    return ""
 
 
 def _step_problem(step: float) -> str:

@@ -6,6 +6,7 @@ anyone who wants to look into a checkpoint.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -38,9 +39,7 @@ class BlockGrid:
     @classmethod
     def of(cls, shape: tuple[int, ...], block_size: int) -> BlockGrid:
         """The grid of a tensor of this (global) shape."""
-        numel = 1
-        for size in shape:
-            numel *= size
+        numel = math.prod(shape)
         if len(shape) < 2 or numel == 0:
             return cls(1, numel, block_size, (-(-numel // block_size),))
         cols = numel // shape[0]

@@ -7,6 +7,7 @@ process is killed.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -41,10 +42,7 @@ def allocate(
     """
     if where == RESIDENT:
         return torch.full(shape, fill, dtype=dtype, device=device)
-    numel = 1
-    for size in shape:
-        numel *= size
-    return _map_file(numel, dtype, page_dir).fill_(fill).view(shape)
+    return _map_file(math.prod(shape), dtype, page_dir).fill_(fill).view(shape)
 
 
 def _map_file(numel: int, dtype: torch.dtype, page_dir: str | None) -> Tensor:

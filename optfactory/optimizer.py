@@ -185,8 +185,7 @@ class Optimizer2State(Optimizer):
             if live:
                 slot.state = live
             elif slot.parameter.requires_grad or slot.parameter.grad is not None:
-                slot.state = slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
-                state[slot.parameter] = slot.state
+                slot.state = state[slot.parameter] = slot.allocate()
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -210,10 +209,7 @@ class Optimizer2State(Optimizer):
         groups = checkpoint.read_groups(saved_groups, self.param_groups, self.config)
         plan = self._current_plan()
         states = checkpoint.read_states(saved_state, saved_groups, plan.slots)
-        fresh = {
-            slot: slot.state or slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
-            for slot in states
-        }
+        fresh = {slot: slot.state or slot.allocate() for slot in states}
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
         self.state.clear()
@@ -232,10 +228,9 @@ class Optimizer2State(Optimizer):
         # Copies and unpickled tensors are ordinary memory; paged state goes back to its file.
         for slot in self._current_plan().slots:
             if slot.state and slot.layout.where != memory.RESIDENT:
-                placed = slot.layout.allocate(slot.parameter.device, slot.group["page_dir"])
-                for key, tensor in slot.state.items():
-                    placed[key].copy_(tensor)
-                slot.state = self.state[slot.parameter] = placed
+                entries, slot.state = slot.state, slot.allocate()
+                checkpoint.copy_states(slot, entries)
+                self.state[slot.parameter] = slot.state
 
 
 def _run(buckets: list[Bucket]) -> None:

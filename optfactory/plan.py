@@ -33,6 +33,10 @@ class Slot:
     layout: StateLayout
     state: dict[str, Tensor] = field(default_factory=dict)
 
+    def allocate(self) -> dict[str, Tensor]:
+        """Fresh state for this parameter, placed as its group says."""
+        return self.layout.allocate(self.parameter.device, self.group["page_dir"])
+
 
 @dataclass(frozen=True)
 class BucketKey:

@@ -6,6 +6,7 @@ Keys are flat and speak PyTorch's names: `step`, then per state `exp_avg` (float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,21 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        numel = 1
-        for size in self.shape:
-            numel *= size
-        return numel * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def problem(self, value: object) -> str:
+        """Why a value cannot be this state tensor; empty if it can."""
+        if not isinstance(value, Tensor):
+            return f"expected a tensor, got {type(value).__name__}"
+        if value.dtype != self.dtype:
+            return f"expected {self.dtype}, got {value.dtype}"
+        if tuple(value.shape) != self.shape:
+            return f"expected shape {self.shape}, got {tuple(value.shape)}"
+        if value.layout is not torch.strided or value.device.type == "meta":
+            return f"expected dense data, got layout {value.layout} on device '{value.device}'"
+        if hasattr(value, "device_mesh"):
+            return "is a DTensor; sharded state is not supported yet"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -116,13 +128,11 @@ class StateLayout:
                 f"the state of {name} has the keys {list(state)}, expected {list(self.tensors)}"
             )
         for key, spec in self.tensors.items():
-            tensor = state[key]
-            found = (tensor.dtype, tuple(tensor.shape), tensor.is_contiguous())
-            if found != (spec.dtype, spec.shape, True):
-                raise StateError(
-                    f"the state '{key}' of {name} must be contiguous, {spec.dtype}, of shape "
-                    f"{spec.shape}; got {tensor.dtype}, shape {tuple(tensor.shape)}"
-                )
+            problem = spec.problem(state[key])
+            if not problem and not state[key].is_contiguous():
+                problem = "expected a contiguous tensor"
+            if problem:
+                raise StateError(f"the state '{key}' of {name}: {problem}")
 
     @property
     def where(self) -> str:

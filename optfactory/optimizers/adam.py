@@ -42,5 +42,5 @@ class AdamConfig(MomentsConfig):
         return {
             "decay": 1.0 - lr * decoupled_decay,
             "step_size": lr * c2 / c1,
-            **moment_scalars(group, step),
+            **moment_scalars(group, c2),
         }

@@ -62,7 +62,7 @@ class LambConfig(MomentsConfig):
         return {
             "decay": 1.0 - lr * decay if clips else 1.0,
             "step_size": lr,
-            **moment_scalars(group, step),
+            **moment_scalars(group, c2),
             "bias_ratio": c2 / c1,
             "direction_decay": 0.0 if clips else decay,
             "max_unorm": 1.0 if group["max_unorm"] is None else group["max_unorm"],

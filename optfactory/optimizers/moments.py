@@ -58,10 +58,14 @@ def bias_corrections(group: Mapping[str, Any], step: int) -> tuple[float, float]
     return 1.0 - float(beta1) ** step, (1.0 - float(beta2) ** step) ** 0.5
 
 
-def moment_scalars(group: Mapping[str, Any], step: int) -> dict[str, float]:
-    """The scalars every rule with Adam's two moments shares; 1 - beta is formed in float64."""
+def moment_scalars(group: Mapping[str, Any], c2: float) -> dict[str, float]:
+    """The scalars every rule with Adam's two moments shares; 1 - beta is formed in float64.
+
+    Args:
+        group: hyperparameters by field name.
+        c2: the second moment's bias correction at this step, as `bias_corrections` gives it.
+    """
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    _, c2 = bias_corrections(group, step)
     return {
         "beta1": beta1,
         "one_minus_beta1": 1.0 - beta1,

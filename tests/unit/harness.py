@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +61,12 @@ def step() -> None:
     p.grad = torch.ones(300)
     optimizer.step()
     assert torch.allclose(p, torch.tensor(0.5))
+
+
+def programs(folder: Path, *names: str) -> str:
+    """A folder with programs of these names, for PATH."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o700)
+    return str(folder)

@@ -13,18 +13,9 @@ from optfactory.backends import backend_for
 from optfactory.compiler import compile_library
 from optfactory.errors import ConfigError, KernelCompileError, OptFactoryError
 from tests.conftest import has_compiler
-from tests.unit.harness import needs_compiler, step
+from tests.unit.harness import needs_compiler, programs, step
 
 CPU = torch.device("cpu")
-
-
-def programs(folder: Path, *names: str) -> str:
-    """A folder with programs of these names, for PATH."""
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_text("#!/bin/sh\n")
-        (folder / name).chmod(0o700)
-    return str(folder)
 
 
 # ---- when it does not work -----------------------------------------------------------------

@@ -18,7 +18,7 @@ from optfactory import compiler, resolve
 from optfactory.codegen import KernelVariant, cpp_source
 from optfactory.compiler import compile_library, find_compiler
 from optfactory.errors import KernelCompileError
-from tests.unit.harness import needs_compiler, step
+from tests.unit.harness import needs_compiler, programs, step
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = 'extern "C" int answer() { return 42; }\n'
@@ -243,15 +243,6 @@ def test_without_a_choice_the_users_cache_or_a_private_folder_is_taken(
 
 
 # ---- which compiler ------------------------------------------------------------------------
-
-
-def programs(folder: Path, *names: str) -> str:
-    """A folder with programs of these names, for PATH."""
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_text("#!/bin/sh\n")
-        (folder / name).chmod(0o700)
-    return str(folder)
 
 
 @pytest.mark.parametrize(
