@@ -10,6 +10,9 @@ from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer
 from optfactory.errors import StateError
+from tests.conftest import has_compiler
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 SHAPE = (70, 64)
 
@@ -48,6 +51,7 @@ def test_a_replaced_state_tensor_is_the_one_updated(backend: str) -> None:
     assert not torch.equal(new, before)
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -70,6 +74,7 @@ def test_a_state_that_does_not_fit_is_named(
     assert optimizer.state[p]["step"] == 1
 
 
+@needs_compiler
 def test_a_missing_state_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTFACTORY_BACKEND", "cpu")
     p, optimizer = trained(steps=1)
