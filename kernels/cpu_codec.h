@@ -80,10 +80,11 @@ OPT_FN float encode(const float* x, bool is_signed, const QuantizationMap& map, 
   int32_t wide[kMaxBlock];
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    int32_t code = nearest_code(divide(x[i], divisor), map.keys);
+    const float y = divide(x[i], divisor);
     // A second moment that is not zero must not become zero: its root divides the step.
-    if (!is_signed) code += (code == 0) & (x[i] > 0.0f);
-    wide[i] = code;
+    wide[i] = is_signed     ? nearest_code(y, true, kSmallestKeyed, map.keys)
+              : x[i] > 0.0f ? nearest_code(y, false, map.values[1], map.keys)
+                            : 0;
   }
 #pragma omp simd
   for (int i = 0; i < n; ++i) codes[i] = uint8_t(wide[i]);

@@ -4,11 +4,15 @@
 
 #ifdef __CUDACC__
 #define OPT_FN static __device__ __forceinline__
+#define OPT_NOINLINE static __device__ __noinline__
 using uint8_t = unsigned char;
 using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned int;
 using int64_t = long long;
+#ifndef OPT_SHARED
+#define OPT_SHARED(Type, name) __shared__ Type name
+#endif
 #else
 #include <cmath>
 #include <cstdint>
@@ -47,7 +51,14 @@ OPT_FN float bits_float(uint32_t bits) {
 constexpr uint32_t kSignBit = 0x80000000u;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
-OPT_FN bool is_finite(float value) { return (float_bits(value) & ~kSignBit) < kInfinityBits; }
+OPT_FN bool is_finite(float value) {
+#ifdef __CUDACC__
+  return fabsf(value) <
+         bits_float(kInfinityBits);  // one instruction: abs is part of the comparison
+#else
+  return (float_bits(value) & ~kSignBit) < kInfinityBits;
+#endif
+}
 
 // ---- the functions of rule texts -----------------------------------------------------------
 // Each is one IEEE operation with one rounding, so that every target computes the same bits.
@@ -94,11 +105,17 @@ struct bfloat16 {
 OPT_FN float to_float(float value) { return value; }
 OPT_FN float to_float(bfloat16 value) { return bits_float(uint32_t(value.bits) << 16); }
 OPT_FN float to_float(float16 value) {
+#if defined(__CUDACC__) && !defined(OPTFACTORY_EMULATED)
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
   const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
   // Scaling by 2^112 moves the exponent's bias from 15 to 127 and normalizes subnormals exactly.
   const uint32_t scaled = float_bits(bits_float(magnitude) * 0x1p112f);
   const uint32_t special = magnitude >= (0x7c00u << 13) ? kInfinityBits : 0u;
   return bits_float(scaled | special | uint32_t(value.bits & 0x8000u) << 16);
+#endif
 }
 
 // Stores round to nearest, ties to even; this is the only rounding to the parameter's dtype.
@@ -126,16 +143,18 @@ OPT_FN void store(float16* target, float value) {
 constexpr int32_t kLowestKey = 104 << 7;
 constexpr int32_t kHighestKey = 127 << 7;
 constexpr int32_t kKeyCount = kHighestKey - kLowestKey + 1;
+constexpr float kSmallestKeyed = 0x1p-23f;
+constexpr uint8_t kZeroCode = 127;  // of 0 in signed maps; in unsigned ones it is 0
 
 // The code of the map value nearest to y in [-1, 1], ties to even; see QuantizationMap.keys.
-OPT_FN int32_t nearest_code(float y, const int32_t* keys) {
+// Magnitudes below `smallest`, which is kSmallestKeyed or more, are taken for it.
+OPT_FN int32_t nearest_code(float y, bool is_signed, float smallest, const int32_t* keys) {
   const int32_t bits = int32_t(float_bits(y));
-  const int32_t inverted = bits ^ (bits >> 31);
-  int32_t key = (bits & 0x7fffffff) >> 16;
-  key = key < kLowestKey ? kLowestKey : key;
-  key = key > kHighestKey ? kHighestKey : key;
-  const int32_t entry = keys[key - kLowestKey + (bits < 0 ? kKeyCount : 0)];
-  return (entry >> 16) + ((inverted & 0xffff) > (entry & 0xffff) ? 1 : 0);
+  const int32_t magnitude = bits & 0x7fffffff, least = int32_t(float_bits(smallest));
+  const int32_t clamped = magnitude > least ? magnitude : least;
+  const int32_t sign = is_signed ? bits >> 31 : 0;  // all ones if y is negative
+  const int32_t entry = keys[(clamped >> 16) - kLowestKey + (sign & kKeyCount)];
+  return (entry + ((clamped ^ sign) & 0xffff)) >> 16;
 }
 
 // Division by one number many times, correctly rounded (Markstein 1990): the residual of the first

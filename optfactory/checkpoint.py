@@ -21,10 +21,11 @@ FORMAT_VERSION = 1
 _IDENTITY = ("optim_bits", "amsgrad", "block_size")
 
 # What this run says, whatever run the checkpoint comes from: where state lives, and the labels.
-_OWN = ("params", "param_names", "optimizer", "is_paged", "page_dir")
+_PLACEMENT = ("is_paged", "page_dir", "page_memory", "capturable")
+_OWN = ("params", "param_names", "optimizer", *_PLACEMENT)
 
 # Keys that a group may have or not.
-_OPTIONAL = {"params", "param_names", "name", "initial_lr"}
+_OPTIONAL = {"params", "param_names", "name", "initial_lr", *_PLACEMENT}
 
 _LISTED_PROBLEMS = 10
 

@@ -34,6 +34,11 @@ _OPERATORS: dict[type[ast.AST], tuple[str, Callable[[Any, Any], Any]]] = {
 }
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """How kernels call a dtype; the 16-bit floats are structs of the prelude."""
+    return {"float32": "float"}.get(name := str(dtype).removeprefix("torch."), name)
+
+
 @dataclass(frozen=True)
 class KernelVariant:
     """What one compiled kernel is specialized for.
@@ -51,6 +56,12 @@ class KernelVariant:
     quantized: bool
     block_size: int
 
+    @property
+    def label(self) -> str:
+        """A short name for file names and messages."""
+        width = "8bit" if self.quantized else "32bit"
+        return f"{self.rule.name}-{self.parameter}-{self.gradient}-{width}"
+
 
 # ---- C++ and CUDA ------------------------------------------------------------------------------
 
@@ -67,6 +78,38 @@ def cpp_source(variant: KernelVariant) -> str:
     return "\n".join(parts)
 
 
+# Threads of a block in CUDA kernels; at two blocks a multiprocessor each thread has 64 registers.
+CUDA_THREADS = 512
+
+
+def cuda_source(variant: KernelVariant) -> str:
+    """The complete source of one CUDA kernel variant; compiles with NVRTC without any header.
+
+    All text is pasted into one string because CuPy keys its cache on it.
+    """
+    kernels = data_dir("kernels")
+    parts = [
+        (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
+        f"#define THREADS {CUDA_THREADS}",
+        specialization(variant),
+        (kernels / "cuda_memory.cuh").read_text(encoding="utf-8"),
+        (kernels / "cuda_codec.cuh").read_text(encoding="utf-8"),
+        (kernels / "update.cu").read_text(encoding="utf-8"),
+    ]
+    return "\n".join(parts)
+
+
+def cuda_tables_source() -> str:
+    """The source of the kernels that write the CUDA backend's tables; no variants of it."""
+    kernels = data_dir("kernels")
+    parts = [
+        (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
+        f"#define THREADS {CUDA_THREADS}",
+        (kernels / "tables.cu").read_text(encoding="utf-8"),
+    ]
+    return "\n".join(parts)
+
+
 @cache
 def specialization(variant: KernelVariant) -> str:
     """The part between prelude and skeleton: macros, state and scalar structs, the rule."""
@@ -79,6 +122,8 @@ def specialization(variant: KernelVariant) -> str:
         f"#define BLOCK {variant.block_size}",
         f"#define QUANTIZED {int(variant.quantized)}",
         f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
+        f"#define ANY_SIGNED {int('true' in signed)}",
+        f"#define ANY_UNSIGNED {int('false' in signed)}",
         f"constexpr bool kSigned[STATES] = {{{signed}}};",
         f"struct Scalars {{ float {', '.join(rule.all_scalars)}; }};",
         *_update_function(variant),

@@ -54,7 +54,7 @@ def compile_library(source: str, name: str) -> Path:
             f"cannot compile {name}: no C++ compiler was found; install one (e.g. g++), name it "
             "in the variable CXX, or set OPTFACTORY_BACKEND=reference"
         )
-    folder = _cache_folder()
+    folder = cache_folder()
     targets = [folder / f"{name}-{_digest(source, compiler, flags)}.so" for flags in _ATTEMPTS]
     built = next((target for target in targets if target.is_file()), None)
     if built is not None:
@@ -132,7 +132,7 @@ def _processor() -> str:
     return text
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """A folder that only this user can write to: what lies in it is loaded as code."""
     chosen = os.environ.get(CACHE_VARIABLE)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

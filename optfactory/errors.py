@@ -3,7 +3,8 @@
 OptFactoryError
 ├── ConfigError (ValueError)          a hyperparameter, name or parameter list is refused
 │   └── UnknownOptimizerError         no optimizer of that name
-├── KernelCompileError (RuntimeError) the system compiler refused a kernel
+├── BackendError (RuntimeError)       a device's backend cannot run on this machine
+├── KernelCompileError (RuntimeError) the compiler refused a kernel
 └── StateError (ValueError)           a checkpoint does not fit this optimizer
 """
 
@@ -30,6 +31,13 @@ class ConfigError(OptFactoryError, ValueError):
 
 class UnknownOptimizerError(ConfigError):
     """The requested optimizer name does not exist."""
+
+
+class BackendError(OptFactoryError, RuntimeError):
+    """The backend of a device cannot run on this machine: something is missing or does not fit.
+
+    The message names the cause and the command that removes it.
+    """
 
 
 class KernelCompileError(OptFactoryError, RuntimeError):

@@ -1,8 +1,11 @@
-"""Where optimizer state lives: ordinary memory, or a file that the system can evict it to.
+"""Where optimizer state lives: ordinary memory, or memory that makes room for other data.
 
 A paged tensor on a CPU is a shared mapping of a file in a private temporary folder. The folder is
 removed as soon as the file is mapped: the disk space is freed with the tensor, also when the
 process is killed.
+
+A paged tensor of a CUDA parameter is either managed memory, whose pages CUDA moves between host and
+device as they are needed, or pinned host memory that every step streams through the device.
 """
 
 from __future__ import annotations
@@ -15,16 +18,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from optfactory.managed import concurrent_managed_access, managed_tensor
+
 # Smaller tensors stay in ordinary memory, as in bitsandbytes: paging them would save nothing.
 PAGED_MIN_NUMEL = 100_000
 
 RESIDENT = "resident"
 FILE_MAPPED = "file-mapped"
+MANAGED = "managed"
+PINNED = "pinned"
 
 
-def placement(numel: int, is_paged: bool) -> str:
-    """Where a state tensor of this many elements is kept."""
-    return FILE_MAPPED if is_paged and numel >= PAGED_MIN_NUMEL else RESIDENT
+def placement(
+    numel: int, device: torch.device, is_paged: bool, page_memory: str
+) -> tuple[str, str]:
+    """Where a state tensor of this many elements is kept, and why it is not paged if it is not.
+
+    Args:
+        device: the parameter's device.
+        page_memory: ``managed``, ``pinned`` or ``auto``, which takes managed memory where the
+            device and the system support that both use it at once.
+    """
+    if not is_paged:
+        return RESIDENT, ""
+    if numel < PAGED_MIN_NUMEL:
+        return RESIDENT, f"{numel} elements, fewer than {PAGED_MIN_NUMEL}: not paged"
+    if device.type != "cuda":
+        return FILE_MAPPED, ""
+    if page_memory == "auto":
+        return (MANAGED if concurrent_managed_access(device) else PINNED), ""
+    return page_memory, ""
 
 
 def allocate(
@@ -42,6 +65,10 @@ def allocate(
     """
     if where == RESIDENT:
         return torch.full(shape, fill, dtype=dtype, device=device)
+    if where == MANAGED:
+        return managed_tensor(shape, dtype, device).fill_(fill)
+    if where == PINNED:
+        return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available()).fill_(fill)
     return _map_file(math.prod(shape), dtype, page_dir).fill_(fill).view(shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any, overload
 
 import torch
@@ -141,12 +142,16 @@ class Optimizer2State(Optimizer):
         plan = self._current_plan()
         self._allocate_missing(plan)
         buckets = plan.gather()
+        for bucket in buckets:
+            bucket.grad_scale = _handed_over(self, "grad_scale", bucket.key.device)
+            bucket.found_inf = _handed_over(self, "found_inf", bucket.key.device)
         try:
             _run(buckets)
         finally:
             # Buckets outlive the step; a gradient they kept would stay in memory behind zero_grad.
             for bucket in buckets:
                 bucket.gradients = []
+                bucket.grad_scale = bucket.found_inf = None
 
     def init_states(self) -> None:
         """Allocate the state of every trainable parameter now instead of at the first step."""
@@ -166,12 +171,12 @@ class Optimizer2State(Optimizer):
         slots = []
         for index, group in enumerate(self.param_groups):
             rule = type(self.config).rule(group)
-            layouts: dict[tuple[int, ...], StateLayout] = {}
+            layouts: dict[tuple[Any, ...], StateLayout] = {}
             for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-                shape = tuple(p.shape)
-                if shape not in layouts:
-                    layouts[shape] = StateLayout.of(shape, rule, group)
-                slots.append(Slot(p, name, group, layouts[shape], self.state.get(p, {})))
+                facts = (tuple(p.shape), p.device)
+                if facts not in layouts:
+                    layouts[facts] = StateLayout.of(*facts, rule, group)
+                slots.append(Slot(p, name, group, layouts[facts], self.state.get(p, {})))
         return slots
 
     def _allocate_missing(self, plan: StepPlan) -> None:
@@ -179,15 +184,22 @@ class Optimizer2State(Optimizer):
 
         Users empty or replace `optimizer.state` to reset an optimizer, so it is read anew.
         """
-        state = self.state
-        for slot in plan.slots:
-            live = state.get(slot.parameter)
-            if live:
-                slot.state = live
+        live = list(map(self.state.get, plan.parameters))
+        if plan.states is not None and all(live) and all(map(is_, live, plan.states)):
+            return
+        for slot, entries in zip(plan.slots, live, strict=True):
+            if entries:
+                slot.state = entries
             elif slot.parameter.requires_grad or slot.parameter.grad is not None:
-                slot.state = state[slot.parameter] = slot.allocate()
+                slot.state = self.state[slot.parameter] = slot.allocate()
+        plan.states = [slot.state for slot in plan.slots]
 
     # ---- checkpoints -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim.Optimizer.state_dict; waits for state that is on its way to the host."""
+        self._synchronize()
+        return super().state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -210,6 +222,7 @@ class Optimizer2State(Optimizer):
         plan = self._current_plan()
         states = checkpoint.read_states(saved_state, saved_groups, plan.slots)
         fresh = {slot: slot.state or slot.allocate() for slot in states}
+        self._synchronize()
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
         self.state.clear()
@@ -220,7 +233,14 @@ class Optimizer2State(Optimizer):
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
+    def _synchronize(self) -> None:
+        """Wait until pinned state is whole: a step leaves while it is still copied to the host."""
+        slots = self._current_plan().slots
+        for device in {s.parameter.device for s in slots if s.layout.where == memory.PINNED}:
+            torch.cuda.synchronize(device)
+
     def __getstate__(self) -> dict[str, Any]:
+        self._synchronize()
         return {**super().__getstate__(), "config": self.config, "_plan": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -240,7 +260,7 @@ def _run(buckets: list[Bucket]) -> None:
         backend.prepare([bucket for chosen, bucket in work if chosen is backend])
     for backend, bucket in work:
         backend.update(bucket)
-        _increment_versions([slot.parameter for slot in bucket.slots])
+        _increment_versions(bucket.parameters)
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:
@@ -250,6 +270,14 @@ def _increment_versions(tensors: list[Tensor]) -> None:
     except TypeError:  # older torch takes one tensor at a time
         for tensor in tensors:
             torch.autograd.graph.increment_version(tensor)
+
+
+def _handed_over(optimizer: Optimizer, name: str, device: torch.device) -> Tensor | None:
+    """What torch.amp.GradScaler set on the optimizer for this step, on a bucket's device."""
+    value = getattr(optimizer, name, None)
+    if value is None:
+        return None
+    return torch.as_tensor(value, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def _annotations(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,12 +291,29 @@ def _live_lr(group: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    if not config.is_paged:
-        return ""
-    other = next((p.device for p in params if p.device.type not in ("cpu", "meta")), None)
-    if other is not None:
-        return f"is_paged: paged state is available for CPU tensors, got one on {other}"
+    """Why a group's state cannot live where its config says; empty if it can."""
+    kinds = {p.device.type for p in params} - {"meta"}
+    other = sorted(kinds - {"cpu", "cuda"})
+    if config.is_paged and other:
+        return f"is_paged: paged state is available on CPUs and CUDA devices, got one on {other[0]}"
+    gpus = [p.device for p in params if p.device.type == "cuda"]
+    if config.is_paged and gpus and backend_for(gpus[0]).name == "reference":
+        return "is_paged: the portable backend cannot page state of GPU parameters; use the kernels"
+    if config.page_memory != "auto" and kinds and "cuda" not in kinds:
+        return f"page_memory: is for CUDA parameters, got parameters on {sorted(kinds)}; drop it"
     folder = config.page_dir
+    if folder is not None and kinds and "cpu" not in kinds:
+        return f"page_dir: is for CPU parameters, got parameters on {sorted(kinds)}; drop it"
     if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         return f"page_dir: not a folder that can be written to (got {folder!r})"
+    return _capture_problem(config, params)
+
+
+def _capture_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
+    if not config.capturable:
+        return ""
+    devices = {p.device for p in params if p.device.type != "meta"}
+    unable = [device for device in devices if not backend_for(device).supports_capture]
+    if unable:
+        return f"capturable: needs parameters on a CUDA device, got one on '{unable[0]}'; drop it"
     return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter, eq
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ class BucketKey:
     rule: UpdateRule
     quantized: bool
     block_size: int
+    device_step: bool
 
 
 @dataclass(eq=False)
@@ -58,14 +61,32 @@ class Bucket:
         slots, gradients: the parameters, and this step's gradient of each; no gradients between
             steps.
         config_class: the schema that computes the scalars.
+        grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
+            the one, change nothing if the other is not 0.
         tables: what the backend keeps between steps while the slots stay the same.
     """
 
     key: BucketKey
     config_class: type[OptimizerConfig]
     slots: list[Slot]
-    gradients: list[Tensor]
+    gradients: list[Tensor] = field(default_factory=list)
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
     tables: Any = None
+
+    def __post_init__(self) -> None:
+        self.parameters = [slot.parameter for slot in self.slots]
+        # The numbers of each group's parameters; a bucket keeps them together.
+        self._groups: list[tuple[dict[str, Any], range]] = []
+        begin = 0
+        for end, slot in enumerate(self.slots, start=1):
+            if end == len(self.slots) or self.slots[end].group is not slot.group:
+                self._groups.append((slot.group, range(begin, end)))
+                begin = end
+
+    def state_tensors(self) -> list[Tensor]:
+        """All state tensors, slot by slot."""
+        return list(chain.from_iterable(map(dict.values, [slot.state for slot in self.slots])))
 
     def scalar_rows(self, steps: list[float]) -> tuple[list[list[float]], list[int]]:
         """The distinct rows of scalars of this step, and the row of each slot.
@@ -73,18 +94,50 @@ class Bucket:
         A row holds `rule.all_scalars` in order; slots share it when group and step are the same.
         """
         rows: list[list[float]] = []
-        row_of: dict[tuple[int, float], int] = {}
-        indices = []
+        indices: list[int] = []
         names = self.key.rule.all_scalars
-        for slot, step in zip(self.slots, steps, strict=True):
-            key = (id(slot.group), step)
-            index = row_of.get(key)
-            if index is None:
-                scalars = self.config_class.scalars(slot.group, int(step))
-                index = row_of[key] = len(rows)
+        for group, members in self._groups:
+            own = steps[members.start : members.stop]
+            row_of = {}
+            values = dict(group, lr=float(group["lr"]))
+            for step in dict.fromkeys(own):
+                scalars = self.config_class.scalars(values, int(step))
+                row_of[step] = len(rows)
                 rows.append([scalars[name] for name in names])
-            indices.append(index)
+            indices += map(row_of.__getitem__, own)
         return rows, indices
+
+    def device_scalars(self, steps: Tensor) -> Tensor:
+        """The scalars of each slot, computed where `steps` is, without waiting for it.
+
+        Args:
+            steps: each slot's step, float64.
+
+        Returns:
+            float32 [slots, scalars], in the order of `rule.all_scalars`.
+        """
+        names = self.key.rule.all_scalars
+        table = torch.empty(len(self.slots), len(names), device=steps.device)
+        for group, members in self._groups:
+            part = slice(members.start, members.stop)
+            values = dict(group)
+            if isinstance(group["lr"], Tensor):
+                values["lr"] = group["lr"].to(steps.device, torch.float64, non_blocking=True)
+            scalars = self.config_class.scalars(values, steps[part])
+            for column, name in enumerate(names):
+                table[part, column] = scalars[name]
+        return table
+
+    def must_skip(self) -> bool:
+        """Whether the GradScaler found gradients that are not finite; waits for its device."""
+        return self.found_inf is not None and float(self.found_inf) != 0
+
+    def unscaled_gradients(self) -> list[Tensor]:
+        """The gradients divided by the GradScaler's factor, as `GradScaler.unscale_` does it."""
+        if self.grad_scale is None:
+            return self.gradients
+        factor = float(self.grad_scale.double().reciprocal())
+        return [gradient * factor for gradient in self.gradients]
 
 
 class StepPlan:
@@ -92,12 +145,13 @@ class StepPlan:
 
     def __init__(self, slots: Iterable[Slot], config_class: type[OptimizerConfig]) -> None:
         self.slots = list(slots)
+        self.parameters = [slot.parameter for slot in self.slots]
+        self.parameter_ids = [id(p) for p in self.parameters]
         self.config_class = config_class
-        self.parameter_ids = [id(slot.parameter) for slot in self.slots]
-        self._buckets: dict[int, Bucket] = {}
-        # A key's hash is long to compute, so that buckets are found by their key's number.
-        self._keys: list[BucketKey] = []
-        self._numbers: dict[tuple[Any, ...], int] = {}
+        self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
+        self._facts: _Facts | None = None
+        self._current: list[tuple[Bucket, list[int]]] = []
+        self._buckets: dict[BucketKey, Bucket] = {}
 
     def gather(self) -> list[Bucket]:
         """The buckets of all parameters that have a gradient now.
@@ -105,57 +159,76 @@ class StepPlan:
         Raises:
             ConfigError: a gradient is sparse or of a dtype no kernel takes; nothing was changed.
         """
-        found: dict[int, tuple[list[Slot], list[Tensor]]] = {}
-        for slot in self.slots:
-            p = slot.parameter
-            gradient = p.grad
-            if gradient is None:
-                continue
-            # Looked up by everything that may change under an optimizer's feet: a kernel that
-            # trusted an old dtype or size would write outside of its buffers.
-            shapes = (p.shape, gradient.shape)
-            facts = (slot, p.dtype, p.device, shapes, gradient.dtype, gradient.device)
-            number = self._numbers.get(facts)
-            if number is None or gradient.layout is not torch.strided:
-                number = self._numbers[facts] = self._number_of(slot, gradient)
-            members = found.get(number)
-            if members is None:
-                members = found[number] = ([], [])
-            members[0].append(slot)
-            members[1].append(gradient)
-        return [self._bucket(number, *members) for number, members in found.items()]
+        gradients = [p.grad for p in self.parameters]
+        if self._facts is None or not self._facts.hold(self.parameters, gradients):
+            self._facts = None
+            self._current = self._sort(gradients)
+            self._facts = _Facts(self.parameters, gradients)
+        for bucket, members in self._current:
+            bucket.gradients = [gradients[index] for index in members]  # type: ignore[misc]
+        return [bucket for bucket, _ in self._current]
 
-    def _bucket(self, number: int, slots: list[Slot], gradients: list[Tensor]) -> Bucket:
-        bucket = self._buckets.get(number)
+    def _sort(self, gradients: list[Tensor | None]) -> list[tuple[Bucket, list[int]]]:
+        """Each bucket with the numbers of its parameters."""
+        found: dict[BucketKey, list[int]] = {}
+        for index, (slot, gradient) in enumerate(zip(self.slots, gradients, strict=True)):
+            if gradient is not None:
+                found.setdefault(_key(slot, gradient), []).append(index)
+        return [(self._bucket(key, members), members) for key, members in found.items()]
+
+    def _bucket(self, key: BucketKey, members: list[int]) -> Bucket:
+        slots = [self.slots[index] for index in members]
+        bucket = self._buckets.get(key)
         if bucket is None or bucket.slots != slots:
-            bucket = Bucket(self._keys[number], self.config_class, slots, gradients)
-            self._buckets[number] = bucket
-        bucket.gradients = gradients
+            bucket = self._buckets[key] = Bucket(key, self.config_class, slots)
         return bucket
 
-    def _number_of(self, slot: Slot, gradient: Tensor) -> int:
-        p = slot.parameter
-        problem = _problem(slot, gradient)
-        if problem:
-            raise ConfigError(f"cannot update {slot.name}: {problem}")
-        key = BucketKey(
-            p.device,
-            p.dtype,
-            gradient.dtype,
-            slot.layout.rule,
-            slot.layout.quantized,
-            slot.layout.grid.block_size,
+
+class _Facts:
+    """Everything that may change under an optimizer's feet: dtypes, shapes, devices, layouts.
+
+    A kernel that trusted an old dtype or size would write outside of its buffers. Thousands of
+    tensors are compared at every step, so column by column, without keeping a new object.
+    """
+
+    _PARAMETER = tuple(map(attrgetter, ("shape", "dtype", "device")))
+    _GRADIENT = tuple(map(attrgetter, ("shape", "dtype", "device", "layout")))
+
+    def __init__(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+        self._absent = [g is None for g in gradients]
+        present = [g for g in gradients if g is not None]
+        self._known = [(get, list(map(get, parameters))) for get in self._PARAMETER]
+        self._known_gradients = [(get, list(map(get, present))) for get in self._GRADIENT]
+
+    def hold(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> bool:
+        """Whether all facts are as they were."""
+        if [g is None for g in gradients] != self._absent:
+            return False
+        present = [g for g in gradients if g is not None]
+        return all(all(map(eq, map(get, parameters), known)) for get, known in self._known) and all(
+            all(map(eq, map(get, present), known)) for get, known in self._known_gradients
         )
-        if key not in self._keys:
-            self._keys.append(key)
-        return self._keys.index(key)
+
+
+def _key(slot: Slot, gradient: Tensor) -> BucketKey:
+    p = slot.parameter
+    problem = _problem(slot, gradient)
+    if problem:
+        raise ConfigError(f"cannot update {slot.name}: {problem}")
+    return BucketKey(
+        p.device,
+        p.dtype,
+        gradient.dtype,
+        slot.layout.rule,
+        slot.layout.quantized,
+        slot.layout.grid.block_size,
+        slot.layout.device_step,
+    )
 
 
 def _problem(slot: Slot, gradient: Tensor) -> str:
     """Why a parameter cannot be updated with this gradient; empty if it can."""
     p, layout = slot.parameter, slot.layout
-    moments = layout.rule.states[0].name
-    state_device = next(t.device for key, t in slot.state.items() if key.startswith(moments))
     if gradient.layout is not torch.strided:
         return f"its gradient is sparse ({gradient.layout}); create the embedding with sparse=False"
     if gradient.dtype not in (p.dtype, torch.float32):
@@ -163,10 +236,12 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"its gradient has dtype {gradient.dtype}; "
             f"allowed are {p.dtype} (the parameter's) and torch.float32"
         )
-    if not p.device == gradient.device == state_device:
+    homes = layout.homes(slot.state)
+    if {p.device, gradient.device, *homes} != {p.device}:
+        state = ", ".join(map(str, homes))
         return (
             f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
-            f"{state_device}; move the model before its optimizer is built"
+            f"{state}; move the model before its optimizer is built"
         )
     if not p.shape == gradient.shape == layout.shape:
         return (

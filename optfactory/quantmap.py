@@ -64,12 +64,12 @@ class QuantizationMap:
     def keys(self) -> tuple[int, ...]:
         """The look-up table with which kernels find the nearest code without a search.
 
-        The upper 16 bits of the float32 pattern of |y| (clamped to at least 2^-23) form a key;
-        the entries for y >= 0 come first, those for y < 0 behind them. No interval of numbers with
-        the same key holds more than one decision boundary, so an entry packs the code at the
-        interval's lower end (upper 16 bits) with the greatest lower-16-bit pattern that still has
-        this code (lower 16 bits). For negative y the lower bits are inverted, so that they too
-        ascend with y.
+        The upper 16 bits of the float32 pattern of |y| (clamped to [2^-23, 1]) form a key; the
+        entries for y >= 0 come first, those for y < 0 behind them. No interval of numbers with the
+        same key holds more than one decision boundary, so that an entry can pack the code at the
+        interval's lower end (upper 16 bits) with how far below the next code that end lies: adding
+        the pattern's lower 16 bits carries into the code exactly behind the boundary. For negative
+        y the lower bits are inverted, so that they too ascend with y.
 
         Raises:
             ValueError: two boundaries share an interval, i.e. the map is too fine for this table.
@@ -86,12 +86,12 @@ class QuantizationMap:
         if last - first > 1:
             raise ValueError(f"map '{self.name}' is too fine: codes {first}..{last} share a key")
         if last == first:
-            return (first << 16) | 0xFFFF
+            return first << 16
         low, high = 0, 0xFFFF
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if code_at(middle) == first else (low, middle)
-        return (first << 16) | low
+        return (first << 16) | (0xFFFF - low)
 
 
 # fmt: off

@@ -14,9 +14,10 @@ class MemoryRow:
     Attributes:
         name: the parameter's name.
         bits: 8 or 32.
-        where: ``resident`` or ``file-mapped``.
+        where: ``resident``, ``file-mapped``, ``managed`` or ``pinned``.
         nbytes: bytes of its state tensors, scales and step included.
-        reason: why it is 32-bit although optim_bits is 8; else empty.
+        reason: why it is 32-bit although optim_bits is 8, or not paged although is_paged is true;
+            else empty.
     """
 
     name: str
@@ -55,7 +56,7 @@ def report(slots: list[Slot]) -> MemoryReport:
                 bits=8 if slot.layout.quantized else 32,
                 where=slot.layout.where,
                 nbytes=slot.layout.nbytes,
-                reason=slot.layout.reason,
+                reason="; ".join(filter(None, (slot.layout.reason, slot.layout.unpaged))),
             )
             for slot in slots
             if slot.parameter.requires_grad

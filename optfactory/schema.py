@@ -95,6 +95,15 @@ class OptimizerConfig(BaseModel):
     page_dir: str | None = Field(
         default=None, description="folder of the paged state's files on CPUs; null chooses one"
     )
+    page_memory: Literal["auto", "managed", "pinned"] = Field(
+        default="auto",
+        description="paged state on GPUs: managed (CUDA moves pages), pinned (host memory, "
+        "streamed), auto (managed where it is supported)",
+    )
+    capturable: bool = Field(
+        default=False,
+        description="keep step and scalars on the GPU, so that a CUDA graph can capture a step",
+    )
     min_8bit_size: Annotated[Count, Field(ge=0)] = Field(
         default=4096, description="tensors with fewer elements keep 32-bit state"
     )
@@ -120,6 +129,23 @@ class OptimizerConfig(BaseModel):
             raise ValueError("page_dir needs is_paged: true or a paged_ name; drop it otherwise")
         return value
 
+    @field_validator("capturable")
+    @classmethod
+    def _graphs_cannot_page(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("is_paged", cls.locked.get("is_paged")):
+            raise ValueError(
+                "a CUDA graph cannot move paged state; set capturable: false, or take a name "
+                "without paged_"
+            )
+        return value
+
+    @field_validator("page_memory")
+    @classmethod
+    def _page_memory_needs_paging(cls, value: str, info: ValidationInfo) -> str:
+        if value != "auto" and info.data.get("is_paged") is False:
+            raise ValueError("page_memory needs is_paged: true or a paged_ name; drop it otherwise")
+        return value
+
     @classmethod
     @abstractmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
@@ -127,8 +153,11 @@ class OptimizerConfig(BaseModel):
 
     @classmethod
     @abstractmethod
-    def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
         """The rule's scalars at a step, in float64, from a param group's current values.
+
+        Only arithmetic may be done with `lr` and `step`: where a CUDA graph is captured they are
+        float64 tensors on the device, and so are the scalars.
 
         Args:
             group: hyperparameters by field name; `lr` and the others may change between steps.

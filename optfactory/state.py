@@ -36,12 +36,16 @@ def absmax_key(state: StateSpec) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One state tensor: dtype, shape, where it lives and what it is filled with at first."""
+    """One state tensor: dtype, shape, where it lives and what it is filled with at first.
+
+    With `on_device` it is kept on the parameter's device, otherwise on the CPU.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     where: str = memory.RESIDENT
     fill: int = 0
+    on_device: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +66,11 @@ class TensorSpec:
             return "is a DTensor; sharded state is not supported yet"
         return ""
 
+    def allocate(self, device: torch.device, page_dir: str | None) -> Tensor:
+        """A fresh tensor for a parameter on this device."""
+        home = device if self.on_device else torch.device("cpu")
+        return memory.allocate(self.shape, self.dtype, home, self.where, page_dir, self.fill)
+
 
 @dataclass(frozen=True)
 class StateLayout:
@@ -73,6 +82,8 @@ class StateLayout:
         grid: the block grid of the parameter.
         quantized: whether the states are 8-bit.
         reason: why not, where `optim_bits` is 8 and they are 32-bit; else empty.
+        unpaged: why not, where `is_paged` is true and its state is not paged; else empty.
+        device_step: whether the step counter is on the parameter's device.
         tensors: every state tensor by its key.
     """
 
@@ -81,17 +92,26 @@ class StateLayout:
     grid: BlockGrid
     quantized: bool
     reason: str
+    unpaged: str
+    device_step: bool
     tensors: Mapping[str, TensorSpec]
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], rule: UpdateRule, group: Mapping[str, Any]) -> StateLayout:
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        device: torch.device,
+        rule: UpdateRule,
+        group: Mapping[str, Any],
+    ) -> StateLayout:
         """The layout for a parameter of this global shape under a group's hyperparameters."""
         grid = BlockGrid.of(shape, group["block_size"])
         numel = grid.rows * grid.cols
         reason = _why_32_bits(numel, grid, group["min_8bit_size"])
         quantized = group["optim_bits"] == 8 and not reason
-        where = memory.placement(numel, group["is_paged"])
-        tensors = {"step": TensorSpec(torch.float32, ())}
+        where, unpaged = memory.placement(numel, device, group["is_paged"], group["page_memory"])
+        device_step = bool(group["capturable"])
+        tensors = {"step": TensorSpec(torch.float32, (), on_device=device_step)}
         for state in rule.states:
             if quantized:
                 zero = map_for(state.signed).zero_code
@@ -101,21 +121,11 @@ class StateLayout:
                 tensors[state.name] = TensorSpec(torch.float32, shape, where)
         if group["optim_bits"] == 32:
             reason = ""
-        return cls(shape, rule, grid, quantized, reason, tensors)
+        return cls(shape, rule, grid, quantized, reason, unpaged, device_step, tensors)
 
     def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
-        """Fresh state: step 0 and all states zero; `step` lives on the CPU as in torch.optim."""
-        return {
-            key: memory.allocate(
-                spec.shape,
-                spec.dtype,
-                torch.device("cpu") if key == "step" else device,
-                spec.where,
-                page_dir,
-                spec.fill,
-            )
-            for key, spec in self.tensors.items()
-        }
+        """Fresh state: step 0 and all states zero."""
+        return {key: spec.allocate(device, page_dir) for key, spec in self.tensors.items()}
 
     def check(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Refuse state tensors that are not what this layout allocates.
@@ -133,6 +143,15 @@ class StateLayout:
                 problem = "expected a contiguous tensor"
             if problem:
                 raise StateError(f"the state '{key}' of {name}: {problem}")
+
+    def homes(self, state: Mapping[str, Tensor]) -> set[torch.device]:
+        """The devices of the state tensors that belong on the parameter's device."""
+        specs = self.tensors.items()
+        return {
+            state[key].device
+            for key, spec in specs
+            if key in state and spec.on_device and spec.where != memory.PINNED
+        }
 
     @property
     def where(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -12,7 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-BACKENDS = ("cpu", "reference")
+from optfactory.backends.cuda import CudaBackend
+from tests.emulation.driver import EmulatedDriver
+
+CPU_BACKENDS = ("cpu", "reference", "emulated")
+BACKENDS = (*CPU_BACKENDS, pytest.param("cuda", marks=pytest.mark.gpu))
+
+# For tests with the fixture `backend` that ask something of CPUs only.
+on_cpus = pytest.mark.parametrize("backend", CPU_BACKENDS, indirect=True)
+
+
+def missing_gpu() -> str:
+    """Why the CUDA backend cannot run here; empty if it can."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return "" if importlib.util.find_spec("cupy") else "CuPy is not installed"
 
 
 def has_compiler() -> bool:
@@ -47,13 +62,24 @@ def fixed_conditions() -> Iterator[None]:
 def backend(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fixed_conditions: None
 ) -> str:
-    """Runs a test on the native and on the portable backend.
+    """Runs a test on the native and on the portable backend, and with CUDA kernels.
 
-    The portable one gets a single thread: its many small operations only wait for a second.
+    With "cuda", tensors are made on the GPU wherever a test names no device. The portable one gets
+    a single thread: its many small operations only wait for a second.
     """
     name = str(request.param)
     if name == "cpu" and not has_compiler():
         pytest.skip("no C++ compiler for the native backend")
-    monkeypatch.setenv("OPTFACTORY_BACKEND", name)
+    if name == "cuda":
+        if missing_gpu():
+            pytest.skip(missing_gpu())
+        monkeypatch.delenv("OPTFACTORY_BACKEND", raising=False)
+        torch.set_default_device("cuda")
+        request.addfinalizer(lambda: torch.set_default_device(None))
+    elif name == "emulated":
+        backend = CudaBackend(EmulatedDriver())
+        monkeypatch.setattr("optfactory.optimizer.backend_for", lambda device: backend)
+    else:
+        monkeypatch.setenv("OPTFACTORY_BACKEND", name)
     torch.set_num_threads(2 if name == "cpu" else 1)
     return name

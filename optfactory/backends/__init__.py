@@ -1,7 +1,7 @@
 """Backends: who does the arithmetic on a device.
 
-`cpu` compiles the kernels in `kernels/` for the machine's CPU; `reference` runs the same rule
-texts as plain torch operations, on any device.
+`cuda` runs the kernels in `kernels/` on NVIDIA GPUs, `cpu` compiles them for the machine's CPU, and
+`reference` runs the same rule texts as plain torch operations, on any device.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ def backend_for(device: torch.device) -> Backend:
 
     The environment variable OPTFACTORY_BACKEND chooses: ``auto`` (the default) takes compiled
     kernels where they can be had, ``cpu`` insists on them for CPU tensors, ``reference`` never
-    uses them.
+    uses them. CUDA tensors always get the CUDA kernels unless it says ``reference``.
 
     Raises:
         ConfigError: the variable has another value.
+        BackendError: the device is a GPU, and CuPy or its driver is missing or does not fit.
     """
     choice = os.environ.get(BACKEND_VARIABLE, "auto")
     if choice not in _CHOICES:
@@ -44,6 +45,8 @@ def backend_for(device: torch.device) -> Backend:
 def _backend(device_type: str, choice: str) -> Backend:
     if choice == "reference":
         return ReferenceBackend()
+    if device_type == "cuda":
+        return _cuda_backend()
     if device_type != "cpu":
         _warn_portable(f"optfactory has no kernels for '{device_type}' devices yet")
         return ReferenceBackend()
@@ -53,6 +56,14 @@ def _backend(device_type: str, choice: str) -> Backend:
         )
         return ReferenceBackend()
     return CpuBackend()
+
+
+def _cuda_backend() -> Backend:
+    # Not needed, and perhaps not installed, where there is no GPU.
+    from optfactory.backends.cuda import CudaBackend
+    from optfactory.backends.cupy_driver import cupy_driver
+
+    return CudaBackend(cupy_driver())
 
 
 def _warn_portable(reason: str) -> None:

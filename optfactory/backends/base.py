@@ -12,6 +12,8 @@ class Backend(Protocol):
     """Updates the parameters and states of a bucket in place."""
 
     name: str
+    # Whether `update` can be recorded into a CUDA graph, with steps and scalars on the device.
+    supports_capture: bool
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         """Get ready for these buckets, e.g. compile kernels.

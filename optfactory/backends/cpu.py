@@ -12,13 +12,11 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from optfactory.codegen import KernelVariant, cpp_source
+from optfactory.codegen import KernelVariant, cpp_source, dtype_name
 from optfactory.compiler import load_library
 from optfactory.plan import Bucket, BucketKey, Slot
 from optfactory.quantmap import map_for
 from optfactory.state import absmax_key, codes_key
-
-_CPP_TYPES = {torch.float32: "float", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 # Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
 _CHUNK_NUMEL = 65_536
@@ -31,6 +29,7 @@ class CpuBackend:
     """Compiles a kernel per rule, dtypes and width at first use, and calls it on whole buckets."""
 
     name = "cpu"
+    supports_capture = False
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         fresh = [
@@ -53,8 +52,8 @@ class CpuBackend:
 def _variant(key: BucketKey) -> KernelVariant:
     return KernelVariant(
         key.rule,
-        _CPP_TYPES[key.parameter],
-        _CPP_TYPES[key.gradient],
+        dtype_name(key.parameter),
+        dtype_name(key.gradient),
         key.quantized,
         key.block_size,
     )
@@ -62,9 +61,7 @@ def _variant(key: BucketKey) -> KernelVariant:
 
 @cache
 def _library(variant: KernelVariant) -> ctypes.CDLL:
-    width = "8bit" if variant.quantized else "32bit"
-    name = f"{variant.rule.name}-{variant.parameter}-{variant.gradient}-{width}"
-    return load_library(cpp_source(variant), name)
+    return load_library(cpp_source(variant), variant.label)
 
 
 @cache
@@ -85,7 +82,7 @@ class _Tables:
     def __init__(self, bucket: Bucket, library: ctypes.CDLL) -> None:
         self.library = library
         # Held, because the tables point into them; compared, because users may replace them.
-        self.state_tensors = _state_tensors(bucket)
+        self.state_tensors = bucket.state_tensors()
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
         self.tensors = torch.tensor([_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64)
@@ -106,7 +103,7 @@ class _Tables:
 
     def is_current(self, bucket: Bucket) -> bool:
         """Whether the states are still the tensors that the tables point to."""
-        now = _state_tensors(bucket)
+        now = bucket.state_tensors()
         return len(now) == len(self.state_tensors) and all(map(is_, now, self.state_tensors))
 
     def _check_layout(self, scalars: int) -> None:
@@ -149,6 +146,9 @@ class _Tables:
 
     def run(self, bucket: Bucket) -> None:
         """Advance the steps, then run the passes."""
+        if bucket.must_skip():
+            return
+        bucket.gradients = bucket.unscaled_gradients()
         self._refresh_pointers(bucket)
         count = ctypes.c_int64(len(bucket.slots))
         self.library.optfactory_advance(self.steps, self.step_values, count)
@@ -165,19 +165,19 @@ class _Tables:
         self.library.optfactory_update(self.bucket)
 
     def _refresh_pointers(self, bucket: Bucket) -> None:
-        parameters = [slot.parameter for slot in bucket.slots]
+        parameters = bucket.parameters
         pointers = (
             [tensor.data_ptr() for tensor in parameters],
             [tensor.data_ptr() for tensor in bucket.gradients],
         )
-        strided = any(not t.is_contiguous() for t in parameters) or any(
-            not t.is_contiguous() for t in bucket.gradients
-        )
+        contiguous = [t.is_contiguous() for t in parameters] + [
+            t.is_contiguous() for t in bucket.gradients
+        ]
         if pointers != self.pointers:
             self.tensors[:, _P] = torch.tensor(pointers[0])
             self.tensors[:, _G] = torch.tensor(pointers[1])
             self.pointers = pointers
-        if strided or self.views:
+        if self.views or not all(contiguous):
             self._refresh_views(parameters, bucket.gradients)
 
     def _refresh_views(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
@@ -208,10 +208,6 @@ if hasattr(os, "register_at_fork"):
 
 def _thread_count() -> int:
     return 1 if _forked else torch.get_num_threads()
-
-
-def _state_tensors(bucket: Bucket) -> list[Tensor]:
-    return [tensor for slot in bucket.slots for tensor in slot.state.values()]
 
 
 def _native_blocks(slot: Slot) -> int:

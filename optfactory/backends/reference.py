@@ -21,12 +21,16 @@ class ReferenceBackend:
     """Updates one parameter after the other; temporaries are a few times the parameter's size."""
 
     name = "reference"
+    supports_capture = False
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
             torch_update(bucket.key.rule)
 
     def update(self, bucket: Bucket) -> None:
+        if bucket.must_skip():
+            return
+        bucket.gradients = bucket.unscaled_gradients()
         steps = []
         for slot in bucket.slots:
             slot.state["step"].add_(1)

@@ -35,9 +35,9 @@ class AdamConfig(MomentsConfig):
         return ADAM_AMSGRAD if group["amsgrad"] else ADAM
 
     @classmethod
-    def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
         c1, c2 = bias_corrections(group, step)
-        lr = float(group["lr"])
+        lr = group["lr"]
         decoupled_decay = group["weight_decay"] if group["adam_w_mode"] else 0.0
         return {
             "decay": 1.0 - lr * decoupled_decay,

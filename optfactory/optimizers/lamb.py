@@ -54,9 +54,9 @@ class LambConfig(MomentsConfig):
         return replace(rule, trust_ratio=group["trust_ratio"])
 
     @classmethod
-    def scalars(cls, group: Mapping[str, Any], step: int) -> dict[str, float]:
+    def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
         c1, c2 = bias_corrections(group, step)
-        lr = float(group["lr"])
+        lr = group["lr"]
         decay = group["weight_decay"] if group["adam_w_mode"] else 0.0
         clips = group["trust_ratio"] == "clip"
         return {

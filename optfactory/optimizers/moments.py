@@ -50,7 +50,7 @@ class MomentsConfig(OptimizerConfig):
         return value
 
 
-def bias_corrections(group: Mapping[str, Any], step: int) -> tuple[float, float]:
+def bias_corrections(group: Mapping[str, Any], step: Any) -> tuple[Any, Any]:
     """c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step); both 1 without bias correction."""
     if not group["bias_correction"]:
         return 1.0, 1.0
@@ -58,7 +58,7 @@ def bias_corrections(group: Mapping[str, Any], step: int) -> tuple[float, float]
     return 1.0 - float(beta1) ** step, (1.0 - float(beta2) ** step) ** 0.5
 
 
-def moment_scalars(group: Mapping[str, Any], c2: float) -> dict[str, float]:
+def moment_scalars(group: Mapping[str, Any], c2: Any) -> dict[str, Any]:
     """The scalars every rule with Adam's two moments shares; 1 - beta is formed in float64.
 
     Args:

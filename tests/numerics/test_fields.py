@@ -54,6 +54,9 @@ FLIPS: dict[str, list[Flip]] = {
     "amsgrad": [_flip(True)],
     "is_paged": [_flip(True), _flip(True, optim_bits=8)],
     "page_dir": [_flip(PAGES, is_paged=True), _flip(PAGES, is_paged=True, optim_bits=8)],
+    # For GPUs alone: refused on CPUs, and shown in tests/emulation and tests/gpu.
+    "page_memory": [],
+    "capturable": [],
     "min_8bit_size": [_flip(1, optim_bits=8), _flip(1_000_000, optim_bits=8)],
     "block_size": [_flip(128, optim_bits=8), _flip(1024, optim_bits=8)],
     "trust_ratio": [_flip("clip"), _flip("clip", optim_bits=8)],
@@ -66,6 +69,8 @@ FLIPS: dict[str, list[Flip]] = {
 # Contexts in which a field could do nothing: asking for it there must be an error.
 WITHOUT_EFFECT: dict[str, list[Flip]] = {
     "page_dir": [_flip(PAGES, is_paged=False)],
+    "page_memory": [_flip("pinned", is_paged=False), _flip("pinned", is_paged=True)],
+    "capturable": [_flip(True)],
     "max_unorm": [_flip(0.5, trust_ratio="lamb")],
     "amsgrad": [_flip(True, optim_bits=8)],
 }

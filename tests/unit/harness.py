@@ -12,6 +12,7 @@ from torch import Tensor
 from optfactory import Optimizer2State, build_optimizer, list_optimizers, resolve
 from optfactory.errors import ConfigError
 from tests.conftest import has_compiler
+from tests.devices import randn
 
 NAMES = list_optimizers()
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -36,13 +37,13 @@ def refused(params: Any, name: str = "adam", **overrides: Any) -> str:
 
 def trainable(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    return randn(shape, generator).to(dtype).requires_grad_()
 
 
 def give_gradients(params: list[Tensor], seed: int = 0) -> None:
     for index, p in enumerate(params):
         generator = torch.Generator().manual_seed(1000 * seed + index)
-        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        p.grad = randn(p.shape, generator).to(p.dtype)
 
 
 def trained(optimizer: Optimizer2State, steps: int = 3) -> list[Tensor]:

@@ -31,6 +31,7 @@ DEFAULTS = {
 }  # fmt: skip
 SHARED = {
     "betas": (0.9, 0.999), "bias_correction": True, "amsgrad": False, "page_dir": None,
+    "page_memory": "auto", "capturable": False,
     "min_8bit_size": 4096, "block_size": 256,
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Runs CUDA kernels on CPUs, thread by thread, so that tests need no GPU."""

@@ -1,0 +1,1 @@
+"""Compiles every CUDA kernel for several GPU generations, on machines without a GPU."""

@@ -1,0 +1,173 @@
+"""Every CUDA kernel variant compiles for every supported generation, with few registers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal, get_origin
+
+import pytest
+
+from optfactory import get_optimizer_info, list_optimizers, resolve
+from optfactory.backends.cuda_tables import UNQUANTIZED_BLOCK
+from optfactory.backends.nvrtc import COMPILE_OPTIONS, compile_cubin
+from optfactory.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
+from optfactory.errors import ConfigError, KernelCompileError
+from optfactory.rules import UpdateRule
+from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
+
+pytestmark = [needs_nvrtc, pytest.mark.slow]
+
+DTYPES = ("float", "float16", "bfloat16")
+BLOCK_SIZES = (64, 128, 512, 1024, 2048, 4096)  # and 256, which all variants are compiled with
+APART = ("is_paged", "optim_bits", "block_size")  # fields on which no rule depends
+REGISTERS = 64  # of a thread: two blocks of 512 share a multiprocessor's 65536
+# Bytes of a thread in local memory. What the slow ways (strided views, divisions of extreme
+# numbers) keep across a call lies there; arrays outside of registers would take hundreds.
+LOCAL_BYTES = 96
+
+
+# ---- what the helper reports -------------------------------------------------------------------
+
+TOY = """
+extern "C" __global__ void __launch_bounds__(512, 2) plain(float* p, float a) {
+  __shared__ float s[512];
+  s[threadIdx.x] = p[threadIdx.x];
+  __syncthreads();
+  p[threadIdx.x] += a * s[threadIdx.x ^ 1];
+}
+extern "C" __global__ void indexed(float* p, int j) {
+  float b[64];
+  for (int i = 0; i < 64; ++i) b[i] = p[i];
+  b[j & 63] = 3.0f;
+  float sum = 0.0f;
+  for (int i = 0; i < 64; ++i) sum += b[(i * j) & 63];
+  p[0] = sum;
+}
+extern "C" __global__ void __launch_bounds__(1024) crowded(float* p) {
+  float b[96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) b[i] = p[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 96; ++i) p[i * 1024 + threadIdx.x] = b[i] * b[i * 7 % 96];
+}
+"""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_report_tells_registers_spills_and_local_memory(architecture: str) -> None:
+    found = usage_of(TOY, "toy", architecture)
+    assert set(found) == {"plain", "indexed", "crowded"}
+    plain = found["plain"]
+    assert plain == Usage(plain.registers, 0, 0, 0, 2048)
+    assert 0 < plain.registers <= 64
+    assert found["indexed"].stack_frame >= 256
+    assert found["crowded"].registers == 64
+    assert min(found["crowded"].spill_stores, found["crowded"].spill_loads) > 0
+
+
+def test_products_are_not_contracted_and_subnormal_numbers_stay() -> None:
+    from cupy.cuda import nvrtc
+
+    source = 'extern "C" __global__ void f(float* p, float a) { p[0] = p[0] * a + p[1] / a; }'
+    program = nvrtc.createProgram(source, "probe.cu", (), ())
+    nvrtc.compileProgram(program, (*COMPILE_OPTIONS, "-arch=sm_80"))
+    assembly = nvrtc.getPTX(program).decode()
+    nvrtc.destroyProgram(program)
+    assert "mul.rn.f32" in assembly
+    assert "div.rn.f32" in assembly
+    assert "fma" not in assembly
+    assert "ftz" not in assembly
+
+
+def test_a_refused_source_is_an_error_with_the_compilers_words() -> None:
+    with pytest.raises(KernelCompileError) as caught:
+        compile_cubin("__global__ void f() { undeclared(); }", "probe", "sm_90")
+    message = str(caught.value)
+    assert "probe for sm_90" in message
+    assert 'identifier "undeclared" is undefined' in message
+    assert "OPTFACTORY_BACKEND=reference" in message
+
+
+# ---- the kernels -------------------------------------------------------------------------------
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a field with few of them; none for numbers and the like."""
+    if annotation is bool:
+        return (False, True)
+    return tuple(annotation.__args__) if get_origin(annotation) is Literal else ()
+
+
+def rules() -> Iterator[tuple[UpdateRule, bool]]:
+    """Every update rule that a config can ask for, with each width of its state."""
+    infos = [get_optimizer_info(name) for name in list_optimizers()]
+    for info in infos:
+        if info.name != info.family:
+            continue
+        fields = info.config_class.model_fields
+        few = {name: choices(field.annotation) for name, field in fields.items()}
+        few = {name: values for name, values in few.items() if values and name not in APART}
+        for stated in itertools.product(*few.values()):
+            overrides = dict(zip(few, stated, strict=True))
+            for quantized in (False, True):
+                bits = {"optim_bits": 8 if quantized else 32}
+                try:
+                    config = resolve(info.name, **overrides | bits)
+                except ConfigError:
+                    continue  # such as AMSGrad at 8 bits
+                yield config.rule(config.model_dump()), quantized
+
+
+def variant(
+    rule: UpdateRule, quantized: bool, parameter: str, gradient: str, block_size: int = 256
+) -> KernelVariant:
+    block_size = block_size if quantized else UNQUANTIZED_BLOCK
+    return KernelVariant(rule, parameter, gradient, quantized, block_size)
+
+
+def variants() -> Iterator[Any]:
+    """Equal dtypes for every generation; the rest, whose code differs little, for one."""
+    found: dict[tuple[KernelVariant, str], None] = {}
+    for rule, quantized in rules():
+        for parameter, gradient in itertools.product(DTYPES, DTYPES):
+            if gradient not in (parameter, "float"):
+                continue
+            one = variant(rule, quantized, parameter, gradient)
+            for architecture in ARCHITECTURES if parameter == gradient else ("sm_80",):
+                found[one, architecture] = None
+        if quantized:
+            for block_size in BLOCK_SIZES:
+                found[variant(rule, quantized, "bfloat16", "bfloat16", block_size), "sm_80"] = None
+    for one, architecture in found:
+        ratio = f"-{one.rule.trust_ratio}" if one.rule.trust_ratio else ""
+        name = f"{one.label}-{one.block_size}{ratio}-{architecture}"
+        yield pytest.param(one, architecture, id=name)
+
+
+def assert_in_registers(found: dict[str, Usage]) -> None:
+    for kernel, usage in found.items():
+        assert usage.registers <= REGISTERS, f"{kernel}: {usage}"
+        local = (usage.stack_frame, usage.spill_stores, usage.spill_loads)
+        assert max(local) <= LOCAL_BYTES, f"{kernel} uses much local memory: {usage}"
+
+
+@pytest.mark.parametrize(("one", "architecture"), list(variants()))
+def test_a_kernel_compiles_with_few_registers(one: KernelVariant, architecture: str) -> None:
+    found = usage_of(cuda_source(one), one.label, architecture)
+    assert "optfactory_update" in found
+    assert ("optfactory_statistics" in found) == (one.rule.trust_ratio is not None)
+    assert_in_registers(found)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_kernels_that_write_tables_compile(architecture: str) -> None:
+    assert_in_registers(usage_of(cuda_tables_source(), "tables", architecture))
+
+
+def test_every_rule_is_among_the_variants() -> None:
+    found = {rule.name for rule, _ in rules()}
+    assert {"adam", "adam_amsgrad", "lamb", "lamb_amsgrad"} <= found
+    assert {rule.trust_ratio for rule, _ in rules()} >= {None, "lamb", "clip"}
+    assert CUDA_THREADS * 2 * REGISTERS == 65536
