@@ -77,14 +77,14 @@ OPT_FN float encode(const float* x, bool is_signed, const QuantizationMap& map, 
   const float scale = block_scale(positive, negative, is_signed ? -map.values[0] : 1.0f);
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
   const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
+  const float smallest = is_signed ? kSmallestKeyed : map.values[1];
+  const int32_t* keys = map.keys;
   int32_t wide[kMaxBlock];
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    const float y = divide(x[i], divisor);
+    const int32_t code = nearest_code(divide(x[i], divisor), is_signed, smallest, keys);
     // A second moment that is not zero must not become zero: its root divides the step.
-    wide[i] = is_signed     ? nearest_code(y, true, kSmallestKeyed, map.keys)
-              : x[i] > 0.0f ? nearest_code(y, false, map.values[1], map.keys)
-                            : 0;
+    wide[i] = is_signed || x[i] > 0.0f ? code : 0;
   }
 #pragma omp simd
   for (int i = 0; i < n; ++i) codes[i] = uint8_t(wide[i]);

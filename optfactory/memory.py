@@ -68,7 +68,9 @@ def allocate(
     if where == MANAGED:
         return managed_tensor(shape, dtype, device).fill_(fill)
     if where == PINNED:
-        return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available()).fill_(fill)
+        return torch.empty(
+            shape, dtype=dtype, device="cpu", pin_memory=torch.cuda.is_available()
+        ).fill_(fill)
     return _map_file(math.prod(shape), dtype, page_dir).fill_(fill).view(shape)
 
 

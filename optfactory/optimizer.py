@@ -13,8 +13,8 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from optfactory import checkpoint, memory
-from optfactory.backends import backend_for
-from optfactory.errors import ConfigError
+from optfactory.backends import WARM_UP, backend_for
+from optfactory.errors import BackendError, ConfigError
 from optfactory.param_groups import (
     ANNOTATIONS,
     Params,
@@ -140,6 +140,7 @@ class Optimizer2State(Optimizer):
     @_disable_dynamo
     def _update(self) -> None:
         plan = self._current_plan()
+        self._refuse_capture(plan)
         self._allocate_missing(plan)
         buckets = plan.gather()
         for bucket in buckets:
@@ -152,6 +153,22 @@ class Optimizer2State(Optimizer):
             for bucket in buckets:
                 bucket.gradients = []
                 bucket.grad_scale = bucket.found_inf = None
+
+    def _refuse_capture(self, plan: StepPlan) -> None:
+        """Raise before a graph records what must happen once, or scalars that must change."""
+        captured = {device for device in plan.devices if backend_for(device).capturing(device)}
+        if not captured:
+            return
+        for slot in plan.slots:
+            if slot.parameter.grad is None or slot.parameter.device not in captured:
+                continue
+            if not slot.layout.device_step:
+                raise BackendError(
+                    f"a CUDA graph is being captured, and the step of {slot.name} is computed on "
+                    "the host, so that replays would repeat it; set capturable: true"
+                )
+            if not self.state.get(slot.parameter):
+                raise BackendError(WARM_UP)
 
     def init_states(self) -> None:
         """Allocate the state of every trainable parameter now instead of at the first step."""

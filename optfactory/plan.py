@@ -146,6 +146,7 @@ class StepPlan:
     def __init__(self, slots: Iterable[Slot], config_class: type[OptimizerConfig]) -> None:
         self.slots = list(slots)
         self.parameters = [slot.parameter for slot in self.slots]
+        self.devices = {p.device for p in self.parameters}
         self.parameter_ids = [id(p) for p in self.parameters]
         self.config_class = config_class
         self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
@@ -236,7 +237,7 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"its gradient has dtype {gradient.dtype}; "
             f"allowed are {p.dtype} (the parameter's) and torch.float32"
         )
-    homes = layout.homes(slot.state)
+    homes = layout.homes(slot.state, p.device)
     if {p.device, gradient.device, *homes} != {p.device}:
         state = ", ".join(map(str, homes))
         return (

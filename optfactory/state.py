@@ -66,6 +66,11 @@ class TensorSpec:
             return "is a DTensor; sharded state is not supported yet"
         return ""
 
+    def home(self, device: torch.device) -> torch.device:
+        """Where the tensor is for a parameter on this device."""
+        follows = self.on_device and self.where != memory.PINNED
+        return device if follows else torch.device("cpu")
+
     def allocate(self, device: torch.device, page_dir: str | None) -> Tensor:
         """A fresh tensor for a parameter on this device."""
         home = device if self.on_device else torch.device("cpu")
@@ -127,8 +132,8 @@ class StateLayout:
         """Fresh state: step 0 and all states zero."""
         return {key: spec.allocate(device, page_dir) for key, spec in self.tensors.items()}
 
-    def check(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Refuse state tensors that are not what this layout allocates.
+    def check(self, name: str, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Refuse state tensors that are not what this layout allocates for a parameter there.
 
         Raises:
             StateError: names the parameter and the state; a kernel would write outside of it.
@@ -141,16 +146,19 @@ class StateLayout:
             problem = spec.problem(state[key])
             if not problem and not state[key].is_contiguous():
                 problem = "expected a contiguous tensor"
+            home = spec.home(device)
+            if not problem and state[key].device != home:
+                problem = f"expected device '{home}', got '{state[key].device}'"
             if problem:
                 raise StateError(f"the state '{key}' of {name}: {problem}")
 
-    def homes(self, state: Mapping[str, Tensor]) -> set[torch.device]:
+    def homes(self, state: Mapping[str, Tensor], device: torch.device) -> set[torch.device]:
         """The devices of the state tensors that belong on the parameter's device."""
         specs = self.tensors.items()
         return {
             state[key].device
             for key, spec in specs
-            if key in state and spec.on_device and spec.where != memory.PINNED
+            if key in state and spec.home(device) == device and spec.shape
         }
 
     @property

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 
-from optfactory.backends.base import Backend
+from optfactory.backends.base import WARM_UP, Backend
 from optfactory.backends.cpu import CpuBackend
 from optfactory.backends.reference import ReferenceBackend
 from optfactory.compiler import find_compiler
@@ -21,7 +21,7 @@ from optfactory.errors import ConfigError
 BACKEND_VARIABLE = "OPTFACTORY_BACKEND"
 _CHOICES = ("auto", "cpu", "reference")
 
-__all__ = ["BACKEND_VARIABLE", "Backend", "backend_for"]
+__all__ = ["BACKEND_VARIABLE", "WARM_UP", "Backend", "backend_for"]
 
 
 def backend_for(device: torch.device) -> Backend:

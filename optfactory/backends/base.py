@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from optfactory.plan import Bucket
+
+WARM_UP = (
+    "a CUDA graph is being captured, but the optimizer's state and tables for these parameters do "
+    "not exist yet; take a few steps before the capture, with the same parameters having gradients"
+)
 
 
 class Backend(Protocol):
@@ -14,6 +21,9 @@ class Backend(Protocol):
     name: str
     # Whether `update` can be recorded into a CUDA graph, with steps and scalars on the device.
     supports_capture: bool
+
+    def capturing(self, device: torch.device) -> bool:
+        """Whether what is launched on this device now is recorded into a graph, and not run."""
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         """Get ready for these buckets, e.g. compile kernels.

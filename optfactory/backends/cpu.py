@@ -31,6 +31,9 @@ class CpuBackend:
     name = "cpu"
     supports_capture = False
 
+    def capturing(self, device: torch.device) -> bool:
+        return False
+
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         fresh = [
             bucket
@@ -68,9 +71,9 @@ def _library(variant: KernelVariant) -> ctypes.CDLL:
 def _map_tables(signed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A map as kernels read it: its values, the values' bytes in planes, and its keys."""
     qmap = map_for(signed)
-    values = torch.tensor(qmap.values, dtype=torch.float32)
+    values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
     planes = values.view(torch.uint8).view(256, 4).t().contiguous()
-    return values, planes, torch.tensor(qmap.keys, dtype=torch.int32)
+    return values, planes, torch.tensor(qmap.keys, dtype=torch.int32, device="cpu")
 
 
 class _Tables:
@@ -85,15 +88,17 @@ class _Tables:
         self.state_tensors = bucket.state_tensors()
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
-        self.tensors = torch.tensor([_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64)
+        self.tensors = torch.tensor(
+            [_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64, device="cpu"
+        )
         self.chunks = self._chunk_table(bucket)
-        self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64)
-        self.ratios = torch.ones(count, dtype=torch.float32)
+        self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
+        self.ratios = torch.ones(count, dtype=torch.float32, device="cpu")
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
         self.step_values = (ctypes.c_float * count)()
-        self.scalar_rows = torch.empty(0)
+        self.scalar_rows = torch.empty(0, device="cpu")
         self.scalar_indices: list[int] = []
         self.pointers: tuple[list[int], list[int]] = ([], [])
         self.views: list[Tensor] = []
@@ -128,7 +133,7 @@ class _Tables:
                 for first in range(0, blocks, per_chunk)
             ]
             self.tensors[index, _CHUNKS] = len(rows) - self.tensors[index, _FIRST_CHUNK]
-        return torch.tensor(rows, dtype=torch.int64).view(-1, 3)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 3)
 
     def _fill_bucket(self, bucket: Bucket) -> None:
         maps = [_map_tables(state.signed) for state in bucket.key.rule.states]
@@ -153,9 +158,9 @@ class _Tables:
         count = ctypes.c_int64(len(bucket.slots))
         self.library.optfactory_advance(self.steps, self.step_values, count)
         rows, indices = bucket.scalar_rows(list(self.step_values))
-        self.scalar_rows = torch.tensor(rows, dtype=torch.float32)
+        self.scalar_rows = torch.tensor(rows, dtype=torch.float32, device="cpu")
         if indices != self.scalar_indices:
-            self.tensors[:, _SCALARS] = torch.tensor(indices)
+            self.tensors[:, _SCALARS] = torch.tensor(indices, device="cpu")
             self.scalar_indices = indices
         self.bucket[2] = self.scalar_rows.data_ptr()
         self.bucket[7] = max(1, min(_thread_count(), len(self.chunks)))
@@ -174,8 +179,8 @@ class _Tables:
             t.is_contiguous() for t in bucket.gradients
         ]
         if pointers != self.pointers:
-            self.tensors[:, _P] = torch.tensor(pointers[0])
-            self.tensors[:, _G] = torch.tensor(pointers[1])
+            self.tensors[:, _P] = torch.tensor(pointers[0], device="cpu")
+            self.tensors[:, _G] = torch.tensor(pointers[1], device="cpu")
             self.pointers = pointers
         if self.views or not all(contiguous):
             self._refresh_views(parameters, bucket.gradients)
@@ -184,12 +189,16 @@ class _Tables:
         """Describe the tensors that are not row-major contiguous, so that no copy is needed."""
         self.views = []
         for column, tensors in ((_P_VIEW, parameters), (_G_VIEW, gradients)):
-            self.tensors[:, column] = torch.tensor([self._view(tensor) for tensor in tensors])
+            self.tensors[:, column] = torch.tensor(
+                [self._view(tensor) for tensor in tensors], device="cpu"
+            )
 
     def _view(self, tensor: Tensor) -> int:
         if tensor.is_contiguous():
             return 0
-        self.views.append(torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()]))
+        self.views.append(
+            torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()], device="cpu")
+        )
         return self.views[-1].data_ptr()
 
 
@@ -222,7 +231,7 @@ def _native_shape(slot: Slot) -> tuple[int, int]:
 
 
 def _tensor_row(slot: Slot) -> list[int]:
-    slot.layout.check(slot.name, slot.state)
+    slot.layout.check(slot.name, slot.state, slot.parameter.device)
     row = [0] * _STATES
     row[_ROWS], row[_COLS] = _native_shape(slot)
     states = slot.layout.rule.states

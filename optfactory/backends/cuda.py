@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optfactory import memory
+from optfactory.backends.base import WARM_UP
 from optfactory.backends.cuda_driver import CudaDriver, CudaModule
 from optfactory.backends.cuda_paging import conveyors
 from optfactory.backends.cuda_tables import (
@@ -47,17 +48,16 @@ class CudaBackend:
         self._driver = driver
         self._modules: dict[tuple[KernelVariant | None, torch.device], CudaModule] = {}
 
+    def capturing(self, device: torch.device) -> bool:
+        return self._driver.capturing(device)
+
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
             if bucket.tables is not None and bucket.tables.is_current(bucket):
                 continue
             device = bucket.key.device
             if self._driver.capturing(device):
-                raise BackendError(
-                    "a CUDA graph is being captured, but the optimizer's tables for these "
-                    "parameters do not exist yet; take a few steps before the capture, with the "
-                    "same parameters having gradients"
-                )
+                raise BackendError(WARM_UP)
             with self._driver.on(device):
                 kernels = self._module(_variant(bucket.key), device)
                 writer = self._module(None, device)
@@ -100,7 +100,7 @@ class _Tables:
         # Held, because the tables point into them; compared, because users may replace them.
         self.state_tensors = bucket.state_tensors()
         for slot in bucket.slots:
-            slot.layout.check(slot.name, slot.state)
+            slot.layout.check(slot.name, slot.state, slot.parameter.device)
         ranges = _chunk_ranges(bucket)
         paged = [
             item
@@ -189,4 +189,4 @@ def _device_steps(bucket: Bucket) -> Tensor | None:
     if not bucket.slots[0].layout.device_step:
         return None
     pointers = [slot.state["step"].data_ptr() for slot in bucket.slots]
-    return upload(torch.tensor(pointers, dtype=torch.int64), bucket.key.device)
+    return upload(torch.tensor(pointers, dtype=torch.int64, device="cpu"), bucket.key.device)

@@ -91,8 +91,8 @@ class ChunkRange:
 
     def table(self, tensor: int) -> Tensor:
         """Rows [tensor, index of its state pointers (`tensor` too), first block, blocks]."""
-        first = torch.arange(0, self.blocks, self.per_chunk, dtype=torch.int64)
-        table = torch.empty(len(first), 4, dtype=torch.int64)
+        first = torch.arange(0, self.blocks, self.per_chunk, dtype=torch.int64, device="cpu")
+        table = torch.empty(len(first), 4, dtype=torch.int64, device="cpu")
         table[:, :2] = tensor
         table[:, 2] = first
         table[:, 3] = (self.blocks - first).clamp_max(self.per_chunk)
@@ -113,8 +113,8 @@ def state_pointers(slot: Slot) -> list[int]:
 def map_tables(device: torch.device) -> tuple[Tensor, ...]:
     """The values of the signed and of the unsigned map, then their keys."""
     maps = (SIGNED, UNSIGNED)
-    values = [torch.tensor(qmap.values, dtype=torch.float32) for qmap in maps]
-    keys = [torch.tensor(qmap.keys, dtype=torch.int32) for qmap in maps]
+    values = [torch.tensor(qmap.values, dtype=torch.float32, device="cpu") for qmap in maps]
+    keys = [torch.tensor(qmap.keys, dtype=torch.int32, device="cpu") for qmap in maps]
     return tuple(table.to(device) for table in (*values, *keys))
 
 
@@ -212,8 +212,8 @@ class StaticTables:
             [item.rows, item.cols, first, item.count]
             for item, first in zip(ranges, first_chunk, strict=True)
         ]
-        self.tensors = upload(torch.tensor(tensors, dtype=torch.int64), device)
-        self.states = upload(torch.tensor(pointers, dtype=torch.int64), device)
+        self.tensors = upload(torch.tensor(tensors, dtype=torch.int64, device="cpu"), device)
+        self.states = upload(torch.tensor(pointers, dtype=torch.int64, device="cpu"), device)
         self.chunks = upload(chunks, device)
         needs_norms = bucket.key.rule.trust_ratio is not None
         sums = self.chunk_count if needs_norms else 0

@@ -23,6 +23,9 @@ class ReferenceBackend:
     name = "reference"
     supports_capture = False
 
+    def capturing(self, device: torch.device) -> bool:
+        return False
+
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
             torch_update(bucket.key.rule)
