@@ -61,7 +61,7 @@ def fixed_conditions() -> Iterator[None]:
 @pytest.fixture(params=BACKENDS)
 def backend(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fixed_conditions: None
-) -> str:
+) -> Iterator[str]:
     """Runs a test on the native and on the portable backend, and with CUDA kernels.
 
     With "cuda", tensors are made on the GPU wherever a test names no device. The portable one gets
@@ -75,11 +75,12 @@ def backend(
             pytest.skip(missing_gpu())
         monkeypatch.delenv("OPTFACTORY_BACKEND", raising=False)
         torch.set_default_device("cuda")
-        request.addfinalizer(lambda: torch.set_default_device(None))
     elif name == "emulated":
         backend = CudaBackend(EmulatedDriver())
         monkeypatch.setattr("optfactory.optimizer.backend_for", lambda device: backend)
     else:
         monkeypatch.setenv("OPTFACTORY_BACKEND", name)
     torch.set_num_threads(2 if name == "cpu" else 1)
-    return name
+    yield name
+    if name == "cuda":
+        torch.set_default_device(None)

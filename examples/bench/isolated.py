@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .cases import make_optimizer, make_parameters, state_bytes
+from .cases import CASES, make_optimizer, make_parameters, state_bytes
 
 # Large blocks come from the system and go back to it, so that resident memory is what is in use.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
@@ -57,7 +57,7 @@ def step_memory(name: str, case: str, dtype: str, threads: int) -> dict[str, int
     small = torch.zeros(100, 100, dtype=torch.float32, requires_grad=True)
     small.grad = torch.ones_like(small)
     make_optimizer(name, [small]).step()
-    parameters = make_parameters(case, dtype, "cpu")
+    parameters = make_parameters(CASES[case][1], dtype, "cpu")
 
     reset_peak()
     before = resident("VmRSS")
@@ -78,20 +78,26 @@ def peak_memory(name: str, case: str, dtype: str, threads: int) -> dict[str, int
     return in_fresh_process(step_memory, name, case, dtype, threads, **MALLOC)
 
 
-def first_step(name: str, threads: int) -> dict[str, float]:
+def first_step(name: str, threads: int, device: str) -> dict[str, float]:
     """Seconds of import, build and first step of an optfactory name, and of a later step."""
     torch.set_num_threads(threads)
-    parameters = make_parameters("tiny", "float32", "cpu")
+    parameters = make_parameters(CASES["tiny"][1], "float32", device)
     torch.optim.SGD(parameters, lr=0.0).step()  # what torch itself loads for any optimizer
-    marks = [time.perf_counter()]
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    marks = [now()]
     import optfactory  # noqa: F401 - timed
 
-    marks.append(time.perf_counter())
+    marks.append(now())
     optimizer = make_optimizer(name, parameters)
-    marks.append(time.perf_counter())
+    marks.append(now())
     for _ in range(10):
         optimizer.step()
-        marks.append(time.perf_counter())
+        marks.append(now())
     imported, built, first, *later = (b - a for a, b in itertools.pairwise(marks))
     usual = statistics.median(later)
     return {
@@ -103,10 +109,10 @@ def first_step(name: str, threads: int) -> dict[str, float]:
     }
 
 
-def startup(name: str, threads: int) -> dict[str, dict[str, float]]:
+def startup(name: str, threads: int, device: str) -> dict[str, dict[str, float]]:
     """`first_step` with an empty folder of compiled kernels, and again with what that left."""
     with tempfile.TemporaryDirectory() as cache:
         return {
-            state: in_fresh_process(first_step, name, threads, OPTFACTORY_CACHE=cache)
+            state: in_fresh_process(first_step, name, threads, device, OPTFACTORY_CACHE=cache)
             for state in ("cold", "warm")
         }

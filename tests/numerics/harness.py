@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info
+from tests.devices import here, host, randn
 from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
 from tests.reference.quantization import BLOCK, scales_shape
@@ -29,32 +30,30 @@ SLACK = 2.0
 
 def array(tensor: Tensor) -> NDArray[np.float64]:
     """A copy of a tensor in float64; exact for every dtype that a parameter may have."""
-    return tensor.detach().to(torch.float64).numpy().copy()
+    return host(tensor).to(torch.float64).numpy().copy()
 
 
 def bits(tensor: Tensor) -> NDArray[Any]:
     """The tensor's bytes in logical order, for comparisons that NaN must not escape."""
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().copy()
+    return host(tensor).reshape(-1).contiguous().view(torch.uint8).numpy().copy()
 
 
 def parameters(dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES) -> list[Tensor]:
     """Trainable tensors of about 0.1 N(0, 1)."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        (0.1 * torch.randn(shape, generator=generator)).to(dtype).requires_grad_()
-        for shape in shapes
-    ]
+    return [(0.1 * randn(shape, generator)).to(dtype).requires_grad_() for shape in shapes]
 
 
 def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     """Gradients over three decades, a tenth of them zero, with one first block all zero."""
     generator = torch.Generator().manual_seed(seed)
-    decade = 10 ** (-3 * torch.rand(shape, generator=generator))
-    g = torch.randn(shape, generator=generator) * decade
-    g = torch.where(torch.rand(shape, generator=generator) < 0.1, 0.0, g)
+    with torch.device("cpu"):  # every device gets the same numbers
+        decade = 10 ** (-3 * torch.rand(shape, generator=generator))
+        g = torch.randn(shape, generator=generator) * decade
+        g = torch.where(torch.rand(shape, generator=generator) < 0.1, 0.0, g)
     if g.numel() > 4096:
         g.view(-1)[:300] = 0.0
-    return g.to(dtype)
+    return here(g.to(dtype))
 
 
 def options_of(name: str, **asked: Any) -> Options:
@@ -77,7 +76,7 @@ def quantized(state: dict[str, Any], name: str) -> Quantized:
     assert codes.dtype == torch.uint8
     scales = state[f"{name}_absmax"]
     assert scales.dtype == torch.float32
-    return Quantized(codes.numpy().copy(), scales.numpy().copy())
+    return Quantized(host(codes).numpy().copy(), host(scales).numpy().copy())
 
 
 def stored_state(state: dict[str, Any]) -> State:
@@ -155,7 +154,7 @@ class Twin:
         """One step of the optimizer, each parameter compared with the reference."""
         for index, p in enumerate(self.params):
             p.grad = (
-                gradient(tuple(p.shape), p.dtype, 1000 * seed + index)
+                gradient(tuple(p.shape), p.dtype, 1000 * seed + index).to(p.device)
                 if grads is None
                 else grads[index]
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer
+from tests.devices import randn
 from tests.numerics.harness import Twin, array, bits, gradient
 
 SHAPE = (64, 300)
@@ -18,7 +19,7 @@ widths = pytest.mark.parametrize("width", [32, 8])
 
 def _parameter(scale: float, shape: tuple[int, ...] = SHAPE) -> Tensor:
     generator = torch.Generator().manual_seed(2)
-    return (scale * torch.randn(shape, generator=generator)).requires_grad_()
+    return (scale * randn(shape, generator)).requires_grad_()
 
 
 def _one_step(name: str, p: Tensor, **asked: Any) -> Tensor:

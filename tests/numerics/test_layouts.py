@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optfactory import build_optimizer
+from tests.devices import randn
 from tests.numerics.harness import DTYPES, Twin, bits, gradient
 
 NAMES = ["adam32bit", "adam8bit", "lamb32bit", "paged_lamb8bit"]
@@ -78,7 +79,7 @@ VIEWS: dict[str, tuple[View, tuple[int, ...]]] = {
 
 def _values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    return (0.1 * torch.randn(shape, generator=generator)).to(dtype)
+    return (0.1 * randn(shape, generator)).to(dtype)
 
 
 def _run(name: str, p: Tensor, grads: list[Tensor], **asked: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from optfactory import build_optimizer, codec, quantmap
+from tests.devices import here, host
 from tests.reference import quantization as q
 from tests.reference.tables import SIGNED_SHA256, UNSIGNED_SHA256, sha256
 
@@ -201,15 +202,15 @@ def test_a_step_stores_the_exact_codes(which: str, values: str, backend: str) ->
     x = _random_rows(rule) if values == "random" else _boundary_rows(rule, 1e19)
     g = np.sqrt(x) if which == "unsigned" else x
     p = torch.zeros(g.shape, requires_grad=True)
-    p.grad = torch.from_numpy(g)
+    p.grad = here(torch.from_numpy(g))
     optimizer = build_optimizer("adam8bit", [p], betas=(0.0, 0.0))
     optimizer.step()
     state = optimizer.state[p]
     for name, moment in (("exp_avg", g), ("exp_avg_sq", g * g)):
         rule = q.SIGNED_CODEC if name == "exp_avg" else q.UNSIGNED_CODEC
         codes, scales = q.encode(moment, rule)
-        assert (state[f"{name}_absmax"].numpy() == scales).all()
-        assert int((state[f"{name}_q8"].numpy() != codes).sum()) == 0
+        assert (host(state[f"{name}_absmax"]).numpy() == scales).all()
+        assert int((host(state[f"{name}_q8"]).numpy() != codes).sum()) == 0
 
 
 def test_scale_of_the_largest_numbers_stays_finite() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optfactory import Optimizer2State, build_optimizer
+from tests.devices import host, is_managed, randn
 
 # Three with 8-bit state under 8-bit names, three too small or with too short rows for it.
 SHAPES: list[tuple[tuple[int, ...], torch.dtype]] = [
@@ -26,10 +27,7 @@ SHAPES: list[tuple[tuple[int, ...], torch.dtype]] = [
 
 def parameters(seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator).to(dtype).requires_grad_()
-        for shape, dtype in SHAPES
-    ]
+    return [randn(shape, generator).to(dtype).requires_grad_() for shape, dtype in SHAPES]
 
 
 def weight(*shape: int, value: float = 1.0) -> Tensor:
@@ -46,7 +44,7 @@ def train(optimizer: Optimizer, steps: range) -> None:
     for step in steps:
         for index, p in enumerate(held(optimizer)):
             generator = torch.Generator().manual_seed(1000 * step + index)
-            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+            p.grad = randn(p.shape, generator).to(p.device, p.dtype)
         optimizer.step()
 
 
@@ -71,7 +69,7 @@ def through_file(value: Any) -> Any:
 
 
 def bits(tensor: Tensor) -> bytes:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+    return host(tensor).reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def snapshot(optimizer: Optimizer) -> dict[str, Any]:
@@ -116,3 +114,10 @@ def is_file_mapped(tensor: Tensor) -> bool:
     """Whether a tensor lies in a shared mapping of one of optfactory's files."""
     line = mapping_of(tensor)
     return "optfactory-" in line and line.split()[1][3] == "s"
+
+
+def is_paged(tensor: Tensor) -> bool:
+    """Whether a tensor lies where it makes room for other data, on CPUs and on GPUs."""
+    if tensor.device.type == "cuda":
+        return is_managed(tensor)
+    return tensor.is_pinned() or is_file_mapped(tensor)

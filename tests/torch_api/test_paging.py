@@ -17,6 +17,8 @@ from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer, list_optimizers, memory
 from optfactory.errors import ConfigError
+from tests.conftest import on_cpus
+from tests.devices import randn
 from tests.torch_api.harness import (
     assert_same_training,
     held,
@@ -36,7 +38,7 @@ LARGE, SMALL = (400, 250), (333, 300)  # 100,000 elements, and 100 fewer
 
 def parameters() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).requires_grad_() for shape in (LARGE, SMALL)]
+    return [randn(shape, generator).requires_grad_() for shape in (LARGE, SMALL)]
 
 
 def mapped_files() -> list[str]:
@@ -141,6 +143,7 @@ def test_a_file_takes_disk_space_for_its_whole_size_at_once(
 # ---- and when it goes ----------------------------------------------------------------------
 
 
+@on_cpus
 @pytest.mark.parametrize("name", ["paged_adam", "paged_lamb8bit"])
 def test_files_go_with_the_optimizer(name: str, tmp_path: Path, backend: str) -> None:
     optimizer: Optimizer2State | None = build_optimizer(name, parameters(), page_dir=str(tmp_path))

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import on_cpus
+
 ROOT = Path(__file__).parents[2]
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.S)
 
@@ -36,6 +38,7 @@ for name in list_optimizers("*lion*"):
 """
 
 
+@on_cpus  # the example is run in a process of its own, which knows nothing of `backend`
 def test_the_worked_example_makes_six_optimizers(tmp_path, backend):
     for folder in ("optfactory", "kernels", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
