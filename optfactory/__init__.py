@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optfactory.factory import build_optimizer, resolve
     from optfactory.optimizer import Optimizer2State
     from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
+    from optfactory.saving import load_checkpoint, save_checkpoint
     from optfactory.schema import OptimizerConfig
 
 __version__ = "0.1.0"
@@ -28,7 +29,9 @@ __all__ = [
     "build_optimizer",
     "get_optimizer_info",
     "list_optimizers",
+    "load_checkpoint",
     "resolve",
+    "save_checkpoint",
 ]
 
 # Hydra imports this package at every start to look for its search path, whatever the app. Names
@@ -40,7 +43,9 @@ _HOME = {
     "build_optimizer": "factory",
     "get_optimizer_info": "registry",
     "list_optimizers": "registry",
+    "load_checkpoint": "saving",
     "resolve": "factory",
+    "save_checkpoint": "saving",
 }
 
 alias_configs()

@@ -9,27 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.errors import ConfigError, StateError, UnknownOptimizerError
+from optfactory.errors import ConfigError, StateError
+from optfactory.exchange.fields import Fields
+from optfactory.exchange.layouts import Groups
+from optfactory.exchange.records import MARKS, PLACEMENT, STORAGE, GroupRecord, Layout, Record
 from optfactory.plan import Slot
 from optfactory.registry import family_class, get_optimizer_info
 from optfactory.schema import OptimizerConfig, validate
 
-FORMAT_VERSION = 1
+# What this optimizer keeps of its own, whatever the checkpoint says.
+_OWN = (*MARKS, *PLACEMENT, *STORAGE)
 
-# What decides, beside the family, what the state means: a checkpoint that differs in one of these
-# is refused, not obeyed.
-_IDENTITY = ("optim_bits", "amsgrad", "block_size")
-
-# What this run says, whatever run the checkpoint comes from: where state lives, and the labels.
-_PLACEMENT = ("is_paged", "page_dir", "page_memory", "capturable")
-_OWN = ("params", "param_names", "optimizer", *_PLACEMENT)
-
-# Keys that a group may have or not.
-_OPTIONAL = {"params", "param_names", "name", "initial_lr", *_PLACEMENT}
+# What every library saves. Other hyperparameters a checkpoint may lack, for example one of an
+# older release: they stay as the config has them.
+_ALWAYS_SAVED = ("lr", "betas", "eps", "weight_decay")
 
 _LISTED_PROBLEMS = 10
-
-Groups = list[Mapping[str, Any]]
 
 
 def parts(state_dict: object) -> tuple[Groups, Mapping[Any, Any]]:
@@ -52,7 +47,7 @@ def parts(state_dict: object) -> tuple[Groups, Mapping[Any, Any]]:
 
 
 def read_groups(
-    saved: Groups, groups: list[dict[str, Any]], config: OptimizerConfig
+    saved: Groups, groups: list[dict[str, Any]], config: OptimizerConfig, layout: Layout
 ) -> list[dict[str, Any]]:
     """The hyperparameters to go on with, group by group, without their parameters.
 
@@ -70,9 +65,10 @@ def read_groups(
     problems = []
     read = []
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
-        found = _identity_problems(old, group, config)
+        record = layout.read_group(old)
+        found = record.problems or _group_problems(record, group)
         try:
-            read.append(_values(old, group, config) if not found else {})
+            read.append(_values(record, group, config) if not found else {})
         except ConfigError as error:
             found = list(error.problems)
         problems += [f"param_groups[{index}].{problem}" for problem in found]
@@ -80,108 +76,106 @@ def read_groups(
     return read
 
 
-def _identity_problems(
-    old: Mapping[str, Any], group: Mapping[str, Any], config: OptimizerConfig
-) -> list[str]:
-    version = old.get("format_version")
-    if not isinstance(version, int):
-        got = "missing" if version is None else f"no number ({version!r})"
-        return [f"format_version: {got}; the checkpoint was not written by optfactory"]
-    if version > FORMAT_VERSION:
-        return [
-            f"format_version: {version} is newer than this optfactory reads ({FORMAT_VERSION}); "
-            "update optfactory"
-        ]
-    missing = sorted(set(group) - set(old) - _OPTIONAL)
+def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
+    old = record.values
+    missing = [key for key in _ALWAYS_SAVED if key in group and key not in old]
     if missing:
         return [f"{key}: missing in the checkpoint" for key in missing]
     theirs, ours = old.get("param_names"), group.get("param_names", [])
     if isinstance(theirs, list) and theirs != ours and sorted(map(str, theirs)) == sorted(ours):
         return ["param_names: the checkpoint has the same parameters in another order"]
-    problems = [
-        f"{key}: the checkpoint has {old[key]!r}, the config {group[key]!r}"
-        for key in _IDENTITY
-        if key in group and old[key] != group[key]
-    ]
-    if _family(old["optimizer"]) != config.family:
-        problems.append(
-            f"optimizer: the checkpoint has {old['optimizer']!r}, the config {group['optimizer']!r}"
-        )
-    return problems
-
-
-def _family(name: object) -> str:
-    try:
-        return get_optimizer_info(str(name)).family
-    except UnknownOptimizerError:
-        return ""
+    amsgrad = group.get("amsgrad")
+    if old.get("amsgrad", amsgrad) is not amsgrad:
+        return [
+            f"amsgrad: the checkpoint has {old['amsgrad']!r}, the config {amsgrad!r}; its state, "
+            "the maximum of past second moments, can be neither made up nor dropped: "
+            "build the optimizer with the checkpoint's amsgrad (and 32-bit state if it is true)"
+        ]
+    return []
 
 
 def _values(
-    old: Mapping[str, Any], group: Mapping[str, Any], config: OptimizerConfig
+    record: GroupRecord, group: Mapping[str, Any], config: OptimizerConfig
 ) -> dict[str, Any]:
     """What a group takes over from the checkpoint; its hyperparameters pass the schema.
 
     Raises:
-        ConfigError: the schema refuses them.
+        ConfigError: the schema refuses them, or they are of another family.
     """
     model = family_class(type(config))
-    fields = [key for key in model.model_fields if key in group]
-    values = {key: group[key] if key in _OWN else old[key] for key in fields}
+    fields = [key for key in model.model_fields if key in group and key != "name"]
+    taken = {key: copy.deepcopy(value) for key, value in record.values.items() if key not in _OWN}
+    values = {key: taken.get(key, group[key]) for key in fields}
     checked = validate(model, {**values, "name": config.name}, "", "the checkpoint").model_dump()
-    taken = copy.deepcopy({key: value for key, value in old.items() if key not in _OWN})
+    if record.family not in ("", config.family):
+        problem = _family_problem(record, checked, group, config)
+        if problem:
+            raise ConfigError(problem, [problem])
+        taken.pop("adam_w_mode", None)
     # A tensor lr stays a tensor: schedules change it in place.
-    return taken | {
-        key: checked[key] for key in fields if key in taken and not isinstance(taken[key], Tensor)
-    }
+    live = {"lr"} if isinstance(taken["lr"], Tensor) else set()
+    return taken | {key: checked[key] for key in fields if key in taken and key not in live}
+
+
+def _family_problem(
+    record: GroupRecord,
+    checked: Mapping[str, Any],
+    group: Mapping[str, Any],
+    config: OptimizerConfig,
+) -> str:
+    """Why state of another family cannot be taken; empty where both compute the same.
+
+    A family whose schema inherits another's differs from it in defaults and in how weight decay
+    enters: AdamW from Adam.
+    """
+    theirs = family_class(get_optimizer_info(record.family).config_class)
+    ours = family_class(type(config))
+    differ = f"optimizer: the checkpoint is of family '{record.family}', the config's name is "
+    differ += f"'{config.name}'"
+    if not (issubclass(theirs, ours) or issubclass(ours, theirs)):
+        return differ
+    if checked["weight_decay"] == 0 or record.values.get("adam_w_mode") is group["adam_w_mode"]:
+        return ""
+    return (
+        f"{differ}, and they apply the weight decay {checked['weight_decay']} differently; "
+        f"take a name of family '{record.family}', or set adam_w_mode or the checkpoint's decay"
+    )
 
 
 def read_states(
-    saved: Mapping[Any, Any], saved_groups: Groups, slots: list[Slot]
-) -> dict[Slot, dict[str, Tensor]]:
-    """The checked state tensors of every parameter that the checkpoint has state of.
+    saved: Mapping[Any, Any], saved_groups: Groups, slots: list[Slot], layout: Layout
+) -> dict[Slot, Record]:
+    """The checked state of every parameter that the checkpoint has state of.
 
     Raises:
-        StateError: keys, dtypes or shapes differ from what this optimizer keeps; lists them.
+        StateError: fields are missing or have wrong dtypes, shapes or values; lists them.
     """
-    identifiers = [item for group in saved_groups for item in group["params"]]
+    owners = [(item, group) for group in saved_groups for item in group["params"]]
+    identifiers = [item for item, _ in owners]
     if not all(isinstance(item, (int, str)) for item in identifiers):
         raise StateError("the checkpoint's param groups must list parameters by number or name")
+    if len(set(identifiers)) < len(identifiers):
+        raise StateError("the checkpoint's param groups list a parameter twice")
     strangers = [key for key in saved if key not in identifiers]
     if strangers:
         raise StateError(f"the checkpoint has state of unknown parameters {strangers[:10]}")
-    found: dict[Slot, dict[str, Tensor]] = {}
+    found: dict[Slot, Record] = {}
     problems: list[str] = []
-    for identifier, slot in zip(identifiers, slots, strict=True):
-        if identifier in saved:
-            entries = saved[identifier]
-            if not isinstance(entries, Mapping):
-                problems.append(f"{slot.name}: expected a mapping, got {type(entries).__name__}")
-                continue
-            problems += _state_problems(slot, entries)
-            found[slot] = dict(entries)
+    for (identifier, group), slot in zip(owners, slots, strict=True):
+        if identifier not in saved:
+            continue
+        entries = saved[identifier]
+        if not isinstance(entries, Mapping):
+            problems.append(f"{slot.name}: expected a mapping, got {type(entries).__name__}")
+            continue
+        fields = Fields(slot.name, entries)
+        record = layout.read_entries(fields, slot.layout, group)
+        fields.expect_no_more()
+        problems += fields.problems
+        if record is not None:
+            found[slot] = record
     _raise(problems)
     return found
-
-
-def _state_problems(slot: Slot, entries: Mapping[str, Any]) -> list[str]:
-    expected = slot.layout.tensors
-    problems = []
-    if set(entries) != set(expected):
-        problems.append(
-            f"{slot.name}: the checkpoint has {list(entries)}, this optimizer {list(expected)}"
-        )
-    for key in expected.keys() & entries.keys():
-        problem = expected[key].problem(entries[key])
-        if not problem and key == "step":
-            problem = _step_problem(float(entries[key]))
-        if problem:
-            problems.append(f"{slot.name}.{key}: {problem}")
-    return problems
-
-
-def _step_problem(step: float) -> str:
-    return "" if step >= 0 and step.is_integer() else f"expected a count, got {step}"
 
 
 def _raise(problems: list[str]) -> None:
@@ -194,6 +188,18 @@ def _raise(problems: list[str]) -> None:
         f"the checkpoint does not fit this optimizer, {len(problems)} problem(s); "
         f"nothing was loaded:{listed}"
     )
+
+
+def target_state(slot: Slot) -> dict[str, Tensor]:
+    """Where to copy a parameter's state to: its live state, or a new one where that does not fit.
+
+    Users replace parameters and state; a copy that failed halfway would leave a mixture.
+    """
+    try:
+        slot.layout.check(slot.name, slot.state, slot.parameter.device)
+    except StateError:
+        return slot.allocate()
+    return slot.state
 
 
 def copy_states(slot: Slot, entries: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from optfactory import checkpoint, memory
 from optfactory.backends import WARM_UP, backend_for
 from optfactory.errors import BackendError, ConfigError
+from optfactory.exchange import convert, layouts
+from optfactory.exchange.own_layout import FORMAT_VERSION
 from optfactory.param_groups import (
     ANNOTATIONS,
     Params,
@@ -105,7 +107,7 @@ class Optimizer2State(Optimizer):
     def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
         """A group's hyperparameters as plain values; its `name` stays free for users' labels."""
         values = config.model_dump(exclude={"name"})
-        marks = {"optimizer": self.config.name, "format_version": checkpoint.FORMAT_VERSION}
+        marks = {"optimizer": self.config.name, "format_version": FORMAT_VERSION}
         return {**values, **marks}
 
     # ---- stepping ----------------------------------------------------------------------------
@@ -222,11 +224,13 @@ class Optimizer2State(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of `state_dict()`, bit for bit as if never interrupted.
 
-        Hyperparameters that a schedule may have changed (lr, betas, eps, weight_decay, ...) come
-        from the checkpoint, the state's placement (is_paged) from this optimizer's config.
+        State of another width or block size, and state dicts of torch.optim.Adam and AdamW and of
+        bitsandbytes, are converted. Hyperparameters that a schedule may have changed (lr, betas,
+        eps, weight_decay, ...) come from the checkpoint; width, block size and placement
+        (optim_bits, block_size, is_paged) from this optimizer's config.
 
         Raises:
-            StateError: the checkpoint is of another family or width, or does not match the
+            StateError: the checkpoint is of another family, is damaged or does not match the
                 parameters; the optimizer is unchanged.
         """
         # torch's loader casts state to the parameter's dtype, which would destroy 8-bit codes, so
@@ -235,20 +239,35 @@ class Optimizer2State(Optimizer):
             changed = pre_hook(self, dict(state_dict))
             state_dict = state_dict if changed is None else changed
         saved_groups, saved_state = checkpoint.parts(state_dict)
-        groups = checkpoint.read_groups(saved_groups, self.param_groups, self.config)
+        layout = layouts.recognize(saved_groups, saved_state)
+        groups = checkpoint.read_groups(saved_groups, self.param_groups, self.config, layout)
         plan = self._current_plan()
-        states = checkpoint.read_states(saved_state, saved_groups, plan.slots)
-        fresh = {slot: slot.state or slot.allocate() for slot in states}
+        states = checkpoint.read_states(saved_state, saved_groups, plan.slots, layout)
+        fresh = {slot: checkpoint.target_state(slot) for slot in states}
         self._synchronize()
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
         self.state.clear()
-        for slot, entries in states.items():
+        for slot, record in states.items():
             slot.state = self.state[slot.parameter] = fresh[slot]
-            checkpoint.copy_states(slot, entries)
+            convert.write(slot.layout, record, slot.state)
         self._plan = None
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def export_state_dict(self, layout: str) -> dict[str, Any]:
+        """A copy of the state as another library's optimizer loads it.
+
+        Args:
+            layout: ``torch`` (float32 state, for torch.optim.Adam and AdamW) or ``bitsandbytes``
+                (8- or 32-bit as the state is here).
+
+        Raises:
+            ConfigError: that library would go on differently; lists the hyperparameters.
+        """
+        self._synchronize()
+        states = [(s, self.state.get(s.parameter, {})) for s in self._current_plan().slots]
+        return layouts.export(layout, self.param_groups, states, self.config)
 
     def _synchronize(self) -> None:
         """Wait until pinned state is whole: a step leaves while it is still copied to the host."""

@@ -34,11 +34,17 @@ ALLOWED = {
         *("codec", "codegen", "compiler", "plan", "quantmap", "state"),
         *("memory", "managed"),
     },
-    "checkpoint": {"errors", "plan", "registry", "schema", "state"},
+    "exchange": {
+        *("errors", "registry", "rules", "schema"),
+        *("codec", "plan", "quantmap", "state"),
+    },
+    "checkpoint": {"errors", "exchange", "plan", "registry", "schema"},
+    "saving": {"errors"},
     "report": {"plan", "state"},
     "optimizer": {
         *("errors", "registry", "rules", "schema"),
-        *("backends", "checkpoint", "memory", "param_groups", "plan", "report", "state"),
+        *("backends", "checkpoint", "exchange", "memory"),
+        *("param_groups", "plan", "report", "state"),
     },
     # what users call
     "factory": {"errors", "optimizer", "param_groups", "registry", "schema"},
@@ -46,7 +52,7 @@ ALLOWED = {
     "config_input": {"errors", "registry"},
     "cli": {"__init__", "config_files", "config_input", "errors", "factory", "registry"},
     "__main__": {"cli"},
-    "__init__": {"_resources", "factory", "optimizer", "registry", "schema"},  # lazily
+    "__init__": {"_resources", "factory", "optimizer", "registry", "saving", "schema"},  # lazily
     # Hydra loads it in every app, so it stands alone; and nothing imports it
     "_hydra_plugin": set(),
 }

@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries, widths and block grids, read into and written from our state."""
