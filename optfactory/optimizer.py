@@ -144,7 +144,7 @@ class Optimizer2State(Optimizer):
         plan = self._current_plan()
         self._refuse_capture(plan)
         self._allocate_missing(plan)
-        buckets = plan.gather()
+        buckets = plan.gather(self._division())
         for bucket in buckets:
             bucket.grad_scale = _handed_over(self, "grad_scale", bucket.key.device)
             bucket.found_inf = _handed_over(self, "found_inf", bucket.key.device)
@@ -155,6 +155,20 @@ class Optimizer2State(Optimizer):
             for bucket in buckets:
                 bucket.gradients = []
                 bucket.grad_scale = bucket.found_inf = None
+
+    def _division(self) -> Callable[[Tensor], Tensor] | None:
+        """How to divide gradients by a GradScaler's factor where kernels do not do it."""
+        if getattr(self, "grad_scale", None) is None:
+            return None
+
+        def divided(gradient: Tensor) -> Tensor:
+            scale = _handed_over(self, "grad_scale", gradient.device)
+            if scale is None or backend_for(gradient.device).divides_gradients:
+                return gradient
+            # In float32: 16 bits would lose what the factor saved from underflow.
+            return gradient.float() * (1.0 / scale)
+
+        return divided
 
     def _refuse_capture(self, plan: StepPlan) -> None:
         """Raise before a graph records what must happen once, or scalars that must change."""

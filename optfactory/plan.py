@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter, eq
@@ -132,13 +132,6 @@ class Bucket:
         """Whether the GradScaler found gradients that are not finite; waits for its device."""
         return self.found_inf is not None and float(self.found_inf) != 0
 
-    def unscaled_gradients(self) -> list[Tensor]:
-        """The gradients divided by the GradScaler's factor, as `GradScaler.unscale_` does it."""
-        if self.grad_scale is None:
-            return self.gradients
-        factor = float(self.grad_scale.double().reciprocal())
-        return [gradient * factor for gradient in self.gradients]
-
 
 class StepPlan:
     """Gathers buckets step by step, and keeps a bucket as long as its parameters stay."""
@@ -154,13 +147,18 @@ class StepPlan:
         self._current: list[tuple[Bucket, list[int]]] = []
         self._buckets: dict[BucketKey, Bucket] = {}
 
-    def gather(self) -> list[Bucket]:
+    def gather(self, change: Callable[[Tensor], Tensor] | None = None) -> list[Bucket]:
         """The buckets of all parameters that have a gradient now.
+
+        Args:
+            change: makes of each gradient what the step shall use instead.
 
         Raises:
             ConfigError: a gradient is sparse or of a dtype no kernel takes; nothing was changed.
         """
         gradients = [p.grad for p in self.parameters]
+        if change is not None:
+            gradients = [None if g is None else change(g) for g in gradients]
         if self._facts is None or not self._facts.hold(self.parameters, gradients):
             self._facts = None
             self._current = self._sort(gradients)

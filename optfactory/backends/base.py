@@ -21,6 +21,8 @@ class Backend(Protocol):
     name: str
     # Whether `update` can be recorded into a CUDA graph, with steps and scalars on the device.
     supports_capture: bool
+    # Whether kernels divide gradients by a GradScaler's factor; otherwise they get them divided.
+    divides_gradients: bool
 
     def capturing(self, device: torch.device) -> bool:
         """Whether what is launched on this device now is recorded into a graph, and not run."""

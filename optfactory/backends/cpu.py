@@ -30,6 +30,7 @@ class CpuBackend:
 
     name = "cpu"
     supports_capture = False
+    divides_gradients = False
 
     def capturing(self, device: torch.device) -> bool:
         return False
@@ -153,7 +154,6 @@ class _Tables:
         """Advance the steps, then run the passes."""
         if bucket.must_skip():
             return
-        bucket.gradients = bucket.unscaled_gradients()
         self._refresh_pointers(bucket)
         count = ctypes.c_int64(len(bucket.slots))
         self.library.optfactory_advance(self.steps, self.step_values, count)

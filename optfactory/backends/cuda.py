@@ -43,6 +43,7 @@ class CudaBackend:
 
     name = "cuda"
     supports_capture = True
+    divides_gradients = True
 
     def __init__(self, driver: CudaDriver) -> None:
         self._driver = driver

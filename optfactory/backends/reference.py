@@ -22,6 +22,7 @@ class ReferenceBackend:
 
     name = "reference"
     supports_capture = False
+    divides_gradients = False
 
     def capturing(self, device: torch.device) -> bool:
         return False
@@ -33,7 +34,6 @@ class ReferenceBackend:
     def update(self, bucket: Bucket) -> None:
         if bucket.must_skip():
             return
-        bucket.gradients = bucket.unscaled_gradients()
         steps = []
         for slot in bucket.slots:
             slot.state["step"].add_(1)
