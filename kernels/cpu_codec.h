@@ -69,24 +69,25 @@ OPT_FN void extremes(const float* x, int n, float* positive, float* negative) {
   *negative = bits_float(uint32_t(low));
 }
 
-// Writes the codes of a block and returns its scale; see optfactory/codec.py for the rules.
-OPT_FN float encode(const float* x, bool is_signed, const QuantizationMap& map, int n,
-                    uint8_t* codes) {
+// The scale that these values need; see optfactory/codec.py for the rules.
+OPT_FN float scale_of(const float* x, bool is_signed, const QuantizationMap& map, int n) {
   float positive, negative;
   extremes(x, n, &positive, &negative);
-  const float scale = block_scale(positive, negative, is_signed ? -map.values[0] : 1.0f);
+  return block_scale(positive, negative, is_signed && !BITSANDBYTES ? -map.values[0] : 1.0f);
+}
+
+// Writes the codes of values under a scale that is at least their own.
+OPT_FN void encode(const float* x, float scale, bool is_signed, const QuantizationMap& map, int n,
+                   uint8_t* codes) {
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
   const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
-  const float smallest = is_signed ? kSmallestKeyed : map.values[1];
+  const float smallest = smallest_magnitude(is_signed, map.values);
   const int32_t* keys = map.keys;
   int32_t wide[kMaxBlock];
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
-    const int32_t code = nearest_code(divide(x[i], divisor), is_signed, smallest, keys);
-    // A second moment that is not zero must not become zero: its root divides the step.
-    wide[i] = is_signed || x[i] > 0.0f ? code : 0;
+    wide[i] = code_of(x[i], divide(x[i], divisor), scale, is_signed, smallest, map.values, keys);
   }
 #pragma omp simd
   for (int i = 0; i < n; ++i) codes[i] = uint8_t(wide[i]);
-  return scale;
 }

@@ -51,7 +51,8 @@ OPT_FN uint32_t own_scale(const Shared& shared, bool is_signed, const float* x) 
     positive = fmaxf(positive, x[i]);
     if (is_signed) negative = fmaxf(negative, -x[i]);
   }
-  return float_bits(block_scale(positive, negative, is_signed ? -shared.values[0][0] : 1.0f));
+  const float lowest = is_signed && !BITSANDBYTES ? -shared.values[0][0] : 1.0f;
+  return float_bits(block_scale(positive, negative, lowest));
 }
 
 // Replaces each state's value by the greatest of the team. All threads of the block must call it;
@@ -92,15 +93,33 @@ OPT_FN void encode_state(const Shared& shared, bool is_signed, const float* x, f
                          Pack<uint8_t>& codes) {
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
   const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
+  const float* values = shared.values[is_signed ? 0 : 1];
+  const int32_t* keys = shared.keys + (is_signed ? 0 : kSignedKeys);
+  const float smallest = smallest_magnitude(is_signed, values);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     const float y = divide(x[i], divisor);
-    if (is_signed) {
-      set(codes, i, uint8_t(nearest_code(y, true, kSmallestKeyed, shared.keys)));
-    } else {
-      // A second moment that is not zero must not become zero: its root divides the step.
-      const int32_t code = nearest_code(y, false, shared.values[1][1], shared.keys + kSignedKeys);
-      set(codes, i, uint8_t(x[i] > 0.0f ? code : 0));
+    set(codes, i, uint8_t(code_of(x[i], y, scale, is_signed, smallest, values, keys)));
+  }
+}
+
+// The greatest of each state's values over all threads, which the first thread gets.
+OPT_FN void max_over_threads(Shared& shared, int turn, uint32_t* values) {
+#pragma unroll
+  for (int j = 0; j < STATES; ++j) {
+#pragma unroll
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+      const uint32_t other = __shfl_xor_sync(kAllLanes, values[j], lanes);
+      values[j] = values[j] > other ? values[j] : other;
+    }
+    if (threadIdx.x % kWarp == 0) shared.team_max[turn & 1][j][threadIdx.x / kWarp] = values[j];
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int j = 0; j < STATES; ++j) {
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const uint32_t other = shared.team_max[turn & 1][j][warp];
+      values[j] = values[j] > other ? values[j] : other;
     }
   }
 }

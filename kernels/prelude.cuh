@@ -10,6 +10,7 @@ using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned int;
 using int64_t = long long;
+using uint64_t = unsigned long long;
 #ifndef OPT_SHARED
 #define OPT_SHARED(Type, name) __shared__ Type name
 #endif
@@ -155,6 +156,12 @@ OPT_FN int32_t nearest_code(float y, bool is_signed, float smallest, const int32
   const int32_t sign = is_signed ? bits >> 31 : 0;  // all ones if y is negative
   const int32_t entry = keys[(clamped >> 16) - kLowestKey + (sign & kKeyCount)];
   return (entry + ((clamped ^ sign) & 0xffff)) >> 16;
+}
+
+// bitsandbytes moves a code by one if its value's sign is not that of the number.
+OPT_FN int32_t fix_sign(int32_t code, float x, float value) {
+  const bool differs = ((float_bits(x) ^ float_bits(value)) & kSignBit) != 0;
+  return differs ? (code + (x > 0.0f ? 1 : 255)) & 255 : code;
 }
 
 // Division by one number many times, correctly rounded (Markstein 1990): the residual of the first

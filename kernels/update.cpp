@@ -1,111 +1,12 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
-// optfactory.codegen puts before this text: prelude.cuh, cpu_codec.h, the macros PARAM, GRAD
-// (dtypes), STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO, the
-// struct Scalars, kSigned[STATES], and the rule texts as update_rule() and trust_ratio().
+// optfactory.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
+// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of element.cuh,
+// the struct Scalars, kSigned[STATES], element.cuh, cpu_codec.h, cpu_tables.h, and the rule texts
+// as update_rule() and trust_ratio().
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
-
-static_assert(BLOCK <= kMaxBlock, "the codec's buffer must hold a block");
-
-#if QUANTIZED
-using Stored = uint8_t;
-#else
-using Stored = float;
-#endif
-
-// ---- tables shared with optfactory/backends/cpu.py: every field is 8 bytes -------------------
-
-struct Tensor {
-  PARAM* p;
-  const GRAD* g;
-  const int64_t* p_view;  // null if row-major contiguous, else [ndim, sizes..., strides...]
-  const int64_t* g_view;
-  int64_t rows;  // blocks run inside rows
-  int64_t cols;
-  int64_t scalars;      // its row in Bucket::scalars
-  int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
-  int64_t chunks;
-  void* state[STATES];  // float32, or uint8 codes
-  float* absmax[STATES];
-};
-
-struct Chunk {
-  int64_t tensor;
-  int64_t first_block;
-  int64_t end_block;
-};
-
-struct Bucket {
-  const Tensor* tensors;
-  const Chunk* chunks;
-  const Scalars* scalars;
-  double* partial_sums;  // [chunks][2]: sums of p^2 and u^2
-  float* ratios;         // [tensors]
-  int64_t tensor_count;
-  int64_t chunk_count;
-  int64_t threads;
-  QuantizationMap maps[STATES];
-};
-
-// ---- reading and writing one block of at most BLOCK elements ---------------------------------
-
-constexpr int kMaxDims = 64;  // as in torch
-
-// Calls visit(i, offset in memory) for n elements of a strided tensor, in row-major order.
-template <class Visit>
-OPT_FN void for_each_strided(const int64_t* view, int64_t first, int n, Visit visit) {
-  const int64_t ndim = view[0];
-  const int64_t* sizes = view + 1;
-  const int64_t* strides = sizes + ndim;
-  int64_t index[kMaxDims], offset = 0, rest = first;
-  for (int64_t d = ndim - 1; d >= 0; --d) {
-    index[d] = rest % sizes[d];
-    offset += index[d] * strides[d];
-    rest /= sizes[d];
-  }
-  for (int i = 0; i < n; ++i) {
-    visit(i, offset);
-    for (int64_t d = ndim - 1; d >= 0; --d) {
-      offset += strides[d];
-      if (++index[d] < sizes[d]) break;
-      offset -= sizes[d] * strides[d];
-      index[d] = 0;
-    }
-  }
-}
-
-// Block elements as float32: the memory itself where it already is that, else the filled buffer.
-OPT_FN float* load(float* base, const int64_t* view, int64_t first, int n, float* buffer) {
-  if (!view) return base + first;
-  for_each_strided(view, first, n, [&](int i, int64_t offset) { buffer[i] = base[offset]; });
-  return buffer;
-}
-template <class T>
-OPT_FN float* load(T* base, const int64_t* view, int64_t first, int n, float* buffer) {
-  if (view) {
-    for_each_strided(view, first, n,
-                     [&](int i, int64_t offset) { buffer[i] = to_float(base[offset]); });
-    return buffer;
-  }
-#pragma omp simd
-  for (int i = 0; i < n; ++i) buffer[i] = to_float(base[first + i]);
-  return buffer;
-}
-
-// Writes a block back unless it was changed in place.
-template <class T>
-OPT_FN void write_back(T* base, const int64_t* view, int64_t first, int n, const float* block) {
-  if (view) {
-    for_each_strided(view, first, n,
-                     [&](int i, int64_t offset) { store(base + offset, block[i]); });
-    return;
-  }
-  if (static_cast<const void*>(base + first) == block) return;
-#pragma omp simd
-  for (int i = 0; i < n; ++i) store(base + first + i, block[i]);
-}
 
 // ---- one block -------------------------------------------------------------------------------
 
@@ -132,74 +33,124 @@ OPT_FN void prefetch(const Tensor& t, const Place& at) {
   for (int j = 0; j < STATES; ++j) prefetch(static_cast<const Stored*>(t.state[j]), at);
 }
 
-// Points states[j] at the block's state: the memory itself at 32 bits, decoded buffers at 8 bits.
-OPT_FN void load_states(const Bucket& bucket, const Tensor& t, const Place& at,
-                        float (*buffers)[BLOCK], float** states) {
+// A block on the stack, or pointers into memory where that holds float32 already.
+struct Block {
+  float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK];
+  float* p;
+  const float* g;
+  float* states[STATES];
+};
+
+// The place of a block's scale.
+OPT_FN int64_t scale_index(const Place& at) { return TENSOR_WISE ? 0 : at.block; }
+
+OPT_FN void load_block(const Bucket& bucket, const Tensor& t, const Place& at, Block& block) {
+  prefetch(t, at);
+  block.p = load(t.p, t.p_view, at.first, at.n, block.p_buffer);
+  block.g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, block.g_buffer);
+#if KAHAN
+#pragma omp simd
+  for (int i = 0; i < at.n; ++i) block.p[i] += to_float(t.loss[at.first + i]);
+#endif
   for (int j = 0; j < STATES; ++j) {
 #if QUANTIZED
     const uint8_t* codes = static_cast<const uint8_t*>(t.state[j]) + at.first;
-    decode(codes, t.absmax[j][at.block], bucket.maps[j], at.n, buffers[j]);
-    states[j] = buffers[j];
+    const float scale = t.absmax[j][scale_index(at)];
+    decode(codes, scale, bucket.maps[j], at.n, block.state_buffers[j]);
+    block.states[j] = block.state_buffers[j];
 #else
-    states[j] = static_cast<float*>(t.state[j]) + at.first;
+    block.states[j] = static_cast<float*>(t.state[j]) + at.first;
 #endif
   }
 }
 
-OPT_FN void store_states(const Bucket& bucket, const Tensor& t, const Place& at, float** states) {
+OPT_FN void store_states(const Bucket& bucket, const Tensor& t, const Place& at,
+                         const float* new_scales, float** states) {
 #if QUANTIZED
   for (int j = 0; j < STATES; ++j) {
+    const QuantizationMap& map = bucket.maps[j];
     uint8_t* codes = static_cast<uint8_t*>(t.state[j]) + at.first;
-    t.absmax[j][at.block] = encode(states[j], kSigned[j], bucket.maps[j], at.n, codes);
+#if TENSOR_WISE
+    const float scale = new_scales[j];
+#else
+    const float scale = t.absmax[j][at.block] = scale_of(states[j], kSigned[j], map, at.n);
+#endif
+    encode(states[j], scale, kSigned[j], map, at.n, codes);
   }
 #endif
+}
+
+// The rule on all elements of a block: new states and, if `step` is not null, new parameters.
+OPT_FN void apply_rule(const Scalars& scalars, int n, float factor, const float* step,
+                       Block& block) {
+  float* p = block.p;
+  const float* g = block.g;
+  float* states[STATES];
+  for (int j = 0; j < STATES; ++j) states[j] = block.states[j];
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    const bool stay = stays(g[i]);
+    const float u = update_rule<true>(p[i], CLIPS ? g[i] * factor : g[i], stay, states, i, scalars);
+    if (step) p[i] = stay ? p[i] : moved(p[i], u, *step, scalars);
+  }
 }
 
 OPT_FN void update_block(const Bucket& bucket, const Tensor& t, const Place& at,
-                         const Scalars& scalars, float ratio) {
-  float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK];
-  float* states[STATES];
-  prefetch(t, at);
-  float* p = load(t.p, t.p_view, at.first, at.n, p_buffer);
-  const float* g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, g_buffer);
-  load_states(bucket, t, at, state_buffers, states);
+                         const Scalars& scalars, float ratio, float factor,
+                         const float* new_scales) {
+  Block block;
+  load_block(bucket, t, at, block);
   const float step = -scalars.step_size * ratio;
-#pragma omp simd
-  for (int i = 0; i < at.n; ++i) {
-    const float u = update_rule<true>(p[i], g[i], states, i, scalars);
-    p[i] = rule::fma(step, u, p[i] * scalars.decay);
-  }
-  store_states(bucket, t, at, states);
-  write_back(t.p, t.p_view, at.first, at.n, p);
+  apply_rule(scalars, at.n, factor, &step, block);
+  store_states(bucket, t, at, new_scales, block.states);
+  write_back(t, at.first, at.n, block.p, STOCHASTIC ? random_key(t.number, scalars) : 0);
 }
 
 // Running sums of squares of a chunk. Each lane sums every kLanes-th element of a block, and the
 // lanes are added up in order at the end: the same bits for every instruction set.
 constexpr int kLanes = 16;
 struct SquareSums {
-  double p[kLanes];
-  double u[kLanes];
+  double lanes[2][kLanes];
 };
 
-OPT_FN void block_statistics(const Bucket& bucket, const Tensor& t, const Place& at,
-                             const Scalars& scalars, SquareSums& sums) {
-  float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK];
-  float* states[STATES];
-  prefetch(t, at);
-  const float* p = load(t.p, t.p_view, at.first, at.n, p_buffer);
-  const float* g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, g_buffer);
-  load_states(bucket, t, at, state_buffers, states);
-  const auto add = [&](int i, int lane) __attribute__((always_inline)) {
-    const double u = update_rule<false>(p[i], g[i], states, i, scalars);
-    sums.p[lane] += double(p[i]) * double(p[i]);
-    sums.u[lane] += u * u;
-  };
+// Calls add(i, lane) for all elements of a block.
+template <class Add>
+OPT_FN void for_each_lane(int n, Add add) {
   int i = 0;
-  for (; i + kLanes <= at.n; i += kLanes) {
+  for (; i + kLanes <= n; i += kLanes) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
   }
-  for (int lane = 0; i < at.n; ++i, ++lane) add(i, lane);
+  for (int lane = 0; i < n; ++i, ++lane) add(i, lane);
+}
+
+OPT_FN void block_statistics(const Bucket& bucket, const Tensor& t, const Place& at,
+                             const Scalars& scalars, float factor, SquareSums& sums,
+                             float* scales) {
+  Block block;
+  load_block(bucket, t, at, block);
+#if TRUST_RATIO
+  for_each_lane(at.n, [&](int i, int lane) __attribute__((always_inline)) {
+    const float g = block.g[i], p = block.p[i];
+    const bool stay = stays(g);
+    const double u = update_rule<false>(p, CLIPS ? g * factor : g, stay, block.states, i, scalars);
+    sums.lanes[0][lane] += double(p) * double(p);
+    sums.lanes[1][lane] += stay ? 0.0 : u * u;
+  });
+#endif
+#if TENSOR_WISE
+  apply_rule(scalars, at.n, factor, nullptr, block);
+  for (int j = 0; j < STATES; ++j)
+    scales[j] = rule::max(scales[j], scale_of(block.states[j], kSigned[j], bucket.maps[j], at.n));
+#endif
+}
+
+OPT_FN void block_norm(const Tensor& t, const Place& at, SquareSums& sums) {
+  float g_buffer[BLOCK];
+  const float* g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, g_buffer);
+  for_each_lane(at.n, [&](int i, int lane) __attribute__((always_inline)) {
+    sums.lanes[0][lane] += double(g[i]) * double(g[i]);
+  });
 }
 
 // ---- passes ----------------------------------------------------------------------------------
@@ -229,6 +180,25 @@ OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
   }
 }
 
+OPT_FN void add_up(const SquareSums& sums, double* totals) {
+  for (int k = 0; k < 2; ++k) {
+    totals[k] = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) totals[k] += sums.lanes[k][lane];
+  }
+}
+
+// A tensor's sum over its chunks, in order.
+OPT_FN double sum_of(const Bucket& bucket, const Tensor& t, int k) {
+  double sum = 0.0;
+  for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+    sum += bucket.partial_sums[2 * c + k];
+  return sum;
+}
+
+OPT_FN float factor_of(const Bucket& bucket, const Chunk& chunk) {
+  return CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
+}
+
 extern "C" {
 
 // The size of the tables' rows, for the caller to check that both sides agree.
@@ -241,32 +211,62 @@ void optfactory_advance(float* const* steps, float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] += 1.0f;
 }
 
-#if TRUST_RATIO
+#if CLIPS
+// Squared norms of the gradients, and from each tensor's history the factor of its gradient.
+void optfactory_clip(const Bucket* bucket) {
+  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
+    SquareSums sums = {};
+    for_each_block(
+        t, chunk, [&](const Place& at) __attribute__((always_inline)) { block_norm(t, at, sums); });
+    add_up(sums, bucket->partial_sums + 2 * c);
+  });
+  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
+    const Tensor& t = bucket->tensors[i];
+    const Scalars& scalars = bucket->scalars[t.scalars];
+    bucket->factors[i] = 1.0f;
+    if (!note_norm(t.history, float(sum_of(*bucket, t, 0)), scalars)) continue;
+    float clip = bits_float(kInfinityBits);
+    for (int j = 0; j < kHistory; ++j) {
+      const float candidate = rank_candidate(t.history, j, scalars);
+      clip = candidate < clip ? candidate : clip;
+    }
+    bucket->factors[i] = clip_factor(t.history, clip, scalars);
+  }
+}
+#endif
+
+#if NEEDS_STATISTICS
 void optfactory_statistics(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
     SquareSums sums = {};
+    float scales[STATES] = {};
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      block_statistics(*bucket, t, at, bucket->scalars[t.scalars], sums);
+      block_statistics(*bucket, t, at, bucket->scalars[t.scalars], factor_of(*bucket, chunk), sums,
+                       scales);
     });
-    double* total = bucket->partial_sums + 2 * c;
-    total[0] = total[1] = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      total[0] += sums.p[lane];
-      total[1] += sums.u[lane];
-    }
+    add_up(sums, bucket->partial_sums + 2 * c);
+#if TENSOR_WISE
+    for (int j = 0; j < STATES; ++j) bucket->partial_scales[STATES * c + j] = scales[j];
+#endif
   });
 }
 
 void optfactory_finalize(const Bucket* bucket) {
   for (int64_t i = 0; i < bucket->tensor_count; ++i) {
     const Tensor& t = bucket->tensors[i];
-    double p_sum = 0.0, u_sum = 0.0;
-    for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c) {
-      p_sum += bucket->partial_sums[2 * c];
-      u_sum += bucket->partial_sums[2 * c + 1];
+#if TRUST_RATIO
+    const float p_norm = float(std::sqrt(sum_of(*bucket, t, 0)));
+    const float u_norm = float(std::sqrt(sum_of(*bucket, t, 1)));
+    bucket->ratios[i] = trust_ratio(p_norm, u_norm, bucket->scalars[t.scalars]);
+#endif
+#if TENSOR_WISE
+    for (int j = 0; j < STATES; ++j) {
+      float scale = 0.0f;
+      for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+        scale = rule::max(scale, bucket->partial_scales[STATES * c + j]);
+      bucket->scales[STATES * i + j] = scale;
     }
-    const Scalars& scalars = bucket->scalars[t.scalars];
-    bucket->ratios[i] = trust_ratio(float(std::sqrt(p_sum)), float(std::sqrt(u_sum)), scalars);
+#endif
   }
 }
 #endif
@@ -278,10 +278,18 @@ void optfactory_update(const Bucket* bucket) {
 #else
     const float ratio = 1.0f;
 #endif
+    const float* scales = TENSOR_WISE ? bucket->scales + STATES * chunk.tensor : nullptr;
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      update_block(*bucket, t, at, bucket->scalars[t.scalars], ratio);
+      update_block(*bucket, t, at, bucket->scalars[t.scalars], ratio, factor_of(*bucket, chunk),
+                   scales);
     });
   });
+#if TENSOR_WISE
+  // Only now, because all of a tensor's blocks are decoded with the old scale.
+  for (int64_t i = 0; i < bucket->tensor_count; ++i)
+    for (int j = 0; j < STATES; ++j)
+      bucket->tensors[i].absmax[j][0] = bucket->scales[STATES * i + j];
+#endif
 }
 
 }  // extern "C"

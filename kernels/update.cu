@@ -1,8 +1,9 @@
 // The CUDA kernels: one launch per bucket and pass, whatever the number of tensors.
 //
 // optfactory.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
-// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO, the struct Scalars,
-// kSigned[STATES], and the rule texts as update_rule() and trust_ratio(); then cuda_codec.cuh.
+// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of element.cuh,
+// the struct Scalars, kSigned[STATES], and the rule texts as update_rule() and trust_ratio(); then
+// element.cuh, cuda_memory.cuh, cuda_codec.cuh, cuda_tables.cuh and cuda_elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
 // thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring
@@ -10,212 +11,13 @@
 // its order: elements are independent, and norms are summed per chunk and then over chunks in a
 // fixed order.
 
-// ---- tables shared with optfactory/backends/cuda_tables.py: every field is 8 bytes ------------
-
-struct Tensor {
-  int64_t rows;  // blocks run inside rows
-  int64_t cols;
-  int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
-  int64_t chunks;
-};
-
-struct StatePointers {  // a tensor's state, or the part of it that is in device memory now
-  Stored* state[STATES];
-  float* absmax[STATES];
-};
-
-struct Chunk {
-  uint32_t tensor;
-  uint32_t states;  // index of its StatePointers
-  uint32_t first_block;
-  uint32_t blocks;
-};
-
-struct Bucket {
-  const Tensor* tensors;
-  const StatePointers* states;
-  const Chunk* chunks;
-  int64_t begin_chunk;  // this launch's part of the chunks
-  int64_t end_chunk;
-  // Columns with one entry per tensor: what may change from step to step.
-  PARAM* const* p;
-  const GRAD* const* g;
-  const int64_t* const* p_view;  // null if row-major contiguous, else [ndim, sizes..., strides...]
-  const int64_t* const* g_view;
-  const int64_t* scalar_row;
-  const Scalars* scalars;
-  double* partial_sums;  // [chunks][2]: sums of p^2 and u^2
-  float* ratios;         // [tensors]
-  int64_t tensor_count;
-  const float* grad_scale;  // null, or the factor to divide gradients by
-  const float* found_inf;   // null, or not 0 if this step must not change anything
-  MapPointers maps;
-};
-
-// ---- one chunk ----------------------------------------------------------------------------------
-
-// What a thread keeps of its chunk's tensor; what only the slow ways need is read again there.
-struct Work {
-  PARAM* p;
-  const GRAD* g;
-  const Scalars* scalars;
-  const StatePointers* states;
-  int64_t numel;
-  int64_t cols;
-  uint32_t tensor;
-  bool strided;
-  bool ragged;  // there are several rows, and each ends with a short block
-};
-
-OPT_FN Work open_chunk(const Bucket& bucket, const Chunk& chunk) {
-  const Tensor& tensor = bucket.tensors[chunk.tensor];
-  Work work;
-  work.p = bucket.p[chunk.tensor];
-  work.g = bucket.g[chunk.tensor];
-  work.scalars = bucket.scalars + bucket.scalar_row[chunk.tensor];
-  work.states = bucket.states + chunk.states;
-  work.numel = tensor.rows * tensor.cols;
-  work.cols = tensor.cols;
-  work.tensor = chunk.tensor;
-  work.strided = bucket.p_view[chunk.tensor] || bucket.g_view[chunk.tensor];
-  work.ragged = tensor.rows > 1;
-  return work;
-}
-
-OPT_FN Place place_of(const Work& work, uint32_t block, bool exists) {
-  Place at;
-  at.lane = int(threadIdx.x) % kTeam;
-  at.block = block;
-  at.first = int64_t(block) * BLOCK;
-  int64_t left = work.numel - at.first;
-  if (work.ragged) {
-    const uint32_t per_row = uint32_t((work.cols + BLOCK - 1) / BLOCK);
-    const uint32_t row = block / per_row;
-    const int64_t col = int64_t(block - row * per_row) * BLOCK;
-    at.first = row * work.cols + col;
-    left = work.cols - col;
-  }
-  at.n = !exists ? 0 : left < BLOCK ? int(left) : BLOCK;
-  at.vectorized = !work.strided & is_aligned(work.p + at.first) & is_aligned(work.g + at.first);
-#pragma unroll
-  for (int j = 0; j < STATES; ++j)
-    at.vectorized = at.vectorized & is_aligned(work.states->state[j] + at.first);
-  return at;
-}
-
-// Runs body(work, place) for every block of elements of a chunk; teams without a block take part
-// with a place of no elements, since all threads meet where scales are reduced.
-template <class Body>
-OPT_FN void for_each_block(const Bucket& bucket, const Chunk& chunk, Body body) {
-  const Work work = open_chunk(bucket, chunk);
-  const uint32_t end = chunk.first_block + chunk.blocks;
-  for (uint32_t first = chunk.first_block; first < end; first += kTeams) {
-    const uint32_t block = first + threadIdx.x / kTeam;
-    body(work, place_of(work, block, block < end));
-  }
-}
-
-// A thread's elements as they are in memory.
-struct Elements {
-  Pack<PARAM> p;
-  Pack<GRAD> g;
-  Pack<Stored> states[STATES];
-  float scales[STATES];  // of 8-bit states, by which they are decoded
-};
-
-// All reads come before the first use, so that they wait for memory together. Elements that the
-// block does not have are zero: they then add nothing to norms and scales.
-OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elements& e) {
-  if (is_full(at)) {
-    e.p = read_pack(work.p, at);
-    e.g = read_pack(work.g, at);
-#pragma unroll
-    for (int j = 0; j < STATES; ++j) e.states[j] = read_pack(work.states->state[j], at);
-  } else {
-    const int64_t* p_view = bucket.p_view[work.tensor];
-    const int64_t* g_view = bucket.g_view[work.tensor];
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      const bool exists = position(at, i) < at.n;
-      const int64_t element = at.first + position(at, i);
-      set(e.p, i, exists ? work.p[offset_of(p_view, element)] : PARAM{});
-      set(e.g, i, exists ? work.g[offset_of(g_view, element)] : GRAD{});
-#pragma unroll
-      for (int j = 0; j < STATES; ++j)
-        set(e.states[j], i, exists ? work.states->state[j][element] : zero_of(kSigned[j]));
-    }
-  }
-#if QUANTIZED
-#pragma unroll
-  for (int j = 0; j < STATES; ++j) e.scales[j] = at.n > 0 ? work.states->absmax[j][at.block] : 0.0f;
-#endif
-}
-
-OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const Elements& e) {
-  if (is_full(at)) {
-    write_pack(work.p, at, e.p);
-#pragma unroll
-    for (int j = 0; j < STATES; ++j) write_pack(work.states->state[j], at, e.states[j]);
-  } else {
-    const int64_t* p_view = bucket.p_view[work.tensor];
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (position(at, i) >= at.n) continue;
-      const int64_t element = at.first + position(at, i);
-      work.p[offset_of(p_view, element)] = get(e.p, i);
-#pragma unroll
-      for (int j = 0; j < STATES; ++j) work.states->state[j][element] = get(e.states[j], i);
-    }
-  }
-#if QUANTIZED
-  if (at.lane == 0 && at.n > 0) {
-#pragma unroll
-    for (int j = 0; j < STATES; ++j) work.states->absmax[j][at.block] = e.scales[j];
-  }
-#endif
-}
-
-// A thread's elements as the rule sees them.
-struct Values {
-  float p[kVector];
-  float g[kVector];
-  float states[STATES][kVector];
-};
-
-OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e, Values& x) {
-  unpack(e.p, x.p);
-  unpack(e.g, x.g);
-  if (bucket.grad_scale) {
-    const float factor = 1.0f / *bucket.grad_scale;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) x.g[i] *= factor;
-  }
-#pragma unroll
-  for (int j = 0; j < STATES; ++j)
-    decode_state(shared, kSigned[j], e.states[j], e.scales[j], x.states[j]);
-}
-
-// All threads of the block must call it; `turn` counts the calls.
-OPT_FN void encode(Shared& shared, const Place& at, int turn, Values& x, Elements& e) {
-  pack_floats(x.p, e.p);
-#if QUANTIZED
-  uint32_t scales[STATES];
-#pragma unroll
-  for (int j = 0; j < STATES; ++j) {
-    if (!is_full(at)) {  // what the rule made of missing elements must not enter the scale
-#pragma unroll
-      for (int i = 0; i < kVector; ++i)
-        x.states[j][i] = position(at, i) < at.n ? x.states[j][i] : 0.0f;
-    }
-    scales[j] = own_scale(shared, kSigned[j], x.states[j]);
-  }
-  max_over_team(shared, turn, scales);
-#pragma unroll
-  for (int j = 0; j < STATES; ++j) e.scales[j] = bits_float(scales[j]);
-#endif
-#pragma unroll
-  for (int j = 0; j < STATES; ++j)
-    encode_state(shared, kSigned[j], x.states[j], e.scales[j], e.states[j]);
+// A tensor's sum over its chunks in a fixed order, which the first thread gets.
+OPT_FN double sum_of_chunks(const Bucket& bucket, const Tensor& tensor, SumBuffer& buffer, int k) {
+  double sum = 0.0, none = 0.0;
+  for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS)
+    sum += bucket.partial_sums[2 * (tensor.first_chunk + c) + k];
+  sum_over_threads(buffer, &sum, &none);
+  return sum;
 }
 
 OPT_FN bool is_skipped(const Bucket& bucket) {
@@ -224,53 +26,131 @@ OPT_FN bool is_skipped(const Bucket& bucket) {
 
 // ---- passes -------------------------------------------------------------------------------------
 
+// The rule on element i of a thread: new states, and the direction u.
+template <bool kStore>
+OPT_FN float apply_rule(const Work& work, Values& x, int i, bool stay) {
+  float* states[STATES];
+#pragma unroll
+  for (int j = 0; j < STATES; ++j) states[j] = x.states[j];
+  const float g = CLIPS ? x.g[i] * work.factor : x.g[i];
+  return update_rule<kStore>(x.p[i], g, stay, states, i, *work.scalars);
+}
+
 extern "C" {
 
-#if TRUST_RATIO
+#if CLIPS
+__global__ void __launch_bounds__(THREADS, 2) optfactory_square_gradients(const Bucket bucket) {
+  OPT_SHARED(SumBuffer, sums);
+  for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
+    double g_sum = 0.0, none = 0.0;
+    for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
+      float g[kVector];
+      read_gradient(bucket, work, at, g);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) g_sum += double(g[i]) * double(g[i]);
+    });
+    sum_over_threads(sums, &g_sum, &none);
+    if (threadIdx.x == 0) bucket.partial_sums[2 * c] = g_sum;
+  }
+}
+
+// From each tensor's history of norms the factor of its gradient.
+__global__ void __launch_bounds__(THREADS, 2) optfactory_clip(const Bucket bucket) {
+  OPT_SHARED(SumBuffer, sums);
+  if (is_skipped(bucket)) return;
+  for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
+    const Tensor& tensor = bucket.tensors[t];
+    const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
+    const double sum = sum_of_chunks(bucket, tensor, sums, 0);
+    if (threadIdx.x >= kWarp) continue;
+    const int noted = threadIdx.x == 0 && note_norm(tensor.history, float(sum), scalars);
+    __syncwarp();  // the other lanes read what the first one notes
+    const bool clips = __any_sync(kAllLanes, noted);
+    uint32_t least = kInfinityBits;  // patterns of numbers that are not negative are ordered
+    for (int j = threadIdx.x; clips && j < kHistory; j += kWarp) {
+      const uint32_t candidate = float_bits(rank_candidate(tensor.history, j, scalars));
+      least = least < candidate ? least : candidate;
+    }
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+      const uint32_t other = __shfl_xor_sync(kAllLanes, least, lanes);
+      least = least < other ? least : other;
+    }
+    if (threadIdx.x == 0)
+      bucket.factors[t] = clips ? clip_factor(tensor.history, bits_float(least), scalars) : 1.0f;
+  }
+}
+#endif
+
+#if NEEDS_STATISTICS
 __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket bucket) {
   OPT_SHARED(Shared, shared);
   OPT_SHARED(SumBuffer, sums);
   load_maps(shared, bucket.maps);
+  int turn = 0;
   for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
     double p_sum = 0.0, u_sum = 0.0;
+    uint32_t scales[STATES] = {};
     for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
       Elements elements;
       Values x;
-      float* states[STATES];
       read(bucket, work, at, elements);
       decode(shared, bucket, elements, x);
 #pragma unroll
-      for (int j = 0; j < STATES; ++j) states[j] = x.states[j];
-#pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        if (position(at, i) >= at.n) continue;
-        const double u = update_rule<false>(x.p[i], x.g[i], states, i, *work.scalars);
-        p_sum += double(x.p[i]) * double(x.p[i]);
-        u_sum += u * u;
+        const bool stay = stays(x.g[i]), exists = position(at, i) < at.n;
+        const double u = apply_rule<TENSOR_WISE>(work, x, i, stay);
+        p_sum += exists ? double(x.p[i]) * double(x.p[i]) : 0.0;
+        u_sum += exists && !stay ? u * u : 0.0;
       }
+#if TENSOR_WISE
+#pragma unroll
+      for (int j = 0; j < STATES; ++j) {
+        const uint32_t own = scale_of(shared, at, j, x.states[j]);
+        scales[j] = scales[j] > own ? scales[j] : own;
+      }
+#endif
     });
+#if TENSOR_WISE
+    max_over_threads(shared, turn++, scales);
+    if (threadIdx.x == 0)
+      for (int j = 0; j < STATES; ++j) bucket.partial_scales[STATES * c + j] = scales[j];
+#endif
+#if TRUST_RATIO
     sum_over_threads(sums, &p_sum, &u_sum);
     if (threadIdx.x == 0) {
       bucket.partial_sums[2 * c] = p_sum;
       bucket.partial_sums[2 * c + 1] = u_sum;
     }
+#endif
   }
 }
 
 __global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket bucket) {
+  OPT_SHARED(Shared, shared);
   OPT_SHARED(SumBuffer, sums);
+  int turn = 0;
   for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
     const Tensor& tensor = bucket.tensors[t];
-    double p_sum = 0.0, u_sum = 0.0;
-    for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS) {
-      p_sum += bucket.partial_sums[2 * (tensor.first_chunk + c)];
-      u_sum += bucket.partial_sums[2 * (tensor.first_chunk + c) + 1];
-    }
-    sum_over_threads(sums, &p_sum, &u_sum);
+#if TRUST_RATIO
+    const double p_sum = sum_of_chunks(bucket, tensor, sums, 0);
+    const double u_sum = sum_of_chunks(bucket, tensor, sums, 1);
     if (threadIdx.x == 0) {
       const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
       bucket.ratios[t] = trust_ratio(float(::sqrt(p_sum)), float(::sqrt(u_sum)), scalars);
     }
+#endif
+#if TENSOR_WISE
+    uint32_t scales[STATES] = {};
+    for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS) {
+      for (int j = 0; j < STATES; ++j) {
+        const uint32_t other = bucket.partial_scales[STATES * (tensor.first_chunk + c) + j];
+        scales[j] = scales[j] > other ? scales[j] : other;
+      }
+    }
+    max_over_threads(shared, turn++, scales);
+    if (threadIdx.x == 0)
+      for (int j = 0; j < STATES; ++j) bucket.scales[STATES * t + j] = bits_float(scales[j]);
+#endif
   }
 }
 #endif
@@ -290,21 +170,30 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_update(const Bucket buc
     for_each_block(bucket, chunk, [&](const Work& work, const Place& at) {
       Elements elements;
       Values x;
-      float* states[STATES];
       read(bucket, work, at, elements);
       decode(shared, bucket, elements, x);
       const float step = -work.scalars->step_size * ratio;
 #pragma unroll
-      for (int j = 0; j < STATES; ++j) states[j] = x.states[j];
-#pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        const float u = update_rule<true>(x.p[i], x.g[i], states, i, *work.scalars);
-        x.p[i] = rule::fma(step, u, x.p[i] * work.scalars->decay);
+        const bool stay = stays(x.g[i]);
+        const float u = apply_rule<true>(work, x, i, stay);
+        x.p[i] = stay ? x.p[i] : moved(x.p[i], u, step, *work.scalars);
       }
-      encode(shared, at, turn++, x, elements);
+      encode_params(work, at, x.p, elements);
+      encode_states(shared, work, at, turn++, x, elements);
       write(bucket, work, at, elements);
     });
   }
 }
+
+#if TENSOR_WISE
+// Stores the new scales; only now, because all of a tensor's blocks are decoded with the old ones.
+__global__ void __launch_bounds__(THREADS, 2) optfactory_commit(const Bucket bucket) {
+  if (is_skipped(bucket)) return;
+  for (int64_t t = int64_t(blockIdx.x) * THREADS + threadIdx.x; t < bucket.tensor_count;
+       t += int64_t(gridDim.x) * THREADS)
+    for (int j = 0; j < STATES; ++j) bucket.states[t].absmax[j][0] = bucket.scales[STATES * t + j];
+}
+#endif
 
 }  // extern "C"

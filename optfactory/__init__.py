@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optfactory._resources import alias_configs
 
 if TYPE_CHECKING:
+    from optfactory import optim
     from optfactory.factory import build_optimizer, resolve
     from optfactory.optimizer import Optimizer2State
     from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
@@ -30,6 +31,7 @@ __all__ = [
     "get_optimizer_info",
     "list_optimizers",
     "load_checkpoint",
+    "optim",
     "resolve",
     "save_checkpoint",
 ]
@@ -52,6 +54,8 @@ alias_configs()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return import_module("optfactory.optim")
     if name not in _HOME:
         raise AttributeError(f"module 'optfactory' has no attribute '{name}'")
     value = getattr(import_module(f"optfactory.{_HOME[name]}"), name)

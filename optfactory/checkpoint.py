@@ -12,13 +12,21 @@ from torch import Tensor
 from optfactory.errors import ConfigError, StateError
 from optfactory.exchange.fields import Fields
 from optfactory.exchange.layouts import Groups
-from optfactory.exchange.records import MARKS, PLACEMENT, STORAGE, GroupRecord, Layout, Record
+from optfactory.exchange.records import (
+    AROUND,
+    MARKS,
+    PLACEMENT,
+    STORAGE,
+    GroupRecord,
+    Layout,
+    Record,
+)
 from optfactory.plan import Slot
 from optfactory.registry import family_class, get_optimizer_info
 from optfactory.schema import OptimizerConfig, validate
 
 # What this optimizer keeps of its own, whatever the checkpoint says.
-_OWN = (*MARKS, *PLACEMENT, *STORAGE)
+_OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND)
 
 # What every library saves. Other hyperparameters a checkpoint may lack, for example one of an
 # older release: they stay as the config has them.

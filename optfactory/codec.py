@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from optfactory.options import KernelOptions
 from optfactory.quantmap import QuantizationMap
 
 
@@ -23,7 +24,8 @@ class BlockGrid:
 
     A tensor of shape [S0, S1, ...] is seen as S0 rows of S1 * S2 * ... elements. Blocks run
     inside rows, so a shard along the first dimension never cuts one; the last block of a row may
-    be short. A 1-D tensor is one row.
+    be short. A 1-D tensor is one row. Other libraries' checkpoints see every tensor as one row
+    (`flat`), and tensor-wise state has one block for all elements (`whole`).
 
     Attributes:
         rows, cols: the tensor seen as a matrix.
@@ -37,10 +39,14 @@ class BlockGrid:
     scales_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], block_size: int) -> BlockGrid:
+    def of(
+        cls, shape: tuple[int, ...], block_size: int, *, flat: bool = False, whole: bool = False
+    ) -> BlockGrid:
         """The grid of a tensor of this (global) shape."""
         numel = math.prod(shape)
-        if len(shape) < 2 or numel == 0:
+        if whole:
+            return cls(1, numel, max(numel, 1), (1,))
+        if flat or len(shape) < 2 or numel == 0:
             return cls(1, numel, block_size, (-(-numel // block_size),))
         cols = numel // shape[0]
         return cls(shape[0], cols, block_size, (shape[0], -(-cols // block_size)))
@@ -51,45 +57,63 @@ class BlockGrid:
         return self.rows * -(-self.cols // self.block_size)
 
 
-def quantize_blockwise(
-    x: Tensor, qmap: QuantizationMap, block_size: int = 256
+def quantize(
+    x: Tensor, qmap: QuantizationMap, grid: BlockGrid, options: KernelOptions
 ) -> tuple[Tensor, Tensor]:
-    """Quantize a float32 tensor to 8 bits per element and one float32 scale per block.
+    """Quantize a float32 tensor to 8 bits per element and one float32 scale per block of a grid.
 
     scale = max(max(x), -min(x) / -qmap.values[0]) for a signed map, max(x) for an unsigned one;
     the code is that of the map value nearest to x / scale, ties going to the even code. In an
-    unsigned map a value above 0 never takes the code of 0. Elements that are not finite take the
-    code of 0 and do not enter the scale.
+    unsigned map a value above 0 never takes the code of 0, if `options.floors`. Elements that are
+    not finite take the code of 0 and do not enter the scale.
 
     Returns:
-        codes: uint8, of x's shape; absmax: float32, shaped as `BlockGrid.scales_shape`.
+        codes: uint8, of x's shape; absmax: float32, shaped as `grid.scales_shape`.
     """
-    grid = BlockGrid.of(tuple(x.shape), block_size)
     blocks = _to_blocks(torch.where(x.isfinite(), x, 0.0), grid)
     if blocks.numel() == 0:
         return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(grid.scales_shape)
     # Adding 0 turns a -0 into the +0 that kernels store.
     positive = blocks.amax(dim=2).clamp_min(0) + 0.0
     negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0
-    lowest = -qmap.values[0] if qmap.signed else 1.0
+    lowest = -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
     largest = torch.finfo(torch.float32).max
     absmax = torch.maximum(positive, negative / lowest).clamp_max(largest)
     y = blocks / torch.where(absmax > 0, absmax, 1.0)[:, :, None]
     codes = _nearest_codes(y, qmap)
-    if not qmap.signed:
+    if qmap.signed and options.bitsandbytes:
+        codes = _fix_sign(torch.where(absmax[:, :, None] > 0, codes, 0), blocks, qmap)
+    if not qmap.signed and options.floors:
         codes = torch.where((codes == 0) & (blocks > 0), 1, codes)
     codes = codes.to(torch.uint8).reshape(grid.rows, -1)[:, : grid.cols]
     return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
 
 
+def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:
+    """The float32 values of codes: qmap.values[code] * absmax of its block."""
+    scales = absmax.reshape(grid.rows, -1).repeat_interleave(grid.block_size, dim=1)
+    values = _table(qmap.values, codes.device)[codes.long()]
+    return values * scales[:, : grid.cols].reshape(codes.shape)
+
+
+def quantize_blockwise(
+    x: Tensor, qmap: QuantizationMap, block_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """`quantize` on the grid of x's rows, with default options."""
+    return quantize(x, qmap, BlockGrid.of(tuple(x.shape), block_size), KernelOptions())
+
+
 def dequantize_blockwise(
     codes: Tensor, absmax: Tensor, qmap: QuantizationMap, block_size: int = 256
 ) -> Tensor:
-    """The float32 values of codes: qmap.values[code] * absmax of its block."""
-    grid = BlockGrid.of(tuple(codes.shape), block_size)
-    scales = absmax.reshape(grid.rows, -1).repeat_interleave(block_size, dim=1)[:, : grid.cols]
-    values = _table(qmap.values, codes.device)[codes.long()]
-    return values * scales.reshape(codes.shape)
+    """`dequantize` on the grid of the tensor's rows."""
+    return dequantize(codes, absmax, qmap, BlockGrid.of(tuple(codes.shape), block_size))
+
+
+def _fix_sign(codes: Tensor, x: Tensor, qmap: QuantizationMap) -> Tensor:
+    """As bitsandbytes, move a code by one if its value's sign is not that of x."""
+    differs = torch.signbit(_table(qmap.values, x.device)[codes]) != torch.signbit(x)
+    return torch.where(differs, (codes + torch.where(x > 0, 1, 255)) % 256, codes)
 
 
 def _to_blocks(x: Tensor, grid: BlockGrid) -> Tensor:

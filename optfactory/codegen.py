@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from optfactory._resources import data_dir
+from optfactory.options import KernelOptions
 from optfactory.rules import RuleText, UpdateRule, read_trust_ratio_text, read_update_text
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class KernelVariant:
         parameter, gradient: dtypes as C++ names: ``float``, ``float16`` or ``bfloat16``.
         quantized: 8-bit state instead of float32 state.
         block_size: elements that share a scale, and the unit of work.
+        options: what the kernel does around the rule.
     """
 
     rule: UpdateRule
@@ -55,6 +57,7 @@ class KernelVariant:
     gradient: str
     quantized: bool
     block_size: int
+    options: KernelOptions = field(default_factory=KernelOptions)
 
     @property
     def label(self) -> str:
@@ -71,8 +74,10 @@ def cpp_source(variant: KernelVariant) -> str:
     kernels = data_dir("kernels")
     parts = [
         (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
-        (kernels / "cpu_codec.h").read_text(encoding="utf-8"),
         specialization(variant),
+        (kernels / "element.cuh").read_text(encoding="utf-8"),
+        (kernels / "cpu_codec.h").read_text(encoding="utf-8"),
+        (kernels / "cpu_tables.h").read_text(encoding="utf-8"),
         (kernels / "update.cpp").read_text(encoding="utf-8"),
     ]
     return "\n".join(parts)
@@ -92,8 +97,11 @@ def cuda_source(variant: KernelVariant) -> str:
         (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
         f"#define THREADS {CUDA_THREADS}",
         specialization(variant),
+        (kernels / "element.cuh").read_text(encoding="utf-8"),
         (kernels / "cuda_memory.cuh").read_text(encoding="utf-8"),
         (kernels / "cuda_codec.cuh").read_text(encoding="utf-8"),
+        (kernels / "cuda_tables.cuh").read_text(encoding="utf-8"),
+        (kernels / "cuda_elements.cuh").read_text(encoding="utf-8"),
         (kernels / "update.cu").read_text(encoding="utf-8"),
     ]
     return "\n".join(parts)
@@ -124,6 +132,7 @@ def specialization(variant: KernelVariant) -> str:
         f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
         f"#define ANY_SIGNED {int('true' in signed)}",
         f"#define ANY_UNSIGNED {int('false' in signed)}",
+        *(f"#define {name} {int(value)}" for name, value in _switches(variant.options).items()),
         f"constexpr bool kSigned[STATES] = {{{signed}}};",
         f"struct Scalars {{ float {', '.join(rule.all_scalars)}; }};",
         *_update_function(variant),
@@ -132,9 +141,25 @@ def specialization(variant: KernelVariant) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _switches(options: KernelOptions) -> dict[str, bool]:
+    """The macros of kernels/element.cuh."""
+    return {
+        "CLIPS": options.clips,
+        "SKIPS_ZEROS": options.skips_zeros,
+        "KEEPS_NONFINITE": options.nonfinite == "keep",
+        "RESETS_NONFINITE": options.nonfinite == "reset",
+        "STOCHASTIC": options.rounding == "stochastic",
+        "KAHAN": options.rounding == "kahan",
+        "TENSOR_WISE": options.tensor_wise,
+        "FLOORS": options.floors,
+        "BITSANDBYTES": options.bitsandbytes,
+    }
+
+
 def _update_function(variant: KernelVariant) -> list[str]:
     """The rule on element i: reads its states, stores them if asked to, returns u.
 
+    An element that stays out of the step stores the states it had, or zeros.
     The states are plain local variables because gcc does not vectorize loops over structs.
     """
     rule = variant.rule
@@ -142,15 +167,21 @@ def _update_function(variant: KernelVariant) -> list[str]:
     scalars = {name: f"k.{name}" for name in rule.scalars}
     # Elements of a block share its scale, so one that is not finite must not destroy it.
     finite = " & ".join(f"is_finite({name})" for name in names)
+
+    def before(j: int) -> str:
+        return f"(RESETS_NONFINITE ? 0.0f : old_{j})"
+
     return [
         "template <bool kStore>",
-        "OPT_FN float update_rule(float p, float g, float* const* states, int i,",
+        "OPT_FN float update_rule(float p, float g, bool stay, float* const* states, int i,",
         "                         const Scalars& k) {",
-        *(f"  float {name} = states[{j}][i];" for j, name in enumerate(names)),
+        *(f"  const float old_{j} = states[{j}][i];" for j in range(len(names))),
+        *(f"  float {name} = old_{j};" for j, name in enumerate(names)),
         *_cpp_statements(
             read_update_text(rule), {name: name for name in ("p", "g", *names)} | scalars
         ),
         "  if (kStore) {",
+        *(f"    {name} = stay ? {before(j)} : {name};" for j, name in enumerate(names)),
         f"    const bool keep = !QUANTIZED || ({finite});",
         *(f"    states[{j}][i] = keep ? {name} : 0.0f;" for j, name in enumerate(names)),
         "  }",

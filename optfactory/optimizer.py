@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from optfactory import checkpoint, memory
+from optfactory import checkpoint, gradients, memory
 from optfactory.backends import WARM_UP, backend_for
 from optfactory.errors import BackendError, ConfigError
 from optfactory.exchange import convert, layouts
@@ -29,6 +29,7 @@ from optfactory.param_groups import (
 from optfactory.plan import Bucket, Slot, StepPlan
 from optfactory.registry import family_class
 from optfactory.report import MemoryReport, report
+from optfactory.rules import UpdateRule
 from optfactory.schema import OptimizerConfig, config_error, validate
 from optfactory.state import StateLayout
 
@@ -100,6 +101,7 @@ class Optimizer2State(Optimizer):
             values["page_dir"] = None  # the optimizer's folder is not what this group asked for
         config = validate(model, values, path, title)
         problem = _placement_problem(config, group["params"])
+        problem = problem or _rounding_problem(config, group["params"])
         if problem:
             raise config_error(title, [f"{path}.{problem}"])
         return config
@@ -144,10 +146,13 @@ class Optimizer2State(Optimizer):
         plan = self._current_plan()
         self._refuse_capture(plan)
         self._allocate_missing(plan)
-        buckets = plan.gather(self._division())
+        buckets = plan.gather(gradients.division(self, _kernels_divide))
+        found = gradients.found_nonfinite(self.param_groups)
         for bucket in buckets:
-            bucket.grad_scale = _handed_over(self, "grad_scale", bucket.key.device)
-            bucket.found_inf = _handed_over(self, "found_inf", bucket.key.device)
+            bucket.grad_scale = gradients.handed_over(self, "grad_scale", bucket.key.device)
+            handed = gradients.handed_over(self, "found_inf", bucket.key.device)
+            own = None if found is None else found.to(bucket.key.device, non_blocking=True)
+            bucket.found_inf = handed if own is None else own if handed is None else own + handed
         try:
             _run(buckets)
         finally:
@@ -155,20 +160,6 @@ class Optimizer2State(Optimizer):
             for bucket in buckets:
                 bucket.gradients = []
                 bucket.grad_scale = bucket.found_inf = None
-
-    def _division(self) -> Callable[[Tensor], Tensor] | None:
-        """How to divide gradients by a GradScaler's factor where kernels do not do it."""
-        if getattr(self, "grad_scale", None) is None:
-            return None
-
-        def divided(gradient: Tensor) -> Tensor:
-            scale = _handed_over(self, "grad_scale", gradient.device)
-            if scale is None or backend_for(gradient.device).divides_gradients:
-                return gradient
-            # In float32: 16 bits would lose what the factor saved from underflow.
-            return gradient.float() * (1.0 / scale)
-
-        return divided
 
     def _refuse_capture(self, plan: StepPlan) -> None:
         """Raise before a graph records what must happen once, or scalars that must change."""
@@ -201,16 +192,30 @@ class Optimizer2State(Optimizer):
         return self._plan
 
     def _slots(self) -> list[Slot]:
-        slots = []
+        slots: list[Slot] = []
         for index, group in enumerate(self.param_groups):
             rule = type(self.config).rule(group)
             layouts: dict[tuple[Any, ...], StateLayout] = {}
             for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-                facts = (tuple(p.shape), p.device)
+                facts = (tuple(p.shape), p.device, p.dtype)
                 if facts not in layouts:
-                    layouts[facts] = StateLayout.of(*facts, rule, group)
-                slots.append(Slot(p, name, group, layouts[facts], self.state.get(p, {})))
+                    layouts[facts] = self._layout(facts, rule, group)
+                state = self.state.get(p, {})
+                slots.append(Slot(p, name, len(slots), group, layouts[facts], state))
         return slots
+
+    def _layout(
+        self,
+        facts: tuple[tuple[int, ...], torch.device, torch.dtype],
+        rule: UpdateRule,
+        group: Mapping[str, Any],
+    ) -> StateLayout:
+        """The layout of one parameter; one that stays at 32 bits has the rule of 32 bits."""
+        layout = StateLayout.of(*facts, rule, group)
+        if layout.quantized or group["optim_bits"] == 32:
+            return layout
+        wide = type(self.config).rule({**group, "optim_bits": 32})
+        return layout if wide == rule else StateLayout.of(*facts, wide, group)
 
     def _allocate_missing(self, plan: StepPlan) -> None:
         """Give every slot the live state of its parameter, allocating what there is not yet.
@@ -322,12 +327,8 @@ def _increment_versions(tensors: list[Tensor]) -> None:
             torch.autograd.graph.increment_version(tensor)
 
 
-def _handed_over(optimizer: Optimizer, name: str, device: torch.device) -> Tensor | None:
-    """What torch.amp.GradScaler set on the optimizer for this step, on a bucket's device."""
-    value = getattr(optimizer, name, None)
-    if value is None:
-        return None
-    return torch.as_tensor(value, dtype=torch.float32).to(device, non_blocking=True)
+def _kernels_divide(device: torch.device) -> bool:
+    return backend_for(device).divides_gradients
 
 
 def _annotations(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,6 +358,12 @@ def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         return f"page_dir: not a folder that can be written to (got {folder!r})"
     return _capture_problem(config, params)
+
+
+def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
+    if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in params):
+        return ""
+    return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
 
 
 def _capture_problem(config: OptimizerConfig, params: list[Tensor]) -> str:

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from optfactory.errors import ConfigError
+from optfactory.options import KernelOptions, common_scalars
 from optfactory.param_groups import parameter_problem
 from optfactory.rules import UpdateRule
 from optfactory.schema import OptimizerConfig
-from optfactory.state import StateLayout
+from optfactory.state import LOSS_KEY, StateLayout
+
+# Elements that kernels take at a time where state has no blocks.
+UNIT = 256
 
 
 @dataclass(eq=False)
@@ -24,6 +28,7 @@ class Slot:
 
     Attributes:
         parameter, name: the tensor, and its name for messages.
+        number: which of the optimizer's parameters it is.
         group: its torch param group, read at every step.
         layout: how its state is stored.
         state: its state tensors by key; empty until `Optimizer2State.init_states`.
@@ -31,6 +36,7 @@ class Slot:
 
     parameter: Tensor
     name: str
+    number: int
     group: dict[str, Any]
     layout: StateLayout
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -50,7 +56,13 @@ class BucketKey:
     rule: UpdateRule
     quantized: bool
     block_size: int
+    options: KernelOptions
     device_step: bool
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether something about whole tensors must be known before they can be updated."""
+        return self.rule.trust_ratio is not None or self.options.tensor_wise
 
 
 @dataclass(eq=False)
@@ -102,6 +114,7 @@ class Bucket:
             values = dict(group, lr=float(group["lr"]))
             for step in dict.fromkeys(own):
                 scalars = self.config_class.scalars(values, int(step))
+                scalars |= common_scalars(group, step)
                 row_of[step] = len(rows)
                 rows.append([scalars[name] for name in names])
             indices += map(row_of.__getitem__, own)
@@ -124,6 +137,7 @@ class Bucket:
             if isinstance(group["lr"], Tensor):
                 values["lr"] = group["lr"].to(steps.device, torch.float64, non_blocking=True)
             scalars = self.config_class.scalars(values, steps[part])
+            scalars |= common_scalars(group, steps[part])
             for column, name in enumerate(names):
                 table[part, column] = scalars[name]
         return table
@@ -220,7 +234,8 @@ def _key(slot: Slot, gradient: Tensor) -> BucketKey:
         gradient.dtype,
         slot.layout.rule,
         slot.layout.quantized,
-        slot.layout.grid.block_size,
+        UNIT if slot.layout.options.tensor_wise else slot.layout.grid.block_size,
+        slot.layout.options,
         slot.layout.device_step,
     )
 
@@ -235,6 +250,9 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"its gradient has dtype {gradient.dtype}; "
             f"allowed are {p.dtype} (the parameter's) and torch.float32"
         )
+    loss = layout.tensors.get(LOSS_KEY)
+    if loss is not None and loss.dtype != p.dtype:
+        return f"it is {p.dtype} now, and its state '{LOSS_KEY}' {loss.dtype}; keep its dtype"
     homes = layout.homes(slot.state, p.device)
     if {p.device, gradient.device, *homes} != {p.device}:
         state = ", ".join(map(str, homes))

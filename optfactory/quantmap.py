@@ -167,6 +167,15 @@ SIGNED = QuantizationMap(
 UNSIGNED = QuantizationMap("dynamic_unsigned", tuple(map(_float32, _UNSIGNED)))
 
 
-def map_for(signed: bool) -> QuantizationMap:
+# bitsandbytes' map with -1 in the place of the negative value nearest to 0: the other negative
+# values move up by one, so that 0 keeps its code.
+SYMMETRIC = QuantizationMap(
+    "dynamic_symmetric", (-1.0, *SIGNED.values[: SIGNED.zero_code - 1], *SIGNED.values[127:])
+)
+
+
+def map_for(signed: bool, symmetric: bool = False) -> QuantizationMap:
     """The map of a state: signed for first moments, unsigned for second moments."""
-    return SIGNED if signed else UNSIGNED
+    if not signed:
+        return UNSIGNED
+    return SYMMETRIC if symmetric else SIGNED

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from optfactory._resources import data_dir
 from optfactory.errors import ConfigError
+from optfactory.options import COMMON_SCALARS
 
 # Functions a rule text may call, with their number of arguments; kernels/prelude.cuh defines them.
 FUNCTIONS = {"fma": 3, "sqrt": 1, "abs": 1, "sign": 1, "max": 2, "min": 2, "where": 3}
 
 # Scalars that the kernel skeleton itself needs from every rule:
 # p <- p * decay - step_size * ratio * u
-SKELETON_SCALARS = ("decay", "step_size")
+SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 
 
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -65,10 +66,18 @@ def _read_pair(value: object) -> object:
     return tuple(value)
 
 
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] <= pair[1]:
+        raise ValueError("Input should be a lower bound and a greater or equal upper bound")
+    return pair
+
+
 Number = Annotated[float, BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, BeforeValidator(_read_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_read_pair)]
 Count = Annotated[int, BeforeValidator(_read_number)]
+Bound = Annotated[float, BeforeValidator(_read_number), Field(ge=0)]
+Bounds = Annotated[tuple[Bound, Bound], BeforeValidator(_read_pair), AfterValidator(_ascending)]
 
 
 class OptimizerConfig(BaseModel):
@@ -111,6 +120,38 @@ class OptimizerConfig(BaseModel):
         default=256, description="elements that share one scale of 8-bit state"
     )
 
+    block_wise: bool = Field(
+        default=True, description="8-bit state: a scale per block (true) or one per tensor (false)"
+    )
+    signed_map: Literal["dynamic", "symmetric"] = Field(
+        default="dynamic",
+        description="8-bit map of signed state: dynamic (as everywhere) or symmetric, with a -1",
+    )
+    second_moment_floor: bool = Field(
+        default=True, description="8-bit state: a second moment above 0 is never stored as 0"
+    )
+    percentile_clipping: Annotated[Count, Field(ge=0, le=100)] = Field(
+        default=100,
+        description="scale gradients to this percentile of a tensor's last 100 norms; 100: off",
+    )
+    skip_zeros: bool = Field(
+        default=False, description="elements with gradient 0 keep parameter and state, no decay"
+    )
+    nonfinite: Literal["propagate", "skip_element", "skip_step"] = Field(
+        default="propagate", description="what a NaN or infinite gradient does"
+    )
+    param_rounding: Literal["nearest", "stochastic", "kahan"] = Field(
+        default="nearest",
+        description="storing 16-bit parameters: nearest, stochastic, or kahan (compensated)",
+    )
+    seed: Annotated[Count, Field(ge=0, lt=2**24)] = Field(
+        default=0, description="seed of stochastic rounding"
+    )
+    compat: Literal["none", "bitsandbytes"] = Field(
+        default="none",
+        description="bitsandbytes: scales, codes, order of decay as its CUDA kernels have them",
+    )
+
     @field_validator("*")
     @classmethod
     def _keep_what_the_name_states(cls, value: object, info: ValidationInfo) -> object:
@@ -146,6 +187,51 @@ class OptimizerConfig(BaseModel):
             raise ValueError("page_memory needs is_paged: true or a paged_ name; drop it otherwise")
         return value
 
+    @field_validator("block_wise", "second_moment_floor")
+    @classmethod
+    def _switches_of_8_bits(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and _stated(cls, info, "optim_bits") == 32:
+            raise ValueError(f"{info.field_name}: false is for 8-bit state; drop it at 32 bits")
+        return value
+
+    @field_validator("block_wise")
+    @classmethod
+    def _one_scale_has_no_blocks(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("block_size", 256) != 256:
+            raise ValueError("block_wise: false has one scale per tensor; drop block_size")
+        return value
+
+    @field_validator("signed_map")
+    @classmethod
+    def _map_of_8_bits(cls, value: str, info: ValidationInfo) -> str:
+        if value != "dynamic" and _stated(cls, info, "optim_bits") == 32:
+            raise ValueError("signed_map is for 8-bit state; drop it at 32 bits")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_of_stochastic_rounding(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("param_rounding") != "stochastic":
+            raise ValueError("seed is for param_rounding: stochastic; set that, or drop seed")
+        return value
+
+    @field_validator("compat")
+    @classmethod
+    def _compat_alone(cls, value: str, info: ValidationInfo) -> str:
+        if value == "none":
+            return value
+        fixed = {
+            "signed_map": "dynamic",
+            "second_moment_floor": True,
+            "skip_zeros": False,
+            "nonfinite": "propagate",
+            "param_rounding": "nearest",
+        }
+        other = [key for key, kept in fixed.items() if info.data.get(key, kept) != kept]
+        if other:
+            raise ValueError(f"compat: bitsandbytes decides {', '.join(other)} itself; drop them")
+        return value
+
     @classmethod
     @abstractmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
@@ -163,6 +249,11 @@ class OptimizerConfig(BaseModel):
             group: hyperparameters by field name; `lr` and the others may change between steps.
             step: 1-based number of this update.
         """
+
+
+def _stated(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:
+    """A field's value, which a name may have locked."""
+    return info.data.get(field, model.locked.get(field))
 
 
 Config = TypeVar("Config", bound=OptimizerConfig)

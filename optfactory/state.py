@@ -17,11 +17,17 @@ from torch import Tensor
 from optfactory import memory
 from optfactory.codec import BlockGrid
 from optfactory.errors import StateError
+from optfactory.options import CLIP_HISTORY, KernelOptions
 from optfactory.quantmap import map_for
 from optfactory.rules import StateSpec, UpdateRule
 
 # A row shorter than this would spend more on scales than 8 bits save.
 MIN_8BIT_ROW = 64
+
+
+# Squared gradient norms of percentile clipping, and what storing 16-bit parameters lost (Kahan).
+HISTORY_KEY = "gnorm_vec"
+LOSS_KEY = "compensation"
 
 
 def codes_key(state: StateSpec) -> str:
@@ -88,6 +94,7 @@ class StateLayout:
         quantized: whether the states are 8-bit.
         reason: why not, where `optim_bits` is 8 and they are 32-bit; else empty.
         unpaged: why not, where `is_paged` is true and its state is not paged; else empty.
+        options: what kernels do with it around the rule.
         device_step: whether the step counter is on the parameter's device.
         tensors: every state tensor by its key.
     """
@@ -98,6 +105,7 @@ class StateLayout:
     quantized: bool
     reason: str
     unpaged: str
+    options: KernelOptions
     device_step: bool
     tensors: Mapping[str, TensorSpec]
 
@@ -106,27 +114,35 @@ class StateLayout:
         cls,
         shape: tuple[int, ...],
         device: torch.device,
+        dtype: torch.dtype,
         rule: UpdateRule,
         group: Mapping[str, Any],
     ) -> StateLayout:
         """The layout for a parameter of this global shape under a group's hyperparameters."""
-        grid = BlockGrid.of(shape, group["block_size"])
+        whole = not group["block_wise"]
+        flat = group["compat"] == "bitsandbytes"
+        grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)
         numel = grid.rows * grid.cols
         reason = _why_32_bits(numel, grid, group["min_8bit_size"])
         quantized = group["optim_bits"] == 8 and not reason
+        options = KernelOptions.of(group, quantized, rounds=dtype.itemsize < 4)
         where, unpaged = memory.placement(numel, device, group["is_paged"], group["page_memory"])
         device_step = bool(group["capturable"])
         tensors = {"step": TensorSpec(torch.float32, (), on_device=device_step)}
         for state in rule.states:
             if quantized:
-                zero = map_for(state.signed).zero_code
+                zero = map_for(state.signed, options.symmetric_map).zero_code
                 tensors[codes_key(state)] = TensorSpec(torch.uint8, shape, where, zero)
                 tensors[absmax_key(state)] = TensorSpec(torch.float32, grid.scales_shape)
             else:
                 tensors[state.name] = TensorSpec(torch.float32, shape, where)
+        if options.clips:
+            tensors[HISTORY_KEY] = TensorSpec(torch.float32, (CLIP_HISTORY,))
+        if options.rounding == "kahan":
+            tensors[LOSS_KEY] = TensorSpec(dtype, shape)
         if group["optim_bits"] == 32:
             reason = ""
-        return cls(shape, rule, grid, quantized, reason, unpaged, device_step, tensors)
+        return cls(shape, rule, grid, quantized, reason, unpaged, options, device_step, tensors)
 
     def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
         """Fresh state: step 0 and all states zero."""

@@ -16,13 +16,17 @@ from optfactory.codegen import KernelVariant, cpp_source, dtype_name
 from optfactory.compiler import load_library
 from optfactory.plan import Bucket, BucketKey, Slot
 from optfactory.quantmap import map_for
-from optfactory.state import absmax_key, codes_key
+from optfactory.state import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 
 # Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
 _CHUNK_NUMEL = 65_536
 
 # Columns of a Tensor row in kernels/update.cpp; its states' pointers and scales follow.
-_P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS, _STATES = range(10)
+_P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
+_NUMBER, _LOSS, _HISTORY, _STATES = range(9, 13)
+
+# Fields of Bucket in kernels/cpu_tables.h before the maps.
+_BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 10, 11
 
 
 class CpuBackend:
@@ -60,6 +64,7 @@ def _variant(key: BucketKey) -> KernelVariant:
         dtype_name(key.gradient),
         key.quantized,
         key.block_size,
+        key.options,
     )
 
 
@@ -69,9 +74,9 @@ def _library(variant: KernelVariant) -> ctypes.CDLL:
 
 
 @cache
-def _map_tables(signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _map_tables(signed: bool, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A map as kernels read it: its values, the values' bytes in planes, and its keys."""
-    qmap = map_for(signed)
+    qmap = map_for(signed, symmetric)
     values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
     planes = values.view(torch.uint8).view(256, 4).t().contiguous()
     return values, planes, torch.tensor(qmap.keys, dtype=torch.int32, device="cpu")
@@ -94,7 +99,10 @@ class _Tables:
         )
         self.chunks = self._chunk_table(bucket)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
-        self.ratios = torch.ones(count, dtype=torch.float32, device="cpu")
+        self.partial_scales = torch.zeros(len(self.chunks), states, device="cpu")
+        self.ratios = torch.ones(count, device="cpu")
+        self.factors = torch.ones(count, device="cpu")
+        self.scales = torch.zeros(count, states, device="cpu")
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
@@ -103,7 +111,7 @@ class _Tables:
         self.scalar_indices: list[int] = []
         self.pointers: tuple[list[int], list[int]] = ([], [])
         self.views: list[Tensor] = []
-        self.bucket = (ctypes.c_int64 * (8 + 3 * states))()
+        self.bucket = (ctypes.c_int64 * (_BUCKET_FIELDS + 3 * states))()
         self._check_layout(len(bucket.key.rule.all_scalars))
         self._fill_bucket(bucket)
 
@@ -124,10 +132,11 @@ class _Tables:
 
     def _chunk_table(self, bucket: Bucket) -> Tensor:
         """Cut every tensor into chunks of whole blocks, and note which chunks are whose."""
-        per_chunk = max(1, _CHUNK_NUMEL // bucket.key.block_size)
+        block_size = bucket.key.block_size
+        per_chunk = max(1, _CHUNK_NUMEL // block_size)
         rows: list[list[int]] = []
         for index, slot in enumerate(bucket.slots):
-            blocks = _native_blocks(slot)
+            blocks = _native_blocks(slot, block_size)
             self.tensors[index, _FIRST_CHUNK] = len(rows)
             rows += [
                 [index, first, min(first + per_chunk, blocks)]
@@ -137,13 +146,17 @@ class _Tables:
         return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 3)
 
     def _fill_bucket(self, bucket: Bucket) -> None:
-        maps = [_map_tables(state.signed) for state in bucket.key.rule.states]
+        symmetric = bucket.key.options.symmetric_map
+        maps = [_map_tables(state.signed, symmetric) for state in bucket.key.rule.states]
         self.bucket[:] = [
             self.tensors.data_ptr(),
             self.chunks.data_ptr(),
             0,  # scalars: set at each step
             self.partial_sums.data_ptr(),
+            self.partial_scales.data_ptr(),
             self.ratios.data_ptr(),
+            self.factors.data_ptr(),
+            self.scales.data_ptr(),
             len(bucket.slots),
             len(self.chunks),
             1,  # threads: set at each step
@@ -162,9 +175,11 @@ class _Tables:
         if indices != self.scalar_indices:
             self.tensors[:, _SCALARS] = torch.tensor(indices, device="cpu")
             self.scalar_indices = indices
-        self.bucket[2] = self.scalar_rows.data_ptr()
-        self.bucket[7] = max(1, min(_thread_count(), len(self.chunks)))
-        if bucket.key.rule.trust_ratio is not None:
+        self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
+        self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
+        if bucket.key.options.clips:
+            self.library.optfactory_clip(self.bucket)
+        if bucket.key.needs_statistics:
             self.library.optfactory_statistics(self.bucket)
             self.library.optfactory_finalize(self.bucket)
         self.library.optfactory_update(self.bucket)
@@ -219,9 +234,9 @@ def _thread_count() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-def _native_blocks(slot: Slot) -> int:
+def _native_blocks(slot: Slot, block_size: int) -> int:
     rows, cols = _native_shape(slot)
-    return rows * -(-cols // slot.layout.grid.block_size)
+    return rows * -(-cols // block_size)
 
 
 def _native_shape(slot: Slot) -> tuple[int, int]:
@@ -234,6 +249,9 @@ def _tensor_row(slot: Slot) -> list[int]:
     slot.layout.check(slot.name, slot.state, slot.parameter.device)
     row = [0] * _STATES
     row[_ROWS], row[_COLS] = _native_shape(slot)
+    row[_NUMBER] = slot.number
+    for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
+        row[column] = slot.state[key].data_ptr() if key in slot.state else 0
     states = slot.layout.rule.states
     if slot.layout.quantized:
         row += [slot.state[codes_key(state)].data_ptr() for state in states]

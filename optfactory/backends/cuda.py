@@ -87,6 +87,7 @@ def _variant(key: BucketKey) -> KernelVariant:
         dtype_name(key.gradient),
         key.quantized,
         block_size,
+        key.options,
     )
 
 
@@ -114,6 +115,7 @@ class _Tables:
         order = resident + [i for belt in self.conveyors for i in belt.tensors()]
         rows = [row for belt in self.conveyors for row in belt.pointer_rows()]
         self.static = StaticTables(bucket, ranges, order, rows)
+        self.chunks = range(self.static.chunk_count)
         self.live = LiveTable(len(bucket.slots), device, writer)
         self.grid = driver.resident_blocks(device)
         self.device_steps = _device_steps(bucket)
@@ -141,10 +143,16 @@ class _Tables:
             weakref.finalize(bucket.slots[0].parameter, id, (self, live))
         live.refresh(bucket)
         self._set_scalars(bucket, live)
-        if bucket.key.rule.trust_ratio is not None:
+        tensors = range(len(bucket.slots))
+        if bucket.key.options.clips:
+            self._launch("optfactory_square_gradients", bucket, live, self.chunks)
+            self._launch("optfactory_clip", bucket, live, tensors)
+        if bucket.key.needs_statistics:
             self._pass("optfactory_statistics", bucket, live, writes=False)
-            self._launch("optfactory_finalize", bucket, live, range(len(bucket.slots)))
+            self._launch("optfactory_finalize", bucket, live, tensors)
         self._pass("optfactory_update", bucket, live, writes=True)
+        if bucket.key.options.tensor_wise:
+            self._launch("optfactory_commit", bucket, live, tensors)
 
     def _set_scalars(self, bucket: Bucket, live: LiveTable) -> None:
         if self.device_steps is not None:

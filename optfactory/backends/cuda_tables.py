@@ -18,8 +18,8 @@ from torch import Tensor
 from optfactory.backends.cuda_driver import CudaModule
 from optfactory.codegen import CUDA_THREADS
 from optfactory.plan import Bucket, Slot
-from optfactory.quantmap import SIGNED, UNSIGNED
-from optfactory.state import absmax_key, codes_key
+from optfactory.quantmap import map_for
+from optfactory.state import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 
 # Elements of one thread, and of a block where no scales are shared; as in kernels/cuda_codec.cuh.
 _VECTOR = {True: 8, False: 4}
@@ -110,9 +110,9 @@ def state_pointers(slot: Slot) -> list[int]:
 
 
 @cache
-def map_tables(device: torch.device) -> tuple[Tensor, ...]:
+def map_tables(device: torch.device, symmetric: bool) -> tuple[Tensor, ...]:
     """The values of the signed and of the unsigned map, then their keys."""
-    maps = (SIGNED, UNSIGNED)
+    maps = (map_for(True, symmetric), map_for(False))
     values = [torch.tensor(qmap.values, dtype=torch.float32, device="cpu") for qmap in maps]
     keys = [torch.tensor(qmap.keys, dtype=torch.int32, device="cpu") for qmap in maps]
     return tuple(table.to(device) for table in (*values, *keys))
@@ -204,22 +204,33 @@ class StaticTables:
         for index in order:
             first_chunk[index] = self.chunk_count
             self.chunk_count += ranges[index].count
+        states = len(bucket.key.rule.states)
         chunks = torch.cat([ranges[index].table(index) for index in order])
         for number, (used_by, _) in enumerate(rows, start=len(ranges)):
             chunks[used_by.start : used_by.stop, 1] = number
         pointers = [state_pointers(slot) for slot in bucket.slots] + [row for _, row in rows]
         tensors = [
-            [item.rows, item.cols, first, item.count]
-            for item, first in zip(ranges, first_chunk, strict=True)
+            [item.rows, item.cols, first, item.count, slot.number, *_extra_pointers(slot)]
+            for slot, item, first in zip(bucket.slots, ranges, first_chunk, strict=True)
         ]
         self.tensors = upload(torch.tensor(tensors, dtype=torch.int64, device="cpu"), device)
         self.states = upload(torch.tensor(pointers, dtype=torch.int64, device="cpu"), device)
         self.chunks = upload(chunks, device)
-        needs_norms = bucket.key.rule.trust_ratio is not None
-        sums = self.chunk_count if needs_norms else 0
+        options, ratio = bucket.key.options, bucket.key.rule.trust_ratio is not None
+        sums = self.chunk_count if ratio or options.clips else 0
         self.partial_sums = torch.zeros(sums, 2, dtype=torch.float64, device=device)
-        self.ratios = torch.ones(len(ranges) if needs_norms else 0, device=device)
-        self.maps = map_tables(device)
+        scales = self.chunk_count if options.tensor_wise else 0
+        self.partial_scales = torch.zeros(scales, states, dtype=torch.int32, device=device)
+        self.ratios = torch.ones(len(ranges) if ratio else 0, device=device)
+        self.factors = torch.ones(len(ranges) if options.clips else 0, device=device)
+        self.scales = torch.zeros(len(ranges) if options.tensor_wise else 0, states, device=device)
+        self.maps = map_tables(device, bucket.key.options.symmetric_map)
+
+
+def _extra_pointers(slot: Slot) -> list[int]:
+    """What storing the parameter lost, and the history of its gradient's norms; 0 without them."""
+    found = [slot.state.get(key) for key in (LOSS_KEY, HISTORY_KEY)]
+    return [_pointer(tensor) for tensor in found]
 
 
 def bucket_argument(
@@ -236,7 +247,10 @@ def bucket_argument(
         *columns,
         live.scalars.data_ptr(),
         static.partial_sums.data_ptr(),
+        static.partial_scales.data_ptr(),
         static.ratios.data_ptr(),
+        static.factors.data_ptr(),
+        static.scales.data_ptr(),
         len(bucket.slots),
         _pointer(bucket.grad_scale),
         _pointer(bucket.found_inf),

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optfactory.codec import dequantize_blockwise, quantize_blockwise
+from optfactory.backends.reference_options import clip_factor, stays, store, stored_value
+from optfactory.codec import dequantize, quantize
 from optfactory.codegen import torch_trust_ratio, torch_update
 from optfactory.plan import Bucket, Slot
-from optfactory.quantmap import map_for
-from optfactory.rules import UpdateRule
+from optfactory.quantmap import QuantizationMap, map_for
+from optfactory.rules import StateSpec, UpdateRule
 from optfactory.state import absmax_key, codes_key
 
 Scalars = Mapping[str, float]
@@ -46,13 +47,31 @@ class ReferenceBackend:
 
 
 def _update(slot: Slot, gradient: Tensor, scalars: Scalars) -> None:
-    rule = slot.layout.rule
-    p = slot.parameter.detach()
-    p32, states = p.float(), _load_states(slot)
-    values = torch_update(rule)({"p": p32, "g": gradient.float(), **states, **scalars})
-    step = scalars["step_size"] * _ratio(rule, p32, values["u"], scalars)
-    p.copy_(p32 * scalars["decay"] - step * values["u"])
+    layout = slot.layout
+    rule, options = layout.rule, layout.options
+    p, raw = stored_value(slot), gradient.float()
+    g = raw * clip_factor(slot, raw, scalars) if options.clips else raw
+    old = _load_states(slot)
+    values = torch_update(rule)({"p": p, "g": g, **old, **scalars})
+    stay = stays(raw, options)
+    if stay is not None:
+        values["u"] = torch.where(stay, 0.0, values["u"])
+        kept = {
+            name: torch.zeros_like(x) if options.nonfinite == "reset" else x
+            for name, x in old.items()
+        }
+        values |= {name: torch.where(stay, kept[name], values[name]) for name in old}
+    step = scalars["step_size"] * _ratio(rule, p, values["u"], scalars)
+    new = _moved(p, values["u"], step, scalars["decay"], slot)
+    store(slot, new if stay is None else torch.where(stay, p, new), scalars)
     _store_states(slot, values)
+
+
+def _moved(p: Tensor, u: Tensor, step: Tensor | float, decay: float, slot: Slot) -> Tensor:
+    """The parameter after a step; bitsandbytes rounds it once more before the decay."""
+    if slot.layout.options.bitsandbytes:
+        return (p - step * u).to(slot.parameter.dtype).float() * decay
+    return p * decay - step * u
 
 
 def _ratio(rule: UpdateRule, p: Tensor, u: Tensor, scalars: Scalars) -> Tensor | float:
@@ -70,18 +89,22 @@ def _norm(x: Tensor) -> Tensor:
     return norm.float()
 
 
+def _map(slot: Slot, state: StateSpec) -> QuantizationMap:
+    return map_for(state.signed, slot.layout.options.symmetric_map)
+
+
 def _load_states(slot: Slot) -> dict[str, Tensor]:
+    states = slot.layout.rule.states
     if not slot.layout.quantized:
-        return {state.name: slot.state[state.name] for state in slot.layout.rule.states}
-    block_size = slot.layout.grid.block_size
+        return {state.name: slot.state[state.name] for state in states}
     return {
-        state.name: dequantize_blockwise(
+        state.name: dequantize(
             slot.state[codes_key(state)],
             slot.state[absmax_key(state)],
-            map_for(state.signed),
-            block_size,
+            _map(slot, state),
+            slot.layout.grid,
         )
-        for state in slot.layout.rule.states
+        for state in states
     }
 
 
@@ -95,6 +118,6 @@ def _store_states(slot: Slot, values: Mapping[str, Tensor]) -> None:
     finite = torch.stack([values[state.name].isfinite() for state in states]).all(dim=0)
     for state in states:
         x = torch.where(finite, values[state.name], 0.0)
-        codes, absmax = quantize_blockwise(x, map_for(state.signed), slot.layout.grid.block_size)
+        codes, absmax = quantize(x, _map(slot, state), slot.layout.grid, slot.layout.options)
         slot.state[codes_key(state)].copy_(codes)
         slot.state[absmax_key(state)].copy_(absmax)

@@ -18,6 +18,7 @@ from torch import Tensor
 from optfactory.codec import BlockGrid
 from optfactory.exchange.convert import quantize
 from optfactory.exchange.fields import Fields
+from optfactory.exchange.own_layout import read_extras
 from optfactory.exchange.records import GroupRecord, Quantized, Record, StoredState
 from optfactory.quantmap import map_for
 from optfactory.rules import StateSpec
@@ -31,8 +32,7 @@ _OLD_BLOCK_SIZE = 2048
 # Of its base class; only AdEMAMix reads them.
 _UNUSED: dict[str, Any] = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 
-# Scratch memory, and the history of a percentile clipping that newer releases do not have.
-_SCRATCH = ("new_max1", "new_max2", "unorm_vec", "gnorm_vec")
+_SCRATCH = ("new_max1", "new_max2", "unorm_vec")
 
 
 class BitsandbytesLayout:
@@ -72,8 +72,9 @@ class BitsandbytesLayout:
             state.name: _read(fields, state, number, layout.shape)
             for number, state in enumerate(layout.rule.states, start=1)
         }
+        extras = read_extras(fields, layout)
         fields.ignore(*_SCRATCH)
-        return Record.of(fields.step(), states)
+        return Record.of(fields.step(), states, extras)
 
     def write_problems(self, group: Mapping[str, Any]) -> list[str]:
         """Hyperparameters that bitsandbytes would not obey."""

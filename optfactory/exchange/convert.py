@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from optfactory.codec import BlockGrid, dequantize_blockwise, quantize_blockwise
+from optfactory import codec
+from optfactory.codec import BlockGrid
 from optfactory.exchange.records import Quantized, Record, StoredState
+from optfactory.options import DEFAULT_OPTIONS, KernelOptions
 from optfactory.quantmap import QuantizationMap, map_for
 from optfactory.rules import StateSpec
-from optfactory.state import StateLayout, absmax_key, codes_key
+from optfactory.state import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
 
 # Elements that are converted at once; temporary memory is some 40 bytes for each of them.
 _CHUNK = 1 << 20
@@ -26,13 +28,18 @@ def decode(stored: StoredState) -> Tensor:
     scales = stored.scales.to(codes.device).reshape(grid.rows, -1)
     values = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
     for part, blocks in _parts(grid):
-        values[part] = dequantize_blockwise(
+        values[part] = codec.dequantize_blockwise(
             codes[part], scales[blocks], stored.qmap, grid.block_size
         )
     return values.reshape(shape)
 
 
-def quantize(stored: StoredState, grid: BlockGrid, qmap: QuantizationMap) -> Quantized:
+def quantize(
+    stored: StoredState,
+    grid: BlockGrid,
+    qmap: QuantizationMap,
+    options: KernelOptions = DEFAULT_OPTIONS,
+) -> Quantized:
     """A state in this grid and map.
 
     Codes stay as they are where the map is the same and no block of the grid crosses a border of
@@ -49,9 +56,9 @@ def quantize(stored: StoredState, grid: BlockGrid, qmap: QuantizationMap) -> Qua
     codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
     scales = torch.empty(grid.scales_shape, device=values.device).reshape(grid.rows, -1)
     for part, blocks in _parts(grid):
-        codes[part], scales[blocks] = quantize_blockwise(
-            values[part].float(), qmap, grid.block_size
-        )
+        x = values[part].float()
+        own = BlockGrid.of(tuple(x.shape), grid.block_size)
+        codes[part], scales[blocks] = codec.quantize(x, qmap, own, options)
     return Quantized(codes.reshape(decoded.shape), scales, grid, qmap)
 
 
@@ -87,12 +94,19 @@ def _block_of(elements: Tensor, grid: BlockGrid) -> Tensor:
 def write(layout: StateLayout, record: Record, live: Mapping[str, Tensor]) -> None:
     """Write a checked record into a parameter's live state, which stays where it is."""
     live["step"].copy_(record.step)
+    for key in live.keys() & {HISTORY_KEY, LOSS_KEY}:
+        stored_extra = record.extras.get(key)
+        if stored_extra is not None and stored_extra.dtype == live[key].dtype:
+            live[key].copy_(stored_extra)
+        else:
+            live[key].zero_()
     if not layout.quantized:
         for state in layout.rule.states:
             live[state.name].copy_(decode(record.states[state.name]))
         return
     for state, stored in _finite(layout.rule.states, record.states):
-        quantized = quantize(stored, layout.grid, map_for(state.signed))
+        qmap = map_for(state.signed, layout.options.symmetric_map)
+        quantized = quantize(stored, layout.grid, qmap, layout.options)
         live[codes_key(state)].copy_(quantized.codes)
         scales = live[absmax_key(state)]
         scales.copy_(quantized.scales.reshape(scales.shape))

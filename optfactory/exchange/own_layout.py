@@ -12,11 +12,12 @@ from optfactory.codec import BlockGrid
 from optfactory.errors import UnknownOptimizerError
 from optfactory.exchange.fields import Fields
 from optfactory.exchange.records import GroupRecord, Quantized, Record, StoredState
-from optfactory.quantmap import map_for
+from optfactory.options import CLIP_HISTORY
+from optfactory.quantmap import QuantizationMap, map_for
 from optfactory.registry import get_optimizer_info
 from optfactory.rules import StateSpec
 from optfactory.schema import BlockSize
-from optfactory.state import StateLayout, absmax_key, codes_key
+from optfactory.state import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
 
 FORMAT_VERSION = 1
 
@@ -40,18 +41,38 @@ class OwnLayout:
         self, fields: Fields, layout: StateLayout, saved: Mapping[str, Any]
     ) -> Record | None:
         """The states of a parameter, 8- or 32-bit as they were saved."""
-        grid = BlockGrid.of(layout.shape, saved["block_size"])
-        states = {state.name: _read(fields, state, grid, layout) for state in layout.rule.states}
-        return Record.of(fields.step(), states)
+        grid = BlockGrid.of(
+            layout.shape,
+            saved["block_size"],
+            flat=saved.get("compat") == "bitsandbytes",
+            whole=saved.get("block_wise") is False,
+        )
+        symmetric = saved.get("signed_map") == "symmetric"
+        states = {
+            state.name: _read(fields, state, grid, map_for(state.signed, symmetric), layout)
+            for state in layout.rule.states
+        }
+        return Record.of(fields.step(), states, read_extras(fields, layout))
+
+
+def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]:
+    """What options of the run that wrote the checkpoint kept."""
+    known = {
+        HISTORY_KEY: ((CLIP_HISTORY,), (torch.float32,)),
+        LOSS_KEY: (layout.shape, (torch.bfloat16, torch.float16)),
+    }
+    return {key: fields.tensor(key, *facts) for key, facts in known.items() if key in fields}
 
 
 def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
     """A parameter's live state."""
     states: dict[str, StoredState] = {}
+    symmetric = layout.options.symmetric_map
     for spec in layout.rule.states:
         if layout.quantized:
             codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
-            states[spec.name] = Quantized(codes, scales, layout.grid, map_for(spec.signed))
+            qmap = map_for(spec.signed, symmetric)
+            states[spec.name] = Quantized(codes, scales, layout.grid, qmap)
         else:
             states[spec.name] = state[spec.name]
     return Record(state["step"], states)
@@ -79,7 +100,11 @@ def _block_size_problems(saved: Mapping[str, Any]) -> list[str]:
 
 
 def _read(
-    fields: Fields, state: StateSpec, grid: BlockGrid, layout: StateLayout
+    fields: Fields,
+    state: StateSpec,
+    grid: BlockGrid,
+    qmap: QuantizationMap,
+    layout: StateLayout,
 ) -> StoredState | None:
     codes, absmax = codes_key(state), absmax_key(state)
     if codes not in fields and absmax not in fields:
@@ -91,4 +116,4 @@ def _read(
     scales = fields.scales(absmax, grid.scales_shape)
     if elements is None or scales is None:
         return None
-    return Quantized(elements, scales, grid, map_for(state.signed))
+    return Quantized(elements, scales, grid, qmap)

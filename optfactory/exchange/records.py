@@ -16,7 +16,12 @@ from optfactory.state import StateLayout
 # What this run says, whatever run a checkpoint comes from: where state lives ...
 PLACEMENT = ("is_paged", "page_dir", "page_memory", "capturable")
 # ... and how it is stored; what the checkpoint stores otherwise is converted.
-STORAGE = ("optim_bits", "min_8bit_size", "block_size")
+STORAGE = (
+    *("optim_bits", "min_8bit_size", "block_size", "block_wise", "signed_map"),
+    *("second_moment_floor", "compat"),
+)
+# ... and what it does around the rule.
+AROUND = ("percentile_clipping", "skip_zeros", "nonfinite", "param_rounding", "seed")
 # What else a group holds beside its hyperparameters and its users' labels.
 MARKS = ("params", "param_names", "optimizer", "format_version")
 
@@ -43,16 +48,30 @@ StoredState = Tensor | Quantized
 
 @dataclass(frozen=True)
 class Record:
-    """One parameter's state: its step, a 0-d float32 tensor, and its states by name."""
+    """One parameter's state.
+
+    Attributes:
+        step: a 0-d float32 tensor.
+        states: the rule's states by name.
+        extras: what options keep (`HISTORY_KEY`, `LOSS_KEY`), as far as it was stored.
+    """
 
     step: Tensor
     states: Mapping[str, StoredState]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, step: Tensor | None, states: Mapping[str, StoredState | None]) -> Record | None:
+    def of(
+        cls,
+        step: Tensor | None,
+        states: Mapping[str, StoredState | None],
+        extras: Mapping[str, Tensor | None] | None = None,
+    ) -> Record | None:
         """The record of these parts; None if one of them could not be read."""
         found = {name: stored for name, stored in states.items() if stored is not None}
-        return cls(step, found) if step is not None and len(found) == len(states) else None
+        kept = {key: value for key, value in (extras or {}).items() if value is not None}
+        whole = len(found) == len(states) and len(kept) == len(extras or {})
+        return cls(step, found, kept) if step is not None and whole else None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,24 @@ class MomentsConfig(OptimizerConfig):
         default=False, description="use the maximum of past second moments; 32-bit state only"
     )
 
+    @field_validator("bias_correction")
+    @classmethod
+    def _compat_corrects(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("compat") == "bitsandbytes":
+            raise ValueError("compat: bitsandbytes always corrects the bias; drop one of the two")
+        return value
+
+    @field_validator("adam_w_mode")
+    @classmethod
+    def _compat_decays_apart(cls, value: bool, info: ValidationInfo) -> bool:
+        decays = info.data.get("weight_decay", 0.0) > 0
+        if not value and decays and info.data.get("compat") == "bitsandbytes":
+            raise ValueError(
+                "compat: bitsandbytes has decoupled decay only; set adam_w_mode: true, or take the "
+                "adamw family"
+            )
+        return value
+
     @field_validator("amsgrad")
     @classmethod
     def _amsgrad_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:

@@ -25,7 +25,7 @@ SEEDS = range(4)
 # What a check says: a driver's or a guard's message, or that results differ.
 OUTSIDE = "bytes (behind its end|before its start)|invalid access"
 MISALIGNED = "misaligned address"
-DIFFERENT = "differ|off by|wrong codes|scales|is not finite"
+DIFFERENT = "differ|off by|wrong codes|scales|is not finite|elements wrong"
 
 
 def run_bench(label: str, seed: int, block_size: int = 256, blocks: int = 3) -> None:

@@ -14,9 +14,10 @@ from optfactory import build_optimizer, get_optimizer_info
 from tests.devices import here, host, randn
 from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
-from tests.reference.quantization import BLOCK, scales_shape
+from tests.reference.quantization import BLOCK
 from tests.reference.quantized import Expected, Quantized, step_8bit
-from tests.reference.tracked import spacing
+from tests.reference.rounding import Stored, compensated
+from tests.reference.tracked import UNIT, spacing
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SHAPES = [
@@ -64,10 +65,14 @@ def options_of(name: str, **asked: Any) -> Options:
 
 
 def is_8bit(name: str, p: Tensor, asked: dict[str, Any]) -> bool:
-    """The stated rule: 8-bit iff asked for, numel >= min_8bit_size and rows of 64 at least."""
+    """The stated rule: 8-bit iff asked for, numel >= min_8bit_size and rows of 64 at least.
+
+    Rows do not matter where scales are not per row: one for the tensor, or in bitsandbytes' grid.
+    """
     wide = get_optimizer_info(name).optim_bits or asked.get("optim_bits", 32)
     row = p.numel() if p.ndim < 2 else p.numel() // max(p.shape[0], 1)
-    return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and row >= 64
+    flat = not asked.get("block_wise", True) or asked.get("compat") == "bitsandbytes"
+    return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and (flat or row >= 64)
 
 
 def quantized(state: dict[str, Any], name: str) -> Quantized:
@@ -80,21 +85,43 @@ def quantized(state: dict[str, Any], name: str) -> Quantized:
 
 
 def stored_state(state: dict[str, Any]) -> State:
-    """The 32-bit state of one parameter, as the optimizer stores it."""
+    """The state of one parameter as the optimizer stores it; 8-bit moments are left empty."""
+    done = int(state["step"])
+    history = array(state["gnorm_vec"]) if "gnorm_vec" in state else None
+    if "exp_avg" not in state:
+        return State(done, *(np.zeros(0),) * 3, gnorm_vec=history)
     m, v = (array(state[key]) for key in ("exp_avg", "exp_avg_sq"))
     vmax = array(state["max_exp_avg_sq"]) if "max_exp_avg_sq" in state else np.zeros_like(v)
-    return State(int(state["step"]), m, v, vmax)
+    return State(done, m, v, vmax, history)
 
 
-def assert_parameter(p: Tensor, update: Update, what: str) -> None:
-    """p is the float64 result within its float32 error and one rounding to p's dtype."""
-    assert_close(array(p), update.p, what, spacing(update.p.value, p.dtype))
+def assert_parameter(p: Tensor, state: dict[str, Any], stored: Stored, what: str) -> None:
+    """p is the float64 result within its float32 error, rounded to p's dtype as asked for."""
+    got = array(p)
+    assert_between(got, *stored.parameter(), f"{what}: p")
+    if stored.rounding != "kahan":
+        assert "compensation" not in state, what
+        return
+    assert state["compensation"].dtype == p.dtype
+    rest = array(state["compensation"])
+    assert_between(rest, *stored.compensation(got), f"{what}: compensation")
 
 
-def assert_close(got: NDArray[np.float64], want: Any, what: str, last_place: Any = None) -> None:
-    """Equal within the float32 bound, plus half a unit in the last place of the stored dtype."""
-    unit = spacing(want.value, "float32") if last_place is None else last_place
-    tolerance = SLACK * want.error + 0.5 * unit
+def assert_between(
+    got: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], what: str
+) -> None:
+    """low <= got <= high, and NaN where these are NaN."""
+    wrong = ~((low <= got) & (got <= high)) & ~(np.isnan(low) & np.isnan(got))
+    where = np.argwhere(wrong)[:3].tolist()
+    assert not wrong.any(), (
+        f"{what}: {wrong.sum()} of {wrong.size} elements wrong, first at {where}: "
+        f"got {got[wrong][:3]}, want {low[wrong][:3]} to {high[wrong][:3]}"
+    )
+
+
+def assert_close(got: NDArray[np.float64], want: Any, what: str) -> None:
+    """Equal within the float32 bound, plus half a unit in the last place."""
+    tolerance = SLACK * want.error + 0.5 * spacing(want.value, "float32")
     finite = np.isfinite(want.value)
     same_kind = np.where(
         finite, np.isfinite(got), (got == want.value) | (np.isnan(got) & np.isnan(want.value))
@@ -124,7 +151,7 @@ def assert_quantized(
     got = quantized(state, name)
     shape = want.value.value.shape
     assert got.codes.shape == shape
-    assert got.scales.shape == scales_shape(shape, want.block_size)
+    assert got.scales.shape == want.scales_shape()
     scales, error = want.scales()
     assert (np.abs(got.scales - scales) <= SLACK * error).all(), f"{what}: {name} scales"
     low, high = want.codes(got.scales, SLACK)
@@ -160,31 +187,40 @@ class Twin:
             )
         expected = [self._expect(p) for p in self.params]
         self.optimizer.step()
-        for p, (update, codes) in zip(self.params, expected, strict=True):
-            self._compare(p, update, codes)
+        for number, (p, (update, codes)) in enumerate(zip(self.params, expected, strict=True)):
+            self._compare(number, p, update, codes)
         return [update for update, _ in expected]
 
     def _expect(self, p: Tensor) -> tuple[Update, tuple[Expected, Expected] | None]:
         state, grad = self.optimizer.state[p], p.grad
         assert grad is not None
+        seen, before = array(p), stored_state(state)
+        if "compensation" in state:
+            seen = compensated(seen, array(state["compensation"]))
         if not is_8bit(self.name, p, self.asked):
             assert "exp_avg" in state, f"{tuple(p.shape)}: want 32-bit state, got {list(state)}"
-            return self.step_reference(
-                array(p), array(grad), stored_state(state), self.options
-            ), None
+            return self.step_reference(seen, array(grad), before, self.options), None
         assert "exp_avg_q8" in state, f"{tuple(p.shape)}: want 8-bit state, got {list(state)}"
         update, m, v = step_8bit(
-            self.step_reference, array(p), array(grad),
+            self.step_reference, seen, array(grad),
             quantized(state, "exp_avg"), quantized(state, "exp_avg_sq"),
-            int(state["step"]), self.options, self.block_size,
+            before, self.options, self.block_size,
         )  # fmt: skip
         return update, (m, v)
 
-    def _compare(self, p: Tensor, update: Update, codes: tuple[Expected, Expected] | None) -> None:
+    def _compare(
+        self, number: int, p: Tensor, update: Update, codes: tuple[Expected, Expected] | None
+    ) -> None:
         state = self.optimizer.state[p]
         what = f"{self.name} {tuple(p.shape)} {p.dtype} step {update.step}"
         assert int(state["step"]) == update.step, what
-        assert_parameter(p, update, f"{what}: p")
+        stored = Stored.of(update, p.dtype, self.options, SLACK, number)
+        assert_parameter(p, state, stored, what)
+        if self.options.percentile_clipping < 100:
+            assert state["gnorm_vec"].dtype == torch.float32
+            np.testing.assert_allclose(
+                array(state["gnorm_vec"]), update.gnorm_vec, rtol=2 * UNIT, atol=0, err_msg=what
+            )
         if codes is not None:
             assert_quantized(state, "exp_avg", codes[0], what, self.count)
             assert_quantized(state, "exp_avg_sq", codes[1], what, self.count)

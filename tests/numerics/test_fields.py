@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,27 @@ PAGES = "a folder of the test"
 
 @dataclass(frozen=True)
 class Flip:
-    """One change of a field, in a context `base` in which it must show."""
+    """One change of a field, in a context `base` in which it must show.
+
+    Some show only with parameters of 16 bits, or with a gradient that is not finite.
+    """
 
     value: Any
     base: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
+    spoiled: bool = False
 
 
 def _flip(value: Any, **base: Any) -> Flip:
     return Flip(value, base)
+
+
+def _half(value: Any, **base: Any) -> Flip:
+    return Flip(value, base, dtype=torch.bfloat16)
+
+
+def _spoiled(value: Any, **base: Any) -> Flip:
+    return Flip(value, base, spoiled=True)
 
 
 DECAYING = {"weight_decay": 0.1, "lr": 0.01}
@@ -65,7 +78,46 @@ FLIPS: dict[str, list[Flip]] = {
         _flip(0.01, trust_ratio="clip", optim_bits=8),
         _flip(0.0, trust_ratio="clip", max_unorm=0.01),
     ],
+    "trust_ratio_bounds": [
+        _flip((0.0, 0.01)),
+        _flip((3.0, 4.0), optim_bits=8),
+        _flip((0.0, 0.01), trust_ratio="clip"),
+        _flip(None, trust_ratio_bounds=(0.0, 0.01)),
+    ],
+    "always_adapt": [
+        _flip(False, weight_decay=0.0),
+        _flip(False, weight_decay=0.0, optim_bits=8, trust_ratio="clip"),
+    ],
+    "block_wise": [_flip(False, optim_bits=8)],
+    "signed_map": [_flip("symmetric", optim_bits=8)],
+    "second_moment_floor": [_flip(False, optim_bits=8)],
+    "percentile_clipping": [
+        _flip(5),
+        _flip(5, optim_bits=8),
+        _flip(99, percentile_clipping=0),
+    ],
+    "skip_zeros": [_flip(True), _flip(True, optim_bits=8)],
+    "nonfinite": [
+        _spoiled("skip_element"),
+        _spoiled("skip_step"),
+        _spoiled("skip_step", nonfinite="skip_element", optim_bits=8),
+    ],
+    "param_rounding": [
+        _half("stochastic", lr=0.01),
+        _half("kahan", lr=0.01, optim_bits=8),
+        _half("kahan", lr=0.01, param_rounding="stochastic"),
+    ],
+    "seed": [
+        _half(7, param_rounding="stochastic", lr=0.01),
+        _half(2**24 - 1, param_rounding="stochastic", lr=0.01, optim_bits=8, seed=1),
+    ],
+    "compat": [
+        _flip("bitsandbytes", optim_bits=8),
+        _half("bitsandbytes", adam_w_mode=True, **DECAYING),
+    ],
 }
+# What a family must say beside a field's flips.
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {("lamb", "compat"): {"trust_ratio": "clip"}}
 # Contexts in which a field could do nothing: asking for it there must be an error.
 WITHOUT_EFFECT: dict[str, list[Flip]] = {
     "page_dir": [_flip(PAGES, is_paged=False)],
@@ -73,6 +125,16 @@ WITHOUT_EFFECT: dict[str, list[Flip]] = {
     "capturable": [_flip(True)],
     "max_unorm": [_flip(0.5, trust_ratio="lamb")],
     "amsgrad": [_flip(True, optim_bits=8)],
+    "block_wise": [_flip(False), _flip(False, optim_bits=8, block_size=128)],
+    "signed_map": [_flip("symmetric")],
+    "second_moment_floor": [_flip(False)],
+    "param_rounding": [_flip("stochastic"), _flip("kahan"), _flip("kahan", optim_bits=8)],
+    "seed": [_flip(1), _flip(1, param_rounding="kahan")],
+    "trust_ratio": [_flip("lamb", compat="bitsandbytes")],
+    "adam_w_mode": [_flip(False, compat="bitsandbytes", weight_decay=0.1)],
+    "bias_correction": [_flip(False, compat="bitsandbytes")],
+    "skip_zeros": [_flip(True, compat="bitsandbytes")],
+    "nonfinite": [_flip("skip_step", compat="bitsandbytes")],
 }
 
 
@@ -82,11 +144,15 @@ def _fields(family: str) -> list[str]:
 
 def _cases() -> list[Any]:
     return [
-        pytest.param(family, field, flip, id=f"{family}-{field}-{number}")
+        pytest.param(family, field, _beside(family, field, flip), id=f"{family}-{field}-{number}")
         for family in FAMILIES
         for field in _fields(family)
         for number, flip in enumerate(FLIPS.get(field, []))
     ]
+
+
+def _beside(family: str, field: str, flip: Flip) -> Flip:
+    return replace(flip, base={**flip.base, **BESIDE.get((family, field), {})})
 
 
 def _mapped(folder: Path) -> bool:
@@ -96,18 +162,23 @@ def _mapped(folder: Path) -> bool:
 
 
 def _observe(
-    config: Mapping[str, Any], folder: Path, group: Mapping[str, Any] | None = None
+    config: Mapping[str, Any],
+    folder: Path,
+    flip: Flip | None = None,
+    group: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything a user can see of two steps: parameters, states and where they live."""
+    dtype = flip.dtype if flip else torch.float32
     paged = config.get("is_paged") or "is_paged" in (group or {})
     shapes = [*SHAPES, LARGE] if paged or config["name"].startswith("paged") else SHAPES
     params = [torch.linspace(-0.1, 0.2, torch.Size(s).numel()).view(s).clone() for s in shapes]
-    for p in params:
-        p.requires_grad_()
+    params = [p.to(dtype).requires_grad_() for p in params]
     optimizer = build_optimizer(config, [{"params": params, **(group or {})}])
     for step in range(2):
         for i, p in enumerate(params):
             p.grad = 0.1 * gradient(tuple(p.shape), p.dtype, 10 * step + i)
+        if flip and flip.spoiled and step == 1:
+            params[0].grad[400] = float("nan")
         optimizer.step()
     seen: dict[str, Any] = {"mapped": _mapped(folder)}
     for i, p in enumerate(params):
@@ -151,9 +222,9 @@ def test_flipping_a_field_shows(
     flipped = base | {field: _filled(flip.value, family, tmp_path)}
     if backend == "cuda" and field == "page_dir":
         with pytest.raises(ConfigError, match="page_dir: is for CPU parameters"):
-            _observe(flipped, tmp_path)
+            _observe(flipped, tmp_path, flip)
         return
-    assert _observe(base, tmp_path) != _observe(flipped, tmp_path)
+    assert _observe(base, tmp_path, flip) != _observe(flipped, tmp_path, flip)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -187,8 +258,8 @@ def test_a_field_in_a_param_group_shows_or_is_refused(
     if field == "name":
         return  # torch keeps a group's own name under this key
     try:
-        flipped = _observe(base, tmp_path, group)
+        flipped = _observe(base, tmp_path, flip, group)
     except ConfigError:
         assert field not in {"lr", "betas", "eps", "weight_decay", "optim_bits"}
     else:
-        assert flipped != _observe(base, tmp_path)
+        assert flipped != _observe(base, tmp_path, flip)

@@ -24,7 +24,7 @@ APART = ("is_paged", "optim_bits", "block_size")  # fields on which no rule depe
 REGISTERS = 64  # of a thread: two blocks of 512 share a multiprocessor's 65536
 # Bytes of a thread in local memory. What the slow ways (strided views, divisions of extreme
 # numbers) keep across a call lies there; arrays outside of registers would take hundreds.
-LOCAL_BYTES = 96
+LOCAL_BYTES = 128
 
 
 # ---- what the helper reports -------------------------------------------------------------------

@@ -5,25 +5,33 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, advance
-from tests.reference.tracked import Tracked
+from tests.reference.base import (
+    Options,
+    State,
+    Update,
+    Values,
+    advance,
+    early_decay,
+    enter,
+    leave,
+)
 
 DEFAULTS = Options(weight_decay=0.0, adam_w_mode=False)
 
 
-def step(p: ArrayLike, g: ArrayLike, state: State, o: Options) -> Update:
+def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     """theta <- theta - lr * m_hat / (sqrt(v_hat) + eps).
 
     Weight decay is the gradient of (wd / 2) |theta|^2 unless `adam_w_mode`, which shrinks
     theta by 1 - lr * wd before the step instead.
     """
-    theta, grad = Tracked.exact(p), Tracked.exact(g)
+    start = enter(p, g, state, o)
+    shrunk, grad = start.theta, start.grad
     with np.errstate(all="ignore"):
-        shrunk = theta
-        if o.weight_decay and o.adam_w_mode:
-            shrunk = theta * (1 - o.lr * o.weight_decay)
-        elif o.weight_decay:
-            grad = grad + theta * o.weight_decay
+        if early_decay(o):
+            shrunk = shrunk * (1 - o.lr * early_decay(o))
+        elif o.weight_decay and not o.adam_w_mode:
+            grad = grad + start.theta * o.weight_decay
         e = advance(grad, state, o)
         new = shrunk - (e.m_hat * o.lr) / (e.v_hat.sqrt() + o.eps)
-    return Update(new, e.m, e.v, e.vmax, state.step + 1)
+    return leave(start, state, o, e, new)

@@ -5,20 +5,29 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, advance
-from tests.reference.tracked import Tracked
+from tests.reference.base import (
+    Options,
+    State,
+    Update,
+    Values,
+    advance,
+    early_decay,
+    enter,
+    leave,
+)
 
 DEFAULTS = Options(weight_decay=0.01, adam_w_mode=True)
 
 
-def step(p: ArrayLike, g: ArrayLike, state: State, o: Options) -> Update:
+def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     """theta <- theta - lr * wd * theta - lr * m_hat / (sqrt(v_hat) + eps).
 
     The paper's schedule multiplier is 1 and its decay is scaled by lr, as torch does.
     `adam_w_mode` off is the paper's line 6 with L2 regularisation in the gradient.
     """
-    theta, grad = Tracked.exact(p), Tracked.exact(g)
-    l2, decoupled = (0.0, o.weight_decay) if o.adam_w_mode else (o.weight_decay, 0.0)
+    start = enter(p, g, state, o)
+    theta, grad, decoupled = start.theta, start.grad, early_decay(o)
+    l2 = 0.0 if o.adam_w_mode else o.weight_decay
     with np.errstate(all="ignore"):
         if l2:
             grad = grad + theta * l2
@@ -27,4 +36,4 @@ def step(p: ArrayLike, g: ArrayLike, state: State, o: Options) -> Update:
         # An infinite theta must stay infinite, so the decay is a factor and no difference.
         kept = theta * (1 - o.lr * decoupled) if decoupled else theta
         new = kept - direction * o.lr
-    return Update(new, e.m, e.v, e.vmax, state.step + 1)
+    return leave(start, state, o, e, new)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.reference.tables import SIGNED, UNSIGNED, Map
+from tests.reference.tables import SIGNED, SYMMETRIC, UNSIGNED, Map
 
 Array = NDArray[Any]
 Codes = NDArray[np.uint8]
@@ -24,11 +24,15 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Codec:
-    """One map with its scale rule, and whether positive values may never become code 0."""
+    """One map with its scale rule, and whether positive values may never become code 0.
+
+    `bitsandbytes` scales by max |x| and corrects the sign of signed codes.
+    """
 
     values: Map
     zero_code: int
     floor: bool
+    bitsandbytes: bool = False
 
     @property
     def midpoints(self) -> Map:
@@ -39,6 +43,9 @@ class Codec:
 
 SIGNED_CODEC = Codec(SIGNED, zero_code=127, floor=False)
 UNSIGNED_CODEC = Codec(UNSIGNED, zero_code=0, floor=True)
+SYMMETRIC_CODEC = Codec(SYMMETRIC, zero_code=127, floor=False)
+UNFLOORED_CODEC = Codec(UNSIGNED, zero_code=0, floor=False)
+COMPAT_SIGNED_CODEC = Codec(SIGNED, zero_code=127, floor=False, bitsandbytes=True)
 
 
 def nearest_code(y: Array, codec: Codec) -> Codes:
@@ -95,12 +102,13 @@ def block_scales(
 ) -> Array:
     """Scale of every block over its finite elements, in x's precision.
 
-    Unsigned: max |x|. Signed: max(max x, -min x / 0.99296874), so that the extreme
-    element is stored exactly on either side. Never above the largest float32.
+    Unsigned and in bitsandbytes: max |x|. Signed: max(max x, -min x / 0.99296874), so that the
+    extreme element is stored exactly on either side; the symmetric map has a 1 in that place.
+    Never above the largest float32.
     """
     x = np.asarray(x)
     kept = x if finite is None else np.where(finite, x, 0).astype(x.dtype)
-    if codec.values[0] == 0:
+    if codec.values[0] == 0 or codec.bitsandbytes:
         return block_maximum(np.abs(kept), x.shape, block_size)
     lowest = -codec.values[0].astype(x.dtype)
     with np.errstate(over="ignore"):
@@ -135,7 +143,20 @@ def codes_for(
         with np.errstate(over="ignore", invalid="ignore"):
             positive = x.astype(np.float32) > 0
         codes = np.where(positive & (codes == 0), 1, codes)
+    if codec.bitsandbytes:
+        divisor = expand_scales(np.asarray(scales), x.shape, block_size)
+        codes = fix_sign(np.where(divisor > 0, codes, 0), x, codec)
     return np.where(finite, codes, codec.zero_code).astype(np.uint8)
+
+
+def fix_sign(codes: Codes, x: Array, codec: Codec) -> Codes:
+    """bitsandbytes: the next code towards x where the code's value has the other sign.
+
+    Zeros count by their sign bit, and codes wrap around: +0 in a block of zeros becomes 255.
+    """
+    differs = np.signbit(codec.values[codes]) != np.signbit(x)
+    moved = codes.astype(np.int64) + np.where(x > 0, 1, -1)
+    return np.where(differs, moved % 256, codes).astype(np.uint8)
 
 
 def encode(

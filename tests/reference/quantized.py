@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tests.reference import quantization as q
-from tests.reference.base import Options, State, Step, Update
+from tests.reference.base import Options, State, Step, Update, Values
 from tests.reference.tracked import UNIT, Tracked
 
 Codes = NDArray[np.uint8]
@@ -24,6 +24,36 @@ class Quantized:
 
 
 @dataclass(frozen=True)
+class Coding:
+    """How one state is coded: its codec, the size of a block, and whether blocks cross rows."""
+
+    codec: q.Codec
+    block_size: int = q.BLOCK
+    flat: bool = False
+
+    @staticmethod
+    def of(o: Options, signed: bool, shape: tuple[int, ...], block_size: int = q.BLOCK) -> Coding:
+        """What the options ask for: tensor-wise quantization is one block of all elements."""
+        signed_codec = q.SYMMETRIC_CODEC if o.signed_map == "symmetric" else q.SIGNED_CODEC
+        floored = o.second_moment_floor and not o.bitsandbytes
+        unsigned_codec = q.UNSIGNED_CODEC if floored else q.UNFLOORED_CODEC
+        if o.bitsandbytes:
+            signed_codec = q.COMPAT_SIGNED_CODEC
+        size = block_size if o.block_wise else int(np.prod(shape))
+        codec = signed_codec if signed else unsigned_codec
+        return Coding(codec, size, flat=o.bitsandbytes or not o.block_wise)
+
+    def seen(self, x: NDArray) -> NDArray:
+        """The tensor as the grid of blocks sees it."""
+        return x.reshape(-1) if self.flat else x
+
+    def decode(self, state: Quantized) -> NDArray[np.float64]:
+        """The state's values, in the codes' shape."""
+        values = q.decode32(self.seen(state.codes), state.scales, self.codec, self.block_size)
+        return values.astype(np.float64).reshape(state.codes.shape)
+
+
+@dataclass(frozen=True)
 class Expected:
     """What a state must quantize to: the scales, and the codes under the scales stored.
 
@@ -32,50 +62,79 @@ class Expected:
 
     value: Tracked
     finite: NDArray[np.bool_]
-    codec: q.Codec
-    block_size: int
+    coding: Coding
+
+    def scales_shape(self) -> tuple[int, ...]:
+        """The shape of the scales."""
+        shape = self.coding.seen(self.value.value).shape
+        return q.scales_shape(shape, self.coding.block_size)
+
+    def _seen(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """Value and error, 0 where not finite, and the mask, as the grid of blocks sees them."""
+        x = np.where(self.finite, self.value.value, 0.0)
+        error = np.where(self.finite, self.value.error, 0.0)
+        return self.coding.seen(x), self.coding.seen(error), self.coding.seen(self.finite)
 
     def scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scale of every block and the error that float32 arithmetic may make in it."""
-        x = np.where(self.finite, self.value.value, 0.0)
-        error = np.where(self.finite, self.value.error, 0.0)
-        scales = q.block_scales(x, self.codec, self.finite, self.block_size)
-        worst = q.block_maximum(error, x.shape, self.block_size)
+        x, error, finite = self._seen()
+        scales = q.block_scales(x, self.coding.codec, finite, self.coding.block_size)
+        worst = q.block_maximum(error, x.shape, self.coding.block_size)
         return scales, worst / np.float64(0.99) + 3 * UNIT * scales
 
     def codes(self, stored: Scales, slack: float = 2.0) -> tuple[Codes, Codes]:
         """Lowest and highest admissible code; they are equal off the decision boundaries."""
-        x = np.where(self.finite, self.value.value, 0.0)
-        error = np.where(self.finite, self.value.error, 0.0) + UNIT * np.abs(x)
-        low, high = (
-            q.codes_for(x + sign * slack * error, stored, self.codec, self.finite, self.block_size)
+        x, error, finite = self._seen()
+        error = np.where(finite, error, 0.0) + UNIT * np.abs(x)
+        codec, size, shape = self.coding.codec, self.coding.block_size, self.value.value.shape
+        one, other = (
+            q.codes_for(x + sign * slack * error, stored, codec, finite, size).reshape(shape)
             for sign in (-1, 1)
         )
-        return low, high
+        return np.minimum(one, other), np.maximum(one, other)
 
 
 def step_8bit(
     step: Step,
-    p: ArrayLike,
+    p: Values,
     g: ArrayLike,
     m: Quantized,
     v: Quantized,
-    steps_done: int,
+    state: State | int,
     options: Options,
     block_size: int = q.BLOCK,
 ) -> tuple[Update, Expected, Expected]:
     """One step from stored codes; the parameter takes the moments before they are rounded.
 
-    An element of which one moment is not finite in float32 is left out of both scales and
-    stored as the code of 0 in both.
+    `state` is the number of steps done, or a state of which all but the moments counts. An
+    element of which one moment is not finite in float32 is left out of both scales and stored
+    as the code of 0 in both.
     """
-    decoded_m = q.decode32(m.codes, m.scales, q.SIGNED_CODEC, block_size).astype(np.float64)
-    decoded_v = q.decode32(v.codes, v.scales, q.UNSIGNED_CODEC, block_size).astype(np.float64)
-    state = State(steps_done, decoded_m, decoded_v, np.zeros_like(decoded_v))
-    update = step(p, g, state, options)
+    shape = m.codes.shape
+    codings = [Coding.of(options, signed, shape, block_size) for signed in (True, False)]
+    decoded_m, decoded_v = codings[0].decode(m), codings[1].decode(v)
+    rest = State(state, *(np.zeros(0),) * 3) if isinstance(state, int) else state
+    before = replace(rest, m=decoded_m, v=decoded_v, vmax=np.zeros_like(decoded_v))
+    if options.bitsandbytes and options.block_wise:
+        update = _reset(step(p, g, before, replace(options, trust_ratio="none")), p, g)
+    else:
+        update = step(p, g, before, options)
     finite = q.finite32(update.m.value, update.v.value)
     return (
         update,
-        Expected(update.m, finite, q.SIGNED_CODEC, block_size),
-        Expected(update.v, finite, q.UNSIGNED_CODEC, block_size),
+        Expected(update.m, finite, codings[0]),
+        Expected(update.v, finite, codings[1]),
+    )
+
+
+def _reset(update: Update, p: Values, g: ArrayLike) -> Update:
+    """bitsandbytes' block-wise kernels forget an element whose gradient is not finite."""
+    hurt = ~np.isfinite(np.asarray(g))
+    late = update.late_decay
+    return replace(
+        update,
+        p=Tracked.choose(hurt, Tracked.exact(p), update.p),
+        m=Tracked.choose(hurt, 0.0, update.m),
+        v=Tracked.choose(hurt, 0.0, update.v),
+        late_decay=None if late is None else np.where(hurt, 1.0, late),
     )

@@ -1,4 +1,4 @@
-"""The two 256-entry quantization maps as printed numbers, checked by their SHA-256."""
+"""The 256-entry quantization maps as printed numbers, checked by their SHA-256."""
 
 from __future__ import annotations
 
@@ -92,3 +92,16 @@ def _checked(values: Map, digest: str) -> Map:
 _upper = _parse(_SIGNED_UPPER)
 SIGNED: Map = _checked(np.concatenate([-_upper[127:0:-1], _upper]), SIGNED_SHA256)
 UNSIGNED: Map = _checked(_parse(_UNSIGNED), UNSIGNED_SHA256)
+
+
+def _symmetric() -> Map:
+    """The signed map with a -1: its smallest negative value makes room for it.
+
+    The other negative values move up by one code; zero stays at 127, positive codes are unchanged.
+    """
+    values = np.concatenate([np.float32([-1]), SIGNED[:126], SIGNED[127:]])
+    values.setflags(write=False)
+    return values
+
+
+SYMMETRIC: Map = _symmetric()

@@ -43,8 +43,10 @@ class Tracked:
         object.__setattr__(self, "error", np.where(np.isfinite(self.value), self.error, 0.0))
 
     @staticmethod
-    def exact(value: ArrayLike) -> Tracked:
+    def exact(value: ArrayLike | Tracked) -> Tracked:
         """Numbers that float32 holds exactly: parameters, gradients, stored states."""
+        if isinstance(value, Tracked):
+            return value
         array = np.asarray(value, dtype=np.float64)
         return Tracked(array, np.zeros_like(array))
 
@@ -56,6 +58,13 @@ class Tracked:
         value = np.asarray(float(operand))
         held = float(np.float32(operand)) == float(operand)
         return Tracked(value, np.zeros_like(value) if held else _rounding(value))
+
+    @staticmethod
+    def choose(mask: NDArray[np.bool_], one: Operand, other: Operand) -> Tracked:
+        """`one` where the mask is true, else `other`."""
+        one, other = Tracked.of(one), Tracked.of(other)
+        value = np.where(mask, one.value, other.value)
+        return Tracked(value, np.where(mask, one.error, other.error))
 
     def _rounded(self) -> Tracked:
         return Tracked(self.value, self.error + _rounding(self.value))
@@ -75,7 +84,9 @@ class Tracked:
 
     def __mul__(self, other: Operand) -> Tracked:
         other = Tracked.of(other)
+        # The second-order term is all there is where both factors cancelled to zero.
         error = np.abs(self.value) * other.error + np.abs(other.value) * self.error
+        error = error + self.error * other.error
         return Tracked(self.value * other.value, error)._rounded()
 
     def __truediv__(self, other: Operand) -> Tracked:

@@ -41,16 +41,21 @@ def parameters() -> list[Tensor]:
     return [randn(shape, generator).requires_grad_() for shape in (LARGE, SMALL)]
 
 
+_earlier: set[str] = set()  # mappings that tests of other files still hold in this process
+
+
 def mapped_files() -> list[str]:
-    """The mappings of optfactory's files in this process."""
+    """The mappings of optfactory's files that this test made."""
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return [line for line in lines if "optfactory-" in line and "optfactory-kernels" not in line]
+    ours = [line for line in lines if "optfactory-" in line and "optfactory-kernels" not in line]
+    return [line for line in ours if line not in _earlier]
 
 
 @pytest.fixture(autouse=True)
 def nothing_mapped_before() -> None:
     gc.collect()
-    assert not mapped_files()
+    _earlier.clear()
+    _earlier.update(mapped_files())
 
 
 # ---- where state lies ----------------------------------------------------------------------

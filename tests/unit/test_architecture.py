@@ -14,50 +14,56 @@ ALLOWED = {
     "errors": set(),
     "_resources": {"errors"},
     "naming": {"errors"},
-    "rules": {"errors", "_resources"},
+    "options": set(),
+    "rules": {"errors", "_resources", "options"},
     "schema": {"errors", "rules"},
     "optimizers": {"errors", "rules", "schema"},
     "registry": {"errors", "naming", "optimizers", "schema"},
     # engine
     "quantmap": {"errors"},
-    "codec": {"errors", "quantmap"},
-    "codegen": {"errors", "_resources", "rules"},
+    "codec": {"errors", "options", "quantmap"},
+    "codegen": {"errors", "_resources", "options", "rules"},
     "compiler": {"errors"},
     "_cupy": {"errors"},
     "managed": {"errors", "_cupy"},
     "memory": {"errors", "managed"},
     "param_groups": {"errors", "registry", "schema"},
-    "state": {"errors", "codec", "memory", "quantmap", "rules", "schema"},
-    "plan": {"errors", "param_groups", "rules", "schema", "state"},
+    "state": {"errors", "codec", "memory", "options", "quantmap", "rules", "schema"},
+    "plan": {"errors", "options", "param_groups", "rules", "schema", "state"},
     "backends": {
         *("errors", "_resources", "_cupy", "rules"),
         *("codec", "codegen", "compiler", "plan", "quantmap", "state"),
-        *("memory", "managed"),
+        *("memory", "managed", "options"),
     },
     "exchange": {
-        *("errors", "registry", "rules", "schema"),
+        *("errors", "options", "registry", "rules", "schema"),
         *("codec", "plan", "quantmap", "state"),
     },
     "checkpoint": {"errors", "exchange", "plan", "registry", "schema"},
     "saving": {"errors"},
     "report": {"plan", "state"},
+    "gradients": set(),
     "optimizer": {
+        "gradients",
         *("errors", "registry", "rules", "schema"),
         *("backends", "checkpoint", "exchange", "memory"),
         *("param_groups", "plan", "report", "state"),
     },
     # what users call
+    "optim": {"errors", "factory", "optimizer", "param_groups"},
     "factory": {"errors", "optimizer", "param_groups", "registry", "schema"},
     "config_files": {"_resources", "registry", "schema"},
     "config_input": {"errors", "registry"},
     "cli": {"__init__", "config_files", "config_input", "errors", "factory", "registry"},
     "__main__": {"cli"},
-    "__init__": {"_resources", "factory", "optimizer", "registry", "saving", "schema"},  # lazily
+    "__init__": {
+        *("_resources", "optim", "factory", "optimizer", "registry", "saving", "schema")
+    },  # lazily
     # Hydra loads it in every app, so it stands alone; and nothing imports it
     "_hydra_plugin": set(),
 }
 TORCH_FREE = {
-    *("errors", "_resources", "naming", "rules", "schema", "optimizers", "registry"),
+    *("errors", "_resources", "naming", "options", "rules", "schema", "optimizers", "registry"),
     *("config_files", "config_input", "cli", "__main__", "__init__", "_hydra_plugin"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

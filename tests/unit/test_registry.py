@@ -27,12 +27,15 @@ DEFAULTS = {
     "lamb": {
         "lr": 1e-3, "eps": 1e-6, "weight_decay": 0.01, "adam_w_mode": True,
         "trust_ratio": "lamb", "max_unorm": None,
+        "trust_ratio_bounds": None, "always_adapt": True,
     },
 }  # fmt: skip
 SHARED = {
     "betas": (0.9, 0.999), "bias_correction": True, "amsgrad": False, "page_dir": None,
     "page_memory": "auto", "capturable": False,
-    "min_8bit_size": 4096, "block_size": 256,
+    "min_8bit_size": 4096, "block_size": 256, "block_wise": True, "signed_map": "dynamic",
+    "second_moment_floor": True, "percentile_clipping": 100, "skip_zeros": False,
+    "nonfinite": "propagate", "param_rounding": "nearest", "seed": 0, "compat": "none",
 }  # fmt: skip
 
 

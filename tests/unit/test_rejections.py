@@ -77,11 +77,6 @@ def test_fields_of_lamb_are_unknown_to_the_others(name: str, key: str) -> None:
     assert f"optimizer.{key}: unknown key" in str(refusal(name, **{key: None}))
 
 
-@pytest.mark.parametrize("key", ["percentile_clipping", "block_wise"])
-def test_fields_that_have_no_effect_yet_are_refused(key: str) -> None:
-    assert f"optimizer.{key}: unknown key" in str(refusal("adam8bit", **{key: True}))
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("8bit")])
 def test_amsgrad_is_refused_for_every_8bit_name(name: str) -> None:
     message = str(refusal(name, amsgrad=True))

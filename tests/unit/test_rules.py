@@ -201,7 +201,8 @@ def test_trust_ratios_read_norms_and_scalars_only(texts: Path, text: str, reason
 def test_every_rule_text_of_every_name_is_read() -> None:
     used = set()
     for name in list_optimizers():
-        for stated in ({}, {"amsgrad": True}, {"trust_ratio": "clip"}):
+        clip = {"trust_ratio": "clip"}
+        for stated in ({}, {"amsgrad": True}, clip, clip | {"compat": "bitsandbytes"}):
             if stated.keys() - get_optimizer_info(name).defaults.keys():
                 continue
             if "amsgrad" in stated and name.endswith("8bit"):

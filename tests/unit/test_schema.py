@@ -62,6 +62,17 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "page_dir": st.none(),
     "page_memory": st.sampled_from(["auto", "managed", "pinned"]),
     "capturable": st.booleans(),
+    "block_wise": st.booleans(),
+    "signed_map": st.sampled_from(["dynamic", "symmetric"]),
+    "second_moment_floor": st.booleans(),
+    "percentile_clipping": st.integers(0, 100),
+    "skip_zeros": st.booleans(),
+    "nonfinite": st.sampled_from(["propagate", "skip_element", "skip_step"]),
+    "param_rounding": st.sampled_from(["nearest", "stochastic", "kahan"]),
+    "seed": st.integers(0, 2**24 - 1),
+    "compat": st.just("none"),  # tests/options/test_compat.py
+    "trust_ratio_bounds": st.none() | st.just((0.0, 10.0)),
+    "always_adapt": st.booleans(),
     "min_8bit_size": st.just(0) | st.integers(0, 10**6),
     "block_size": st.sampled_from(BLOCK_SIZES),
     "trust_ratio": st.sampled_from(["lamb", "clip"]),
@@ -105,6 +116,13 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("amsgrad", None)
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
+    if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
+        for key in ("block_wise", "signed_map", "second_moment_floor"):
+            values.pop(key, None)
+    if not values.get("block_wise", True):
+        values.pop("block_size", None)
+    if values.get("param_rounding") != "stochastic":
+        values.pop("seed", None)
     if values.get("is_paged") or name.startswith("paged_"):
         values.pop("capturable", None)
     else:
@@ -113,8 +131,9 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def for_cpus(config: Any) -> Any:
-    """The config without what is for GPUs alone, which CPU parameters refuse."""
-    return config.model_copy(update={"page_memory": "auto", "capturable": False})
+    """The config without what is for GPUs or 16 bits alone, which these parameters refuse."""
+    others = {"page_memory": "auto", "capturable": False, "param_rounding": "nearest", "seed": 0}
+    return config.model_copy(update=others)
 
 
 @given(configs(lambda key: ACCEPTED[key]).map(without_contradictions))

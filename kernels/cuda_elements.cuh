@@ -1,0 +1,161 @@
+// From memory to what the rule sees, and back.
+
+// A thread's elements as they are in memory.
+struct Elements {
+  Pack<PARAM> p;
+  Pack<PARAM> loss;
+  Pack<GRAD> g;
+  Pack<Stored> states[STATES];
+  float scales[STATES];  // of 8-bit states, by which they are decoded
+};
+
+// All reads come before the first use, so that they wait for memory together. Elements that the
+// block does not have are zero: they then add nothing to norms and scales.
+OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elements& e) {
+  if (is_full(at)) {
+    e.p = read_pack(work.p, at);
+    if (KAHAN) e.loss = read_pack(work.loss, at);
+    e.g = read_pack(work.g, at);
+#pragma unroll
+    for (int j = 0; j < STATES; ++j) e.states[j] = read_pack(work.states->state[j], at);
+  } else {
+    const int64_t* p_view = bucket.p_view[work.tensor];
+    const int64_t* g_view = bucket.g_view[work.tensor];
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      const bool exists = position(at, i) < at.n;
+      const int64_t element = at.first + position(at, i);
+      set(e.p, i, exists ? work.p[offset_of(p_view, element)] : PARAM{});
+      if (KAHAN) set(e.loss, i, exists ? work.loss[element] : PARAM{});
+      set(e.g, i, exists ? work.g[offset_of(g_view, element)] : GRAD{});
+#pragma unroll
+      for (int j = 0; j < STATES; ++j)
+        set(e.states[j], i, exists ? work.states->state[j][element] : zero_of(kSigned[j]));
+    }
+  }
+#if QUANTIZED
+#pragma unroll
+  for (int j = 0; j < STATES; ++j)
+    e.scales[j] = at.n > 0 ? work.states->absmax[j][TENSOR_WISE ? 0 : at.block] : 0.0f;
+#endif
+}
+
+OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const Elements& e) {
+  if (is_full(at)) {
+    write_pack(work.p, at, e.p);
+    if (KAHAN) write_pack(work.loss, at, e.loss);
+#pragma unroll
+    for (int j = 0; j < STATES; ++j) write_pack(work.states->state[j], at, e.states[j]);
+  } else {
+    const int64_t* p_view = bucket.p_view[work.tensor];
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (position(at, i) >= at.n) continue;
+      const int64_t element = at.first + position(at, i);
+      work.p[offset_of(p_view, element)] = get(e.p, i);
+      if (KAHAN) work.loss[element] = get(e.loss, i);
+#pragma unroll
+      for (int j = 0; j < STATES; ++j) work.states->state[j][element] = get(e.states[j], i);
+    }
+  }
+#if QUANTIZED && !TENSOR_WISE
+  if (at.lane == 0 && at.n > 0) {
+#pragma unroll
+    for (int j = 0; j < STATES; ++j) work.states->absmax[j][at.block] = e.scales[j];
+  }
+#endif
+}
+
+// A thread's elements as the rule sees them.
+struct Values {
+  float p[kVector];
+  float g[kVector];
+  float states[STATES][kVector];
+};
+
+// Divides gradients by the GradScaler's factor.
+OPT_FN void unscale(const Bucket& bucket, float* g) {
+  if (!bucket.grad_scale) return;
+  const float factor = 1.0f / *bucket.grad_scale;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) g[i] *= factor;
+}
+
+OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e, Values& x) {
+  unpack(e.p, x.p);
+  unpack(e.g, x.g);
+#if KAHAN
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) x.p[i] += to_float(get(e.loss, i));
+#endif
+  unscale(bucket, x.g);
+#pragma unroll
+  for (int j = 0; j < STATES; ++j)
+    decode_state(shared, kSigned[j], e.states[j], e.scales[j], x.states[j]);
+}
+
+OPT_FN void encode_params(const Work& work, const Place& at, const float* p, Elements& e) {
+#if STOCHASTIC
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    PARAM stored;
+    store_param(&stored, p[i], work.key, at.first + position(at, i));
+    set(e.p, i, stored);
+  }
+#else
+  pack_floats(p, e.p);
+#endif
+#if KAHAN
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    PARAM lost;
+    store_loss(&lost, p[i]);
+    set(e.loss, i, lost);
+  }
+#endif
+}
+
+#if QUANTIZED
+// The scale that a thread's elements of a state need; what the rule made of missing elements is not
+// one of them.
+OPT_FN uint32_t scale_of(const Shared& shared, const Place& at, int j, float* x) {
+  if (!is_full(at)) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) x[i] = position(at, i) < at.n ? x[i] : 0.0f;
+  }
+  return own_scale(shared, kSigned[j], x);
+}
+#endif
+
+// All threads of the block must call it; `turn` counts the calls.
+OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int turn, Values& x,
+                          Elements& e) {
+#if QUANTIZED
+  uint32_t scales[STATES];
+#pragma unroll
+  for (int j = 0; j < STATES; ++j) scales[j] = scale_of(shared, at, j, x.states[j]);
+  if (!TENSOR_WISE) max_over_team(shared, turn, scales);
+#pragma unroll
+  for (int j = 0; j < STATES; ++j)
+    e.scales[j] = TENSOR_WISE ? work.new_scales[j] : bits_float(scales[j]);
+#endif
+#pragma unroll
+  for (int j = 0; j < STATES; ++j)
+    encode_state(shared, kSigned[j], x.states[j], e.scales[j], e.states[j]);
+}
+
+OPT_FN void read_gradient(const Bucket& bucket, const Work& work, const Place& at, float* g) {
+  Pack<GRAD> pack;
+  if (is_full(at)) {
+    pack = read_pack(work.g, at);
+  } else {
+    const int64_t* g_view = bucket.g_view[work.tensor];
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      const int64_t element = at.first + position(at, i);
+      set(pack, i, position(at, i) < at.n ? work.g[offset_of(g_view, element)] : GRAD{});
+    }
+  }
+  unpack(pack, g);
+  unscale(bucket, g);
+}

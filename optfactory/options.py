@@ -1,0 +1,74 @@
+"""What kernels do beside an optimizer's mathematics: clipping, skipping, rounding, quantizing.
+
+A param group's hyperparameters select a `KernelOptions`; kernels are compiled for it, so that an
+option that is off costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Scalars that every kernel gets beside its rule's own.
+COMMON_SCALARS = ("step", "seed", "percentile")
+
+# Squared gradient norms that percentile clipping remembers (bitsandbytes).
+CLIP_HISTORY = 100
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """How kernels treat gradients, states and parameters around the rule.
+
+    Attributes:
+        clips: gradients are scaled by the percentile clipping's factor.
+        skips_zeros: elements whose gradient is 0 keep parameter and states.
+        nonfinite: elements whose gradient is not finite are updated as the formula says
+            (``propagate``), keep everything (``keep``), or lose their states (``reset``).
+        rounding: how 16-bit parameters are stored: ``nearest``, ``stochastic`` or ``kahan``.
+        tensor_wise: 8-bit state has one scale for the whole tensor.
+        symmetric_map: the signed quantization map reaches -1.
+        floors: a positive value of an unsigned state never takes the code of 0.
+        bitsandbytes: scales, codes and order of decay are those of bitsandbytes' CUDA kernels.
+    """
+
+    clips: bool = False
+    skips_zeros: bool = False
+    nonfinite: str = "propagate"
+    rounding: str = "nearest"
+    tensor_wise: bool = False
+    symmetric_map: bool = False
+    floors: bool = True
+    bitsandbytes: bool = False
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any], quantized: bool, rounds: bool) -> KernelOptions:
+        """The options of a param group for parameters of one kind.
+
+        Args:
+            quantized: their state is 8-bit; what concerns codes is otherwise left at its default,
+                so that one kernel serves.
+            rounds: they are 16-bit, so that storing them rounds.
+        """
+        compatible = group["compat"] == "bitsandbytes"
+        resets = compatible and quantized and group["block_wise"]
+        skips = group["nonfinite"] == "skip_element"
+        return cls(
+            clips=group["percentile_clipping"] < 100,
+            skips_zeros=group["skip_zeros"],
+            nonfinite="reset" if resets else "keep" if skips else "propagate",
+            rounding=group["param_rounding"] if rounds else "nearest",
+            tensor_wise=quantized and not group["block_wise"],
+            symmetric_map=quantized and group["signed_map"] == "symmetric",
+            floors=not quantized or (group["second_moment_floor"] and not compatible),
+            bitsandbytes=compatible,
+        )
+
+
+DEFAULT_OPTIONS = KernelOptions()
+
+
+def common_scalars(group: Mapping[str, Any], step: Any) -> dict[str, Any]:
+    """The values of `COMMON_SCALARS` at a step."""
+    return {"step": step, "seed": group["seed"], "percentile": group["percentile_clipping"]}

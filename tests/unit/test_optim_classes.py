@@ -1,0 +1,142 @@
+"""The classes with bitsandbytes' arguments: same order, every argument with effect or refused."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+
+from optfactory import Optimizer2State, optim
+from optfactory.errors import ConfigError
+
+CLASSES = {name: getattr(optim, name) for name in optim.__all__}
+WIDTHS = {name: 8 if name.endswith("8bit") else 32 for name in CLASSES}
+
+
+def parameter() -> torch.Tensor:
+    return torch.linspace(-1, 1, 64 * 128).view(64, 128).clone().requires_grad_()
+
+
+def stepped(optimizer: Optimizer2State) -> torch.Tensor:
+    p = optimizer.param_groups[0]["params"][0]
+    p.grad = torch.linspace(0.1, -0.3, p.numel()).view_as(p)
+    optimizer.step()
+    return p.detach()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_is_its_name(name: str) -> None:
+    optimizer = CLASSES[name]([parameter()], lr=0.01)
+    assert isinstance(optimizer, Optimizer2State)
+    paged, bits = optimizer.config.is_paged, optimizer.config.optim_bits
+    assert (paged, bits) == (name.startswith("Paged"), WIDTHS[name])
+    plain = optimizer.config.name.replace("_", "")
+    assert plain == name.lower()
+    stepped(optimizer)
+    assert ("exp_avg_q8" in optimizer.state[optimizer.param_groups[0]["params"][0]]) == (bits == 8)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_positional_arguments_keep_bitsandbytes_order(name: str) -> None:
+    """What its newer releases still have stands in the same order; they dropped two arguments."""
+    theirs = list(inspect.signature(getattr(bitsandbytes.optim, name).__init__).parameters)
+    ours = list(inspect.signature(CLASSES[name].__init__).parameters)
+    common = [argument for argument in ours if argument in theirs]
+    assert common == [argument for argument in theirs if argument in ours]
+    assert set(theirs) - set(ours) <= {"self"}
+    assert set(ours) - set(theirs) <= {"percentile_clipping", "block_wise", "is_paged", "options"}
+
+
+@pytest.mark.parametrize("name", [name for name, bits in WIDTHS.items() if bits == 8])
+def test_8bit_classes_refuse_amsgrad_and_other_widths(name: str) -> None:
+    with pytest.raises(ValueError, match="amsgrad"):
+        CLASSES[name]([parameter()], amsgrad=True)
+    with pytest.raises(ValueError, match="optim_bits"):
+        CLASSES[name]([parameter()], optim_bits=16)
+
+
+def test_the_historic_default_width_is_accepted() -> None:
+    assert optim.Adam8bit([parameter()], optim_bits=32).config.optim_bits == 8
+    assert optim.PagedAdam([parameter()], is_paged=False).config.is_paged
+    with pytest.raises(ConfigError, match="optim_bits"):
+        optim.Adam32bit([parameter()], optim_bits=8)
+
+
+def test_defaults_of_the_families() -> None:
+    assert optim.Adam([parameter()]).config.weight_decay == 0
+    assert optim.AdamW([parameter()]).config.weight_decay == 0.01
+    lamb = optim.LAMB([parameter()]).config
+    assert (lamb.trust_ratio, lamb.max_unorm, lamb.eps, lamb.weight_decay) == ("clip", 1, 1e-8, 0)
+    assert optim.LAMB8bit([parameter()]).config.block_wise is False
+    assert optim.LAMB([parameter()], optim_bits=8).config.block_wise is False
+    assert optim.LAMB([parameter()], trust_ratio="lamb").config.max_unorm is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("Adam", {"percentile_clipping": 5}),
+        ("Adam8bit", {"block_wise": False}),
+        ("Adam8bit", {"min_8bit_size": 10**6}),
+        ("LAMB8bit", {"block_wise": True}),
+        ("LAMB8bit", {"max_unorm": 0.01}),
+        ("LAMB", {"max_unorm": 0.01}),
+        ("LAMB", {"bias_correction": False}),
+        ("LAMB", {"adam_w_mode": False, "weight_decay": 0.1}),
+        ("LAMB32bit", {"amsgrad": True}),
+        ("AdamW32bit", {"amsgrad": True}),
+    ],
+)
+def test_an_argument_has_an_effect(name: str, arguments: dict[str, Any]) -> None:
+    def run(**given: Any) -> torch.Tensor:
+        optimizer = CLASSES[name]([parameter()], lr=0.01, **given)
+        p = optimizer.param_groups[0]["params"][0]
+        for scale in (1.0, 3.0, 0.2):
+            p.grad = scale * torch.linspace(0.1, -0.3, p.numel()).view_as(p).roll(int(7 * scale))
+            optimizer.step()
+        return p.detach()
+
+    plain = {"weight_decay": 0.1} if "adam_w_mode" in arguments else {}
+    assert not torch.equal(run(**plain), run(**arguments))
+
+
+def test_args_are_read_key_by_key() -> None:
+    args = SimpleNamespace(optim_bits=8, percentile_clipping=50, min_8bit_size=1, skip_zeros=False)
+    config = optim.Adam([parameter()], args=args).config
+    assert (config.optim_bits, config.percentile_clipping, config.min_8bit_size) == (8, 50, 1)
+    with pytest.raises(ConfigError, match="typo"):
+        optim.Adam([parameter()], args=SimpleNamespace(typo=1))
+
+
+def test_unknown_arguments_are_refused() -> None:
+    with pytest.raises(ConfigError, match="foreach"):
+        optim.Adam([parameter()], foreach=True)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_pickling_and_copying_keep_the_class_and_the_trajectory(name: str) -> None:
+    optimizer = CLASSES[name]([parameter()], lr=0.01)
+    stepped(optimizer)
+    copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    expected = stepped(optimizer)
+    for other in copies:
+        assert type(other) is CLASSES[name]
+        assert torch.equal(stepped(other), expected)
+
+
+def test_groups_as_frameworks_pass_them() -> None:
+    groups = [{"params": [parameter()], "weight_decay": 0.0}, {"params": [parameter()]}]
+    optimizer = optim.AdamW8bit(groups, lr=1e-4, betas=(0.9, 0.95), eps=1e-7, weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
+
+
+def test_a_tensor_lr_stays_a_tensor() -> None:
+    lr = torch.tensor(0.01)
+    optimizer = optim.Adam([parameter()], lr=lr)
+    assert optimizer.param_groups[0]["lr"] is lr
