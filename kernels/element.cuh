@@ -1,6 +1,6 @@
 // What happens to one element around the rule, the same on CPUs and GPUs. optfactory.codegen
-// defines the macros: CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC, KAHAN,
-// TENSOR_WISE, FLOORS, BITSANDBYTES; optfactory/options.py says what they mean.
+// defines the macros: MAXIMIZES, CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC,
+// KAHAN, TENSOR_WISE, FLOORS, BITSANDBYTES; optfactory/options.py says what they mean.
 
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
 #define NEEDS_STATISTICS (TRUST_RATIO || TENSOR_WISE)
@@ -8,6 +8,12 @@
 // Whether an element with this gradient, as it came, stays out of the step.
 OPT_FN bool stays(float g) {
   return (SKIPS_ZEROS && g == 0.0f) | ((KEEPS_NONFINITE || RESETS_NONFINITE) && !is_finite(g));
+}
+
+// The gradient that the rule gets.
+OPT_FN float rule_gradient(float g, float factor) {
+  const float clipped = CLIPS ? g * factor : g;
+  return MAXIMIZES ? -clipped : clipped;
 }
 
 OPT_FN float rounded_to_param(float x) {

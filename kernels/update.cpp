@@ -90,7 +90,7 @@ OPT_FN void apply_rule(const Scalars& scalars, int n, float factor, const float*
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     const bool stay = stays(g[i]);
-    const float u = update_rule<true>(p[i], CLIPS ? g[i] * factor : g[i], stay, states, i, scalars);
+    const float u = update_rule<true>(p[i], rule_gradient(g[i], factor), stay, states, i, scalars);
     if (step) p[i] = stay ? p[i] : moved(p[i], u, *step, scalars);
   }
 }
@@ -133,7 +133,8 @@ OPT_FN void block_statistics(const Bucket& bucket, const Tensor& t, const Place&
   for_each_lane(at.n, [&](int i, int lane) __attribute__((always_inline)) {
     const float g = block.g[i], p = block.p[i];
     const bool stay = stays(g);
-    const double u = update_rule<false>(p, CLIPS ? g * factor : g, stay, block.states, i, scalars);
+    const double u =
+        update_rule<false>(p, rule_gradient(g, factor), stay, block.states, i, scalars);
     sums.lanes[0][lane] += double(p) * double(p);
     sums.lanes[1][lane] += stay ? 0.0 : u * u;
   });

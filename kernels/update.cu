@@ -32,7 +32,7 @@ OPT_FN float apply_rule(const Work& work, Values& x, int i, bool stay) {
   float* states[STATES];
 #pragma unroll
   for (int j = 0; j < STATES; ++j) states[j] = x.states[j];
-  const float g = CLIPS ? x.g[i] * work.factor : x.g[i];
+  const float g = rule_gradient(x.g[i], work.factor);
   return update_rule<kStore>(x.p[i], g, stay, states, i, *work.scalars);
 }
 

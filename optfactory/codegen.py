@@ -144,6 +144,7 @@ def specialization(variant: KernelVariant) -> str:
 def _switches(options: KernelOptions) -> dict[str, bool]:
     """The macros of kernels/element.cuh."""
     return {
+        "MAXIMIZES": options.maximizes,
         "CLIPS": options.clips,
         "SKIPS_ZEROS": options.skips_zeros,
         "KEEPS_NONFINITE": options.nonfinite == "keep",

@@ -22,6 +22,7 @@ class KernelOptions:
     """How kernels treat gradients, states and parameters around the rule.
 
     Attributes:
+        maximizes: gradients change their sign.
         clips: gradients are scaled by the percentile clipping's factor.
         skips_zeros: elements whose gradient is 0 keep parameter and states.
         nonfinite: elements whose gradient is not finite are updated as the formula says
@@ -33,6 +34,7 @@ class KernelOptions:
         bitsandbytes: scales, codes and order of decay are those of bitsandbytes' CUDA kernels.
     """
 
+    maximizes: bool = False
     clips: bool = False
     skips_zeros: bool = False
     nonfinite: str = "propagate"
@@ -55,6 +57,7 @@ class KernelOptions:
         resets = compatible and quantized and group["block_wise"]
         skips = group["nonfinite"] == "skip_element"
         return cls(
+            maximizes=group["maximize"],
             clips=group["percentile_clipping"] < 100,
             skips_zeros=group["skip_zeros"],
             nonfinite="reset" if resets else "keep" if skips else "propagate",

@@ -95,6 +95,7 @@ class OptimizerConfig(BaseModel):
     name: str = Field(description="canonical optimizer name")
     lr: Number = Field(default=1e-3, description="learning rate")
     weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
+    maximize: bool = Field(default=False, description="follow the gradient upwards")
     optim_bits: Annotated[Literal[8, 32], BeforeValidator(_read_choice)] = Field(
         default=32, description="bits per element of optimizer state: 8 or 32"
     )

@@ -51,6 +51,7 @@ def _update(slot: Slot, gradient: Tensor, scalars: Scalars) -> None:
     rule, options = layout.rule, layout.options
     p, raw = stored_value(slot), gradient.float()
     g = raw * clip_factor(slot, raw, scalars) if options.clips else raw
+    g = -g if options.maximizes else g
     old = _load_states(slot)
     values = torch_update(rule)({"p": p, "g": g, **old, **scalars})
     stay = stays(raw, options)

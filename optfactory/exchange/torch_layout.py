@@ -19,20 +19,17 @@ class TorchLayout:
 
     families: tuple[str, ...] = ("adam", "adamw")
     title = "torch.optim.Adam or AdamW"
-    expressed: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay", "amsgrad", "adam_w_mode")
+    expressed: tuple[str, ...] = (
+        *("lr", "betas", "eps", "weight_decay", "maximize", "amsgrad", "adam_w_mode"),
+    )
 
     def read_group(self, saved: Mapping[str, Any]) -> GroupRecord:
         """Torch's hyperparameters; newer releases also say how weight decay enters."""
-        dropped = ("maximize", "capturable", "decoupled_weight_decay", *_SWITCHES)
+        dropped = ("capturable", "decoupled_weight_decay", *_SWITCHES)
         values = {key: value for key, value in saved.items() if key not in dropped}
         problems = []
         if "amsgrad" not in saved:
             problems = ["amsgrad: missing; the checkpoint is not of torch.optim.Adam or AdamW"]
-        if saved.get("maximize", False) is not False:
-            problems.append(
-                "maximize: the checkpoint is of a run that maximized, and optfactory only "
-                "minimizes; negate the loss, and set maximize: False in the checkpoint"
-            )
         decoupled = saved.get("decoupled_weight_decay")
         if not isinstance(decoupled, bool):
             return GroupRecord("", values, problems)
@@ -56,8 +53,7 @@ class TorchLayout:
     def write_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Torch's hyperparameters, with the implementation left to torch."""
         return {
-            **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay", "amsgrad")},
-            "maximize": False,
+            **{key: group[key] for key in self.expressed if key != "adam_w_mode"},
             "capturable": group["capturable"],
             "decoupled_weight_decay": group["adam_w_mode"],
             **_SWITCHES,

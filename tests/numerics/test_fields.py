@@ -88,6 +88,7 @@ FLIPS: dict[str, list[Flip]] = {
         _flip(False, weight_decay=0.0),
         _flip(False, weight_decay=0.0, optim_bits=8, trust_ratio="clip"),
     ],
+    "maximize": [_flip(True), _flip(True, optim_bits=8), _flip(False, maximize=True)],
     "block_wise": [_flip(False, optim_bits=8)],
     "signed_map": [_flip("symmetric", optim_bits=8)],
     "second_moment_floor": [_flip(False, optim_bits=8)],

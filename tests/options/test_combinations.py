@@ -13,11 +13,11 @@ from tests.options.tools import SHAPES, assert_resumes, families, trained
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "clip_skip_kahan": {
         "percentile_clipping": 20, "skip_zeros": True, "param_rounding": "kahan",
-        "weight_decay": 0.1, "lr": 0.01,
+        "weight_decay": 0.1, "lr": 0.01, "maximize": True,
     },
     "whole_symmetric_floorless": {
         "optim_bits": 8, "block_wise": False, "signed_map": "symmetric",
-        "second_moment_floor": False, "min_8bit_size": 1,
+        "second_moment_floor": False, "min_8bit_size": 1, "maximize": True,
     },
     "whole_clip_skip_stochastic": {
         "optim_bits": 8, "block_wise": False, "percentile_clipping": 10,

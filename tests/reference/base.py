@@ -24,6 +24,7 @@ class Options:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    maximize: bool = False
     bias_correction: bool = True
     adam_w_mode: bool = False
     amsgrad: bool = False
@@ -125,6 +126,7 @@ def enter(p: Values, g: ArrayLike, state: State, o: Options) -> Entry:
         history, scale = clip(raw, history, state.step + 1, o.percentile_clipping)
         with np.errstate(all="ignore"):
             grad = grad * scale if scale.value < 1 or scale.error.any() else grad
+    grad = grad * Tracked.exact(-1.0) if o.maximize else grad
     return Entry(Tracked.exact(p), grad, held, history)
 
 

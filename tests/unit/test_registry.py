@@ -34,7 +34,8 @@ SHARED = {
     "betas": (0.9, 0.999), "bias_correction": True, "amsgrad": False, "page_dir": None,
     "page_memory": "auto", "capturable": False,
     "min_8bit_size": 4096, "block_size": 256, "block_wise": True, "signed_map": "dynamic",
-    "second_moment_floor": True, "percentile_clipping": 100, "skip_zeros": False,
+    "maximize": False, "second_moment_floor": True, "percentile_clipping": 100,
+    "skip_zeros": False,
     "nonfinite": "propagate", "param_rounding": "nearest", "seed": 0, "compat": "none",
 }  # fmt: skip
 

@@ -62,6 +62,7 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "page_dir": st.none(),
     "page_memory": st.sampled_from(["auto", "managed", "pinned"]),
     "capturable": st.booleans(),
+    "maximize": st.booleans(),
     "block_wise": st.booleans(),
     "signed_map": st.sampled_from(["dynamic", "symmetric"]),
     "second_moment_floor": st.booleans(),
