@@ -1,30 +1,27 @@
-// 8-bit state on CPUs: decoding and encoding one block of at most kMaxBlock elements.
-// Every target computes the same codes and values; what differs is how many at a time.
+// 8-bit state on CPUs: decoding and encoding kStride elements at a time.
+// Every target computes the same codes and values.
 
-#ifdef __AVX512VBMI__
-#include <immintrin.h>
-#endif
-
-constexpr int kMaxBlock = 4096;
+constexpr int kStride = 64;
+constexpr int kVectors = kStride / kWidth;
 
 struct QuantizationMap {
   const float* values;    // [256]
   const uint8_t* planes;  // [4][256]: byte b of the pattern of values[code] is planes[b][code]
-  const int32_t* keys;    // QuantizationMap.keys in optfactory/quantmap.py
+  const int32_t* keys;    // at the middle of QuantizationMap.all_keys in optfactory/quantmap.py
 };
 
+// The values of kStride codes, times a scale.
+OPT_FN void decode(const uint8_t* codes, float scale, const QuantizationMap& map, Floats* x) {
 #ifdef __AVX512VBMI__
-
-// The 64 values of 64 codes, times a scale. Two permutations look one byte of all 64 up in
-// registers; four gathers from memory would take more than twice as long.
-OPT_FN void decode64(const uint8_t* codes, __m512 scale, const uint8_t* planes, float* x) {
+  // Two permutations look one byte of all 64 values up in registers, which takes less than gathers.
   // Unpacking interleaves within 128-bit lanes: transposing the codes first undoes that.
   const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
   const __m512i code = _mm512_permutexvar_epi32(order, _mm512_loadu_si512(codes));
   const __mmask64 upper = _mm512_movepi8_mask(code);
   __m512i bytes[4];
+#pragma GCC unroll 4
   for (int b = 0; b < 4; ++b) {
-    const uint8_t* plane = planes + 256 * b;
+    const uint8_t* plane = map.planes + 256 * b;
     const __m512i low =
         _mm512_permutex2var_epi8(_mm512_loadu_si512(plane), code, _mm512_loadu_si512(plane + 64));
     const __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(plane + 128), code,
@@ -35,59 +32,102 @@ OPT_FN void decode64(const uint8_t* codes, __m512 scale, const uint8_t* planes, 
   const __m512i low23 = _mm512_unpacklo_epi8(bytes[2], bytes[3]);
   const __m512i high01 = _mm512_unpackhi_epi8(bytes[0], bytes[1]);
   const __m512i high23 = _mm512_unpackhi_epi8(bytes[2], bytes[3]);
-  const __m512i patterns[4] = {
-      _mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
-      _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)};
-  for (int quarter = 0; quarter < 4; ++quarter)
-    _mm512_storeu_ps(x + 16 * quarter,
-                     _mm512_mul_ps(_mm512_castsi512_ps(patterns[quarter]), scale));
-}
-
-#endif
-
-OPT_FN void decode(const uint8_t* codes, float scale, const QuantizationMap& map, int n, float* x) {
-  int i = 0;
-#ifdef __AVX512VBMI__
-  for (; i + 64 <= n; i += 64) decode64(codes + i, _mm512_set1_ps(scale), map.planes, x + i);
-#endif
-#pragma omp simd
-  for (int k = i; k < n; ++k) x[k] = map.values[codes[k]] * scale;
-}
-
-// The greatest magnitudes among the positive and the negative values. Patterns of floats of one
-// sign are ordered as integers, which vectorizes without assumptions about NaN.
-OPT_FN void extremes(const float* x, int n, float* positive, float* negative) {
-  int32_t high = 0, low = 0;
-#pragma omp simd reduction(max : high, low)
-  for (int i = 0; i < n; ++i) {
-    const int32_t bits = int32_t(float_bits(x[i]));
-    const int32_t mirrored = int32_t(float_bits(x[i]) ^ kSignBit);
-    high = high < bits ? bits : high;
-    low = low < mirrored ? mirrored : low;
+  x[0] = (Floats)_mm512_unpacklo_epi16(low01, low23) * scale;
+  x[1] = (Floats)_mm512_unpackhi_epi16(low01, low23) * scale;
+  x[2] = (Floats)_mm512_unpacklo_epi16(high01, high23) * scale;
+  x[3] = (Floats)_mm512_unpackhi_epi16(high01, high23) * scale;
+#else
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    x[v] = gather(map.values, widened(load<Bytes>(codes + v * kWidth))) * scale;
   }
-  *positive = bits_float(uint32_t(high));
-  *negative = bits_float(uint32_t(low));
+#endif
 }
 
-// The scale that these values need; see optfactory/codec.py for the rules.
-OPT_FN float scale_of(const float* x, bool is_signed, const QuantizationMap& map, int n) {
-  float positive, negative;
-  extremes(x, n, &positive, &negative);
-  return block_scale(positive, negative, is_signed && !BITSANDBYTES ? -map.values[0] : 1.0f);
+// The extremes of a state so far, as bit patterns: as signed numbers these are ordered as positive
+// floats are, as unsigned ones negative floats come behind all positive ones, ordered by magnitude.
+struct Extremes {
+  Ints positive = {};
+  Uints negative = {};
+
+  OPT_MEMBER void add(Floats x, bool is_signed) {
+    const Ints bits = bits_of(x);
+    if (is_signed) positive = bits > positive ? bits : positive;
+    negative = (Uints)bits > negative ? (Uints)bits : negative;
+  }
+};
+
+// The greatest magnitudes among the positive and the negative values.
+struct Magnitudes {
+  uint32_t positive, negative;
+
+  OPT_MEMBER bool are_finite() const {
+    return positive < kInfinityBits && negative < kInfinityBits;
+  }
+
+  // The scale that the values need; see optfactory/codec.py for the rules.
+  OPT_MEMBER float scale(bool is_signed, const QuantizationMap& map) const {
+    const float lowest = is_signed && !BITSANDBYTES ? -map.values[0] : 1.0f;
+    return block_scale(bits_float(positive), bits_float(negative), lowest);
+  }
+};
+
+// An unsigned state has no negative values, so that one of the two extremes says all.
+OPT_FN Magnitudes magnitudes(const Extremes& extremes, bool is_signed) {
+  const uint32_t most = greatest(extremes.negative);
+  const uint32_t negative = most & kSignBit ? most & ~kSignBit : 0;
+  return {is_signed ? uint32_t(greatest(extremes.positive)) : most & ~kSignBit, negative};
 }
 
-// Writes the codes of values under a scale that is at least their own.
-OPT_FN void encode(const float* x, float scale, bool is_signed, const QuantizationMap& map, int n,
-                   uint8_t* codes) {
+// What the codes of one block's state have in common.
+struct Coding {
+  float scale = 0.0f;
+  Divisor divisor = {};
+
+  OPT_MEMBER bool lifts() const { return divisor.lift != 1.0f; }
+
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
-  const float smallest = smallest_magnitude(is_signed, map.values);
-  const int32_t* keys = map.keys;
-  int32_t wide[kMaxBlock];
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    wide[i] = code_of(x[i], divide(x[i], divisor), scale, is_signed, smallest, map.values, keys);
+  OPT_FN Coding of(float scale) { return {scale, make_divisor(scale > 0.0f ? scale : 1.0f)}; }
+};
+
+// The codes of x times 2^16, and something below that.
+template <bool kLifts>
+OPT_FN Ints code_of(Floats x, const Coding& coding, bool is_signed, const QuantizationMap& map) {
+  const Ints bits = bits_of(divide<kLifts>(x, coding.divisor));
+  const Ints sign = is_signed ? bits >> 31 : Ints{};  // all ones where negative
+  const Ints code = gather(map.keys, bits >> 16) + ((bits ^ sign) & 0xffff);
+#if BITSANDBYTES
+  // A code moves by one if its value's sign is not that of the number.
+  if (is_signed) {
+    const Ints plain = coding.scale > 0.0f ? code >> 16 : Ints{};
+    const Ints differs = (bits_of(x) ^ bits_of(gather(map.values, plain))) < 0;
+    const Ints other = (plain + (x > 0.0f ? splat(1) : splat(255))) & 255;
+    return (differs ? other : plain) << 16;
   }
+#endif
+  return is_signed || !FLOORS ? code : (x > 0.0f ? code : Ints{});
+}
+
+// Writes kStride codes from what `code_of` gave for them.
+OPT_FN void write_codes(const Ints* code, uint8_t* codes) {
+#ifdef __AVX512VBMI__
+  // Byte 2 of each number: merged into the bytes of one vector, then put in order.
+  alignas(64) static const uint8_t order[64] = {
+      0, 4, 8,  12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,  //
+      1, 5, 9,  13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 61,  //
+      2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62,  //
+      3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59, 63};
+  __m512i merged = _mm512_srli_epi32((__m512i)code[0], 16);
+  merged =
+      _mm512_mask_blend_epi8(0x2222222222222222u, merged, _mm512_srli_epi32((__m512i)code[1], 8));
+  merged = _mm512_mask_blend_epi8(0x4444444444444444u, merged, (__m512i)code[2]);
+  merged =
+      _mm512_mask_blend_epi8(0x8888888888888888u, merged, _mm512_slli_epi32((__m512i)code[3], 8));
+  _mm512_storeu_si512(codes, _mm512_permutexvar_epi8(_mm512_load_si512(order), merged));
+#else
+  alignas(64) int32_t wide[kStride];
+  for (int v = 0; v < kVectors; ++v) store(wide + v * kWidth, code[v]);
 #pragma omp simd
-  for (int i = 0; i < n; ++i) codes[i] = uint8_t(wide[i]);
+  for (int i = 0; i < kStride; ++i) codes[i] = uint8_t(wide[i] >> 16);
+#endif
 }

@@ -1,7 +1,7 @@
 // The tables that optfactory/backends/cpu.py fills for the kernels of update.cpp, and how a block
 // of elements is read from a tensor and written back.
 
-static_assert(BLOCK <= kMaxBlock, "the codec's buffer must hold a block");
+static_assert(BLOCK % kStride == 0, "a block is a number of strides");
 
 #if QUANTIZED
 using Stored = uint8_t;
@@ -76,31 +76,26 @@ OPT_FN void for_each_strided(const int64_t* view, int64_t first, int n, Visit vi
   }
 }
 
-// Block elements as float32: the memory itself where it already is that, else the filled buffer.
-OPT_FN float* load(float* base, const int64_t* view, int64_t first, int n, float* buffer) {
-  if (!view) return base + first;
-  for_each_strided(view, first, n, [&](int i, int64_t offset) { buffer[i] = base[offset]; });
-  return buffer;
-}
+// Copies n elements into a buffer of float32.
 template <class T>
-OPT_FN float* load(T* base, const int64_t* view, int64_t first, int n, float* buffer) {
+OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int n, float* buffer) {
   if (view) {
     for_each_strided(view, first, n,
                      [&](int i, int64_t offset) { buffer[i] = to_float(base[offset]); });
-    return buffer;
+    return;
   }
 #pragma omp simd
   for (int i = 0; i < n; ++i) buffer[i] = to_float(base[first + i]);
-  return buffer;
 }
 
-// Writes a block of parameters back unless it was changed in place.
-OPT_FN void write_back(const Tensor& t, int64_t first, int n, const float* block, uint32_t key) {
+// Writes a block of parameters back from such a buffer.
+OPT_FN void write_elements(const Tensor& t, int64_t first, int n, const float* block,
+                           uint32_t key) {
   if (t.p_view) {
     for_each_strided(t.p_view, first, n, [&](int i, int64_t offset) {
       store_param(t.p + offset, block[i], key, first + i);
     });
-  } else if (static_cast<const void*>(t.p + first) != block) {
+  } else {
 #pragma omp simd
     for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, first + i);
   }

@@ -11,6 +11,45 @@ struct MapPointers {
   const int32_t* keys[2];  // QuantizationMap.keys in optfactory/quantmap.py
 };
 
+// Key range of QuantizationMap.keys: the upper halves of the patterns of 2^-23 and of 1.
+constexpr int32_t kLowestKey = 104 << 7;
+constexpr int32_t kHighestKey = 127 << 7;
+constexpr int32_t kKeyCount = kHighestKey - kLowestKey + 1;
+constexpr float kSmallestKeyed = 0x1p-23f;
+
+// The code of the map value nearest to y in [-1, 1], ties to even; see QuantizationMap.keys.
+// Magnitudes below `smallest`, which is kSmallestKeyed or more, are taken for it.
+OPT_FN int32_t nearest_code(float y, bool is_signed, float smallest, const int32_t* keys) {
+  const int32_t bits = int32_t(float_bits(y));
+  const int32_t magnitude = bits & 0x7fffffff, least = int32_t(float_bits(smallest));
+  const int32_t clamped = magnitude > least ? magnitude : least;
+  const int32_t sign = is_signed ? bits >> 31 : 0;  // all ones if y is negative
+  const int32_t entry = keys[(clamped >> 16) - kLowestKey + (sign & kKeyCount)];
+  return (entry + ((clamped ^ sign) & 0xffff)) >> 16;
+}
+
+// bitsandbytes moves a code by one if its value's sign is not that of the number.
+OPT_FN int32_t fix_sign(int32_t code, float x, float value) {
+  const bool differs = ((float_bits(x) ^ float_bits(value)) & kSignBit) != 0;
+  return differs ? (code + (x > 0.0f ? 1 : 255)) & 255 : code;
+}
+
+// What `code_of` takes as the smallest magnitude of a map. A second moment that is not zero must
+// not become zero, because its root divides the step: it takes at least the smallest value.
+OPT_FN float smallest_magnitude(bool is_signed, const float* values) {
+  return FLOORS && !is_signed ? values[1] : kSmallestKeyed;
+}
+
+// The code of x, y being x divided by the scale.
+OPT_FN int32_t code_of(float x, float y, float scale, bool is_signed, float smallest,
+                       const float* values, const int32_t* keys) {
+  const int32_t code = nearest_code(y, is_signed, smallest, keys);
+#if BITSANDBYTES
+  if (is_signed) return fix_sign(scale > 0.0f ? code : 0, x, values[scale > 0.0f ? code : 0]);
+#endif
+  return is_signed || !FLOORS || x > 0.0f ? code : 0;
+}
+
 #if QUANTIZED
 
 using Stored = uint8_t;

@@ -6,13 +6,22 @@
 #define NEEDS_STATISTICS (TRUST_RATIO || TENSOR_WISE)
 
 // Whether an element with this gradient, as it came, stays out of the step.
-OPT_FN bool stays(float g) {
-  return (SKIPS_ZEROS && g == 0.0f) | ((KEEPS_NONFINITE || RESETS_NONFINITE) && !is_finite(g));
+template <class F>
+OPT_FN typename Kind<F>::Mask stays(F g) {
+  typename Kind<F>::Mask stay = {};
+#if SKIPS_ZEROS
+  stay |= g == 0.0f;
+#endif
+#if KEEPS_NONFINITE || RESETS_NONFINITE
+  stay |= is_finite(g) == typename Kind<F>::Mask{};
+#endif
+  return stay;
 }
 
 // The gradient that the rule gets.
-OPT_FN float rule_gradient(float g, float factor) {
-  const float clipped = CLIPS ? g * factor : g;
+template <class F>
+OPT_FN F rule_gradient(F g, float factor) {
+  const F clipped = CLIPS ? g * factor : g;
   return MAXIMIZES ? -clipped : clipped;
 }
 
@@ -22,29 +31,23 @@ OPT_FN float rounded_to_param(float x) {
   return to_float(stored);
 }
 
+// Whether all states of an element are finite. Elements of a block of 8-bit state share its scale,
+// so one that is not must not destroy it: it starts afresh in all states.
+template <class F>
+OPT_FN typename Kind<F>::Mask are_finite(const F* states) {
+  typename Kind<F>::Mask finite = is_finite(states[0]);
+  for (int j = 1; j < STATES; ++j) finite &= is_finite(states[j]);
+  return finite;
+}
+
 // The parameter after a step; bitsandbytes rounds it once more before the decay.
-OPT_FN float moved(float p, float u, float step, const Scalars& k) {
+template <class F>
+OPT_FN F moved(F p, F u, F step, const Scalars& k) {
 #if BITSANDBYTES
-  return rounded_to_param(rule::fma(step, u, p)) * k.decay;
+  return Kind<F>::each(rule::fma(step, u, p), rounded_to_param) * k.decay;
 #else
   return rule::fma(step, u, p * k.decay);
 #endif
-}
-
-// What `code_of` takes as the smallest magnitude of a map. A second moment that is not zero must
-// not become zero, because its root divides the step: it takes at least the smallest value.
-OPT_FN float smallest_magnitude(bool is_signed, const float* values) {
-  return FLOORS && !is_signed ? values[1] : kSmallestKeyed;
-}
-
-// The code of x, y being x divided by the scale.
-OPT_FN int32_t code_of(float x, float y, float scale, bool is_signed, float smallest,
-                       const float* values, const int32_t* keys) {
-  const int32_t code = nearest_code(y, is_signed, smallest, keys);
-#if BITSANDBYTES
-  if (is_signed) return fix_sign(scale > 0.0f ? code : 0, x, values[scale > 0.0f ? code : 0]);
-#endif
-  return is_signed || !FLOORS || x > 0.0f ? code : 0;
 }
 
 // ---- storing 16-bit parameters -----------------------------------------------------------------
@@ -55,9 +58,14 @@ OPT_FN uint32_t mix(uint32_t x) {
   return x ^ (x >> 16);
 }
 
+// The step as a number; counts that no run reaches, which a state may hold all the same, are 0.
+OPT_FN int step_number(const Scalars& k) {
+  return k.step >= 0.0f && k.step < 0x1p30f ? int(k.step) : 0;
+}
+
 // Random bits that depend on seed, parameter, step and element alone.
 OPT_FN uint32_t random_key(int64_t number, const Scalars& k) {
-  return mix(mix(mix(uint32_t(k.seed)) ^ uint32_t(number)) ^ uint32_t(k.step));
+  return mix(mix(mix(uint32_t(k.seed)) ^ uint32_t(number)) ^ uint32_t(step_number(k)));
 }
 OPT_FN uint32_t random_bits(uint32_t key, int64_t element) {
   return mix(mix(uint32_t(uint64_t(element) >> 32) ^ key) ^ uint32_t(element));
@@ -112,7 +120,7 @@ OPT_FN bool note_norm(float* history, float sum, const Scalars& k) {
   int noted = 0;
   for (int i = 0; i < kHistory; ++i) noted += history[i] != 0.0f;
   for (int i = 0; noted == 0 && i < kHistory; ++i) history[i] = sum;
-  history[int(k.step) % kHistory] = sum;
+  history[step_number(k) % kHistory] = sum;
   return true;
 }
 
@@ -125,6 +133,6 @@ OPT_FN float rank_candidate(const float* history, int j, const Scalars& k) {
 }
 
 OPT_FN float clip_factor(const float* history, float clip_sum, const Scalars& k) {
-  const float norm = rule::sqrt(history[int(k.step) % kHistory]), clip = rule::sqrt(clip_sum);
+  const float norm = rule::sqrt(history[step_number(k) % kHistory]), clip = rule::sqrt(clip_sum);
   return norm > clip ? clip / norm : 1.0f;
 }

@@ -19,6 +19,8 @@ using uint64_t = unsigned long long;
 #include <cstdint>
 #include <cstring>
 #define OPT_FN static inline __attribute__((always_inline))
+#define OPT_NOINLINE static __attribute__((noinline))
+#define OPT_MEMBER inline __attribute__((always_inline))
 #endif
 
 #if defined(__CUDACC__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -60,6 +62,19 @@ OPT_FN bool is_finite(float value) {
   return (float_bits(value) & ~kSignBit) < kInfinityBits;
 #endif
 }
+
+// What goes with a type of numbers: one float here, a vector of them in cpu_lanes.h.
+template <class F>
+struct Kind;
+template <>
+struct Kind<float> {
+  using Mask = bool;  // of a comparison
+  OPT_FN float splat(float x) { return x; }
+  template <class Function>
+  OPT_FN float each(float x, Function function) {
+    return function(x);
+  }
+};
 
 // ---- the functions of rule texts -----------------------------------------------------------
 // Each is one IEEE operation with one rounding, so that every target computes the same bits.
@@ -136,60 +151,4 @@ OPT_FN void store(float16* target, float value) {
   const uint32_t special = magnitude > kInfinityBits ? 0x7e00u : 0x7c00u;
   const uint32_t small = magnitude < (113u << 23) ? subnormal : normal;
   target->bits = uint16_t(sign | (magnitude >= (143u << 23) ? special : small));
-}
-
-// ---- 8-bit state ---------------------------------------------------------------------------
-
-// Key range of QuantizationMap.keys: the upper halves of the patterns of 2^-23 and of 1.
-constexpr int32_t kLowestKey = 104 << 7;
-constexpr int32_t kHighestKey = 127 << 7;
-constexpr int32_t kKeyCount = kHighestKey - kLowestKey + 1;
-constexpr float kSmallestKeyed = 0x1p-23f;
-constexpr uint8_t kZeroCode = 127;  // of 0 in signed maps; in unsigned ones it is 0
-
-// The code of the map value nearest to y in [-1, 1], ties to even; see QuantizationMap.keys.
-// Magnitudes below `smallest`, which is kSmallestKeyed or more, are taken for it.
-OPT_FN int32_t nearest_code(float y, bool is_signed, float smallest, const int32_t* keys) {
-  const int32_t bits = int32_t(float_bits(y));
-  const int32_t magnitude = bits & 0x7fffffff, least = int32_t(float_bits(smallest));
-  const int32_t clamped = magnitude > least ? magnitude : least;
-  const int32_t sign = is_signed ? bits >> 31 : 0;  // all ones if y is negative
-  const int32_t entry = keys[(clamped >> 16) - kLowestKey + (sign & kKeyCount)];
-  return (entry + ((clamped ^ sign) & 0xffff)) >> 16;
-}
-
-// bitsandbytes moves a code by one if its value's sign is not that of the number.
-OPT_FN int32_t fix_sign(int32_t code, float x, float value) {
-  const bool differs = ((float_bits(x) ^ float_bits(value)) & kSignBit) != 0;
-  return differs ? (code + (x > 0.0f ? 1 : 255)) & 255 : code;
-}
-
-// Division by one number many times, correctly rounded (Markstein 1990): the residual of the first
-// quotient is exact, and adding it once gives the quotient an IEEE division would give.
-struct Divisor {
-  float lift;  // a power of two that keeps all intermediate results normal
-  float divisor;
-  float reciprocal;
-};
-
-OPT_FN Divisor make_divisor(float divisor) {
-  const float lift = divisor < 0x1p-40f ? 0x1p80f : divisor > 0x1p40f ? 0x1p-80f : 1.0f;
-  return {lift, divisor * lift, 1.0f / (divisor * lift)};
-}
-
-OPT_FN float divide(float x, const Divisor& by) {
-#if RULE_FMA_IS_EXACT
-  const float lifted = x * by.lift;
-  const float quotient = lifted * by.reciprocal;
-  return rule::fma(rule::fma(-quotient, by.divisor, lifted), by.reciprocal, quotient);
-#else
-  return x * by.lift / by.divisor;
-#endif
-}
-
-// The scale of a block whose largest and smallest values are given as magnitudes. The signed map
-// reaches +1 but only `lowest` = -0.993: dividing by it keeps the extreme negative value exact.
-OPT_FN float block_scale(float positive, float negative, float lowest) {
-  const float scale = rule::max(positive, negative / lowest);
-  return rule::min(scale, 3.4028234663852886e38f);
 }

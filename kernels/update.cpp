@@ -2,156 +2,144 @@
 //
 // optfactory.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
 // (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of element.cuh,
-// the struct Scalars, kSigned[STATES], element.cuh, cpu_codec.h, cpu_tables.h, and the rule texts
-// as update_rule() and trust_ratio().
+// the struct Scalars, kSigned[STATES], the rule texts as update_rule() and trust_ratio(), and then
+// element.cuh, cpu_codec.h, cpu_tables.h and cpu_blocks.h.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
 
 // ---- one block -------------------------------------------------------------------------------
 
-struct Place {  // of a block in its tensor
-  int64_t first;
-  int64_t block;
-  int n;
+#if QUANTIZED
+// Blocks whose turn it is to be updated and to be encoded.
+struct Pipeline {
+  Pending pending[2];
+  int turn = 0;
 };
 
-// Asks for a later block's data: the hardware's own prefetching does not reach past the
-// computation of a block. Addresses behind a tensor's end are harmless.
-constexpr int64_t kPrefetchDistance = 1024;
-
-template <class T>
-OPT_FN void prefetch(const T* base, const Place& at) {
-  const char* from = reinterpret_cast<const char*>(base + at.first + kPrefetchDistance);
-  for (int64_t byte = 0; byte < int64_t(at.n * sizeof(T)); byte += 64)
-    __builtin_prefetch(from + byte);
-}
-
-OPT_FN void prefetch(const Tensor& t, const Place& at) {
-  prefetch(t.p, at);
-  prefetch(t.g, at);
-  for (int j = 0; j < STATES; ++j) prefetch(static_cast<const Stored*>(t.state[j]), at);
-}
-
-// A block on the stack, or pointers into memory where that holds float32 already.
-struct Block {
-  float p_buffer[BLOCK], g_buffer[BLOCK], state_buffers[STATES][BLOCK];
-  float* p;
-  const float* g;
-  float* states[STATES];
-};
-
-// The place of a block's scale.
-OPT_FN int64_t scale_index(const Place& at) { return TENSOR_WISE ? 0 : at.block; }
-
-OPT_FN void load_block(const Bucket& bucket, const Tensor& t, const Place& at, Block& block) {
+OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
+                         const float* new_scales, Pipeline& pipeline) {
+  Pending& next = pipeline.pending[pipeline.turn];
+  Pending& ready = pipeline.pending[pipeline.turn ^= 1];
+  Buffers buffers;
+  Extremes extremes[STATES];
+  Magnitudes found[STATES];
+  float scales[STATES];
   prefetch(t, at);
-  block.p = load(t.p, t.p_view, at.first, at.n, block.p_buffer);
-  block.g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, block.g_buffer);
-#if KAHAN
-#pragma omp simd
-  for (int i = 0; i < at.n; ++i) block.p[i] += to_float(t.loss[at.first + i]);
-#endif
+  const Operands o = operands(t, at, buffers);
+  read_scales(t, at, scales);
+  if (at.n == BLOCK && ready.is_usual()) {
+    update_strides<true>(step, o, scales, BLOCK, next, ready, extremes);
+    ready.n = 0;
+  } else {
+    flush(step, ready);
+    update_strides<false>(step, o, scales, at.n, next, ready, extremes);
+  }
+  write_back(t, at, step.scalars, o, buffers);
+  find_magnitudes(extremes, next.x, at.n, found);
+  next.n = at.n;
   for (int j = 0; j < STATES; ++j) {
-#if QUANTIZED
-    const uint8_t* codes = static_cast<const uint8_t*>(t.state[j]) + at.first;
-    const float scale = t.absmax[j][scale_index(at)];
-    decode(codes, scale, bucket.maps[j], at.n, block.state_buffers[j]);
-    block.states[j] = block.state_buffers[j];
+    const float scale = TENSOR_WISE ? new_scales[j] : found[j].scale(kSigned[j], step.maps[j]);
+    if (!TENSOR_WISE) t.absmax[j][at.block] = scale;
+    next.codings[j] = Coding::of(scale);
+    next.codes[j] = static_cast<uint8_t*>(t.state[j]) + at.first;
+  }
+}
+
+OPT_FN void finish(const Step& step, Pipeline& pipeline) {
+  for (Pending& pending : pipeline.pending) flush(step, pending);
+}
 #else
-    block.states[j] = static_cast<float*>(t.state[j]) + at.first;
-#endif
-  }
+struct Pipeline {};
+
+OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, const float*,
+                         Pipeline&) {
+  Buffers buffers;
+  prefetch(t, at);
+  const Operands o = operands(t, at, buffers);
+  update_strides(o, at.n, step);
+  write_back(t, at, step.scalars, o, buffers);
 }
 
-OPT_FN void store_states(const Bucket& bucket, const Tensor& t, const Place& at,
-                         const float* new_scales, float** states) {
-#if QUANTIZED
-  for (int j = 0; j < STATES; ++j) {
-    const QuantizationMap& map = bucket.maps[j];
-    uint8_t* codes = static_cast<uint8_t*>(t.state[j]) + at.first;
-#if TENSOR_WISE
-    const float scale = new_scales[j];
-#else
-    const float scale = t.absmax[j][at.block] = scale_of(states[j], kSigned[j], map, at.n);
+OPT_FN void finish(const Step&, Pipeline&) {}
 #endif
-    encode(states[j], scale, kSigned[j], map, at.n, codes);
-  }
-#endif
-}
-
-// The rule on all elements of a block: new states and, if `step` is not null, new parameters.
-OPT_FN void apply_rule(const Scalars& scalars, int n, float factor, const float* step,
-                       Block& block) {
-  float* p = block.p;
-  const float* g = block.g;
-  float* states[STATES];
-  for (int j = 0; j < STATES; ++j) states[j] = block.states[j];
-#pragma omp simd
-  for (int i = 0; i < n; ++i) {
-    const bool stay = stays(g[i]);
-    const float u = update_rule<true>(p[i], rule_gradient(g[i], factor), stay, states, i, scalars);
-    if (step) p[i] = stay ? p[i] : moved(p[i], u, *step, scalars);
-  }
-}
-
-OPT_FN void update_block(const Bucket& bucket, const Tensor& t, const Place& at,
-                         const Scalars& scalars, float ratio, float factor,
-                         const float* new_scales) {
-  Block block;
-  load_block(bucket, t, at, block);
-  const float step = -scalars.step_size * ratio;
-  apply_rule(scalars, at.n, factor, &step, block);
-  store_states(bucket, t, at, new_scales, block.states);
-  write_back(t, at.first, at.n, block.p, STOCHASTIC ? random_key(t.number, scalars) : 0);
-}
 
 // Running sums of squares of a chunk. Each lane sums every kLanes-th element of a block, and the
 // lanes are added up in order at the end: the same bits for every instruction set.
 constexpr int kLanes = 16;
-struct SquareSums {
-  double lanes[2][kLanes];
+struct Squares {
+  Doubles lanes[kLanes / kDoubles] = {};
+
+  // Adds those of kStride numbers.
+  OPT_MEMBER void add(const float* x) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kStride; i += kDoubles) {
+      Doubles& sum = lanes[i % kLanes / kDoubles];
+      sum = plus_square(sum, load<HalfFloats>(x + i));
+    }
+  }
+
+  OPT_MEMBER double sum() const {
+    double total = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane / kDoubles][lane % kDoubles];
+    return total;
+  }
 };
 
-// Calls add(i, lane) for all elements of a block.
-template <class Add>
-OPT_FN void for_each_lane(int n, Add add) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
-  }
-  for (int lane = 0; i < n; ++i, ++lane) add(i, lane);
-}
+// Statistics of a chunk: sums over parameters and directions, the greatest of the new states.
+struct Statistics {
+  Squares p, u;
+  float scales[STATES] = {};
+};
 
-OPT_FN void block_statistics(const Bucket& bucket, const Tensor& t, const Place& at,
-                             const Scalars& scalars, float factor, SquareSums& sums,
-                             float* scales) {
-  Block block;
-  load_block(bucket, t, at, block);
-#if TRUST_RATIO
-  for_each_lane(at.n, [&](int i, int lane) __attribute__((always_inline)) {
-    const float g = block.g[i], p = block.p[i];
-    const bool stay = stays(g);
-    const double u =
-        update_rule<false>(p, rule_gradient(g, factor), stay, block.states, i, scalars);
-    sums.lanes[0][lane] += double(p) * double(p);
-    sums.lanes[1][lane] += stay ? 0.0 : u * u;
-  });
-#endif
+OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
+                             Statistics& statistics) {
+  Buffers buffers;
+  float scales[STATES];
+  Extremes extremes[STATES];
+  alignas(64) float fresh[STATES][TENSOR_WISE ? BLOCK : kStride];
+  prefetch(t, at);
+  const Operands o = operands(t, at, buffers);
+  read_scales(t, at, scales);
+  for (int i = 0; i < at.n; i += kStride) {
+    Strides states;
+    alignas(64) float u[kStride];
+    read_states(step, o, scales, i, states);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const int first = i + v * kWidth;
+      Floats x[STATES];
+#pragma GCC unroll 4
+      for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
+      const Floats own_u = apply_rule<TENSOR_WISE, false>(o, first, step, x);
+      store(u + v * kWidth, without_padding(own_u, first, at.n));
 #if TENSOR_WISE
-  apply_rule(scalars, at.n, factor, nullptr, block);
+#pragma GCC unroll 4
+      for (int j = 0; j < STATES; ++j) {
+        x[j] = without_padding(x[j], first, at.n);
+        store(fresh[j] + first, x[j]);
+        extremes[j].add(x[j], kSigned[j]);
+      }
+#endif
+    }
+#if TRUST_RATIO
+    statistics.p.add(o.p + i);
+    statistics.u.add(u);
+#endif
+  }
+#if TENSOR_WISE
+  Magnitudes found[STATES];
+  find_magnitudes(extremes, fresh, at.n, found);
   for (int j = 0; j < STATES; ++j)
-    scales[j] = rule::max(scales[j], scale_of(block.states[j], kSigned[j], bucket.maps[j], at.n));
+    statistics.scales[j] =
+        rule::max(statistics.scales[j], found[j].scale(kSigned[j], step.maps[j]));
 #endif
 }
 
-OPT_FN void block_norm(const Tensor& t, const Place& at, SquareSums& sums) {
-  float g_buffer[BLOCK];
-  const float* g = load(const_cast<GRAD*>(t.g), t.g_view, at.first, at.n, g_buffer);
-  for_each_lane(at.n, [&](int i, int lane) __attribute__((always_inline)) {
-    sums.lanes[0][lane] += double(g[i]) * double(g[i]);
-  });
+OPT_FN void block_norm(const Tensor& t, const Place& at, Squares& squares) {
+  alignas(64) float g[BLOCK] = {};
+  read_elements(t.g, t.g_view, at.first, at.n, g);
+  for (int i = 0; i < at.n; i += kStride) squares.add(g + i);
 }
 
 // ---- passes ----------------------------------------------------------------------------------
@@ -181,23 +169,12 @@ OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
   }
 }
 
-OPT_FN void add_up(const SquareSums& sums, double* totals) {
-  for (int k = 0; k < 2; ++k) {
-    totals[k] = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) totals[k] += sums.lanes[k][lane];
-  }
-}
-
 // A tensor's sum over its chunks, in order.
 OPT_FN double sum_of(const Bucket& bucket, const Tensor& t, int k) {
   double sum = 0.0;
   for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
     sum += bucket.partial_sums[2 * c + k];
   return sum;
-}
-
-OPT_FN float factor_of(const Bucket& bucket, const Chunk& chunk) {
-  return CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
 }
 
 extern "C" {
@@ -216,10 +193,11 @@ void optfactory_advance(float* const* steps, float* values, int64_t count) {
 // Squared norms of the gradients, and from each tensor's history the factor of its gradient.
 void optfactory_clip(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
-    SquareSums sums = {};
-    for_each_block(
-        t, chunk, [&](const Place& at) __attribute__((always_inline)) { block_norm(t, at, sums); });
-    add_up(sums, bucket->partial_sums + 2 * c);
+    Squares squares;
+    for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
+      block_norm(t, at, squares);
+    });
+    bucket->partial_sums[2 * c] = squares.sum();
   });
   for (int64_t i = 0; i < bucket->tensor_count; ++i) {
     const Tensor& t = bucket->tensors[i];
@@ -239,16 +217,15 @@ void optfactory_clip(const Bucket* bucket) {
 #if NEEDS_STATISTICS
 void optfactory_statistics(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
-    SquareSums sums = {};
-    float scales[STATES] = {};
+    Statistics statistics;
+    const Step step = make_step(*bucket, chunk);
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      block_statistics(*bucket, t, at, bucket->scalars[t.scalars], factor_of(*bucket, chunk), sums,
-                       scales);
+      block_statistics(t, at, step, statistics);
     });
-    add_up(sums, bucket->partial_sums + 2 * c);
-#if TENSOR_WISE
-    for (int j = 0; j < STATES; ++j) bucket->partial_scales[STATES * c + j] = scales[j];
-#endif
+    bucket->partial_sums[2 * c] = statistics.p.sum();
+    bucket->partial_sums[2 * c + 1] = statistics.u.sum();
+    for (int j = 0; TENSOR_WISE && j < STATES; ++j)
+      bucket->partial_scales[STATES * c + j] = statistics.scales[j];
   });
 }
 
@@ -274,16 +251,13 @@ void optfactory_finalize(const Bucket* bucket) {
 
 void optfactory_update(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t, const Chunk& chunk, const Tensor& t) {
-#if TRUST_RATIO
-    const float ratio = bucket->ratios[chunk.tensor];
-#else
-    const float ratio = 1.0f;
-#endif
-    const float* scales = TENSOR_WISE ? bucket->scales + STATES * chunk.tensor : nullptr;
+    const float* new_scales = TENSOR_WISE ? bucket->scales + STATES * chunk.tensor : nullptr;
+    const Step step = make_step(*bucket, chunk);
+    Pipeline pipeline;
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      update_block(*bucket, t, at, bucket->scalars[t.scalars], ratio, factor_of(*bucket, chunk),
-                   scales);
+      update_block(t, at, step, new_scales, pipeline);
     });
+    finish(step, pipeline);
   });
 #if TENSOR_WISE
   // Only now, because all of a tensor's blocks are decoded with the old scale.

@@ -29,11 +29,15 @@ OPT_FN bool is_skipped(const Bucket& bucket) {
 // The rule on element i of a thread: new states, and the direction u.
 template <bool kStore>
 OPT_FN float apply_rule(const Work& work, Values& x, int i, bool stay) {
-  float* states[STATES];
+  float states[STATES];
 #pragma unroll
-  for (int j = 0; j < STATES; ++j) states[j] = x.states[j];
+  for (int j = 0; j < STATES; ++j) states[j] = x.states[j][i];
   const float g = rule_gradient(x.g[i], work.factor);
-  return update_rule<kStore>(x.p[i], g, stay, states, i, *work.scalars);
+  const float u = update_rule<kStore>(x.p[i], g, stay, states, *work.scalars);
+  const bool keep = !QUANTIZED || are_finite(states);
+#pragma unroll
+  for (int j = 0; kStore && j < STATES; ++j) x.states[j][i] = keep ? states[j] : 0.0f;
+  return u;
 }
 
 extern "C" {

@@ -89,8 +89,9 @@ def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
     missing = [key for key in _ALWAYS_SAVED if key in group and key not in old]
     if missing:
         return [f"{key}: missing in the checkpoint" for key in missing]
-    theirs, ours = old.get("param_names"), group.get("param_names", [])
-    if isinstance(theirs, list) and theirs != ours and sorted(map(str, theirs)) == sorted(ours):
+    names, ours = old.get("param_names"), group.get("param_names", [])
+    theirs = list(map(str, names)) if isinstance(names, list) else ours
+    if theirs != ours and sorted(theirs) == sorted(ours):
         return ["param_names: the checkpoint has the same parameters in another order"]
     amsgrad = group.get("amsgrad")
     if old.get("amsgrad", amsgrad) is not amsgrad:

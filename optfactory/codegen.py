@@ -71,16 +71,19 @@ class KernelVariant:
 
 def cpp_source(variant: KernelVariant) -> str:
     """The complete source of one CPU kernel variant; compiles as C++17 on its own."""
-    kernels = data_dir("kernels")
-    parts = [
-        (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
-        specialization(variant),
-        (kernels / "element.cuh").read_text(encoding="utf-8"),
-        (kernels / "cpu_codec.h").read_text(encoding="utf-8"),
-        (kernels / "cpu_tables.h").read_text(encoding="utf-8"),
-        (kernels / "update.cpp").read_text(encoding="utf-8"),
-    ]
-    return "\n".join(parts)
+    return "\n".join(
+        [
+            *_texts("prelude.cuh", "cpu_lanes.h", "scaling.cuh"),
+            specialization(variant),
+            *_texts("element.cuh", "cpu_codec.h", "cpu_tables.h", "cpu_blocks.h", "update.cpp"),
+        ]
+    )
+
+
+def _texts(*names: str) -> list[str]:
+    """Files of kernels/."""
+    texts = [(data_dir("kernels") / name).read_text(encoding="utf-8") for name in names]
+    return [text.replace("#pragma once\n", "") for text in texts]
 
 
 # Threads of a block in CUDA kernels; at two blocks a multiprocessor each thread has 64 registers.
@@ -92,30 +95,22 @@ def cuda_source(variant: KernelVariant) -> str:
 
     All text is pasted into one string because CuPy keys its cache on it.
     """
-    kernels = data_dir("kernels")
-    parts = [
-        (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
-        f"#define THREADS {CUDA_THREADS}",
-        specialization(variant),
-        (kernels / "element.cuh").read_text(encoding="utf-8"),
-        (kernels / "cuda_memory.cuh").read_text(encoding="utf-8"),
-        (kernels / "cuda_codec.cuh").read_text(encoding="utf-8"),
-        (kernels / "cuda_tables.cuh").read_text(encoding="utf-8"),
-        (kernels / "cuda_elements.cuh").read_text(encoding="utf-8"),
-        (kernels / "update.cu").read_text(encoding="utf-8"),
-    ]
-    return "\n".join(parts)
+    return "\n".join(
+        [
+            *_texts("prelude.cuh", "scaling.cuh"),
+            f"#define THREADS {CUDA_THREADS}",
+            specialization(variant),
+            *_texts("element.cuh", "cuda_memory.cuh", "cuda_codec.cuh", "cuda_tables.cuh"),
+            *_texts("cuda_elements.cuh", "update.cu"),
+        ]
+    )
 
 
 def cuda_tables_source() -> str:
     """The source of the kernels that write the CUDA backend's tables; no variants of it."""
-    kernels = data_dir("kernels")
-    parts = [
-        (kernels / "prelude.cuh").read_text(encoding="utf-8").replace("#pragma once\n", ""),
-        f"#define THREADS {CUDA_THREADS}",
-        (kernels / "tables.cu").read_text(encoding="utf-8"),
-    ]
-    return "\n".join(parts)
+    return "\n".join(
+        [*_texts("prelude.cuh"), f"#define THREADS {CUDA_THREADS}", *_texts("tables.cu")]
+    )
 
 
 @cache
@@ -158,33 +153,28 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
 
 
 def _update_function(variant: KernelVariant) -> list[str]:
-    """The rule on element i: reads its states, stores them if asked to, returns u.
+    """The rule on one element, or on a vector of them: changes its states if asked to, returns u.
 
-    An element that stays out of the step stores the states it had, or zeros.
-    The states are plain local variables because gcc does not vectorize loops over structs.
+    An element that stays out of the step keeps the states it had, or gets zeros.
     """
     rule = variant.rule
     names = [state.name for state in rule.states]
-    scalars = {name: f"k.{name}" for name in rule.scalars}
-    # Elements of a block share its scale, so one that is not finite must not destroy it.
-    finite = " & ".join(f"is_finite({name})" for name in names)
-
-    def before(j: int) -> str:
-        return f"(RESETS_NONFINITE ? 0.0f : old_{j})"
-
+    known = {name: name for name in ("p", "g", *names)}
+    scalars = {name: f"K::splat(k.{name})" for name in rule.scalars}
+    zero = "K::splat(0.0f)"
     return [
-        "template <bool kStore>",
-        "OPT_FN float update_rule(float p, float g, bool stay, float* const* states, int i,",
-        "                         const Scalars& k) {",
-        *(f"  const float old_{j} = states[{j}][i];" for j in range(len(names))),
-        *(f"  float {name} = old_{j};" for j, name in enumerate(names)),
-        *_cpp_statements(
-            read_update_text(rule), {name: name for name in ("p", "g", *names)} | scalars
-        ),
+        "template <bool kStore, class F>",
+        "OPT_FN F update_rule(F p, F g, typename Kind<F>::Mask stay, F* states,",
+        "                     const Scalars& k) {",
+        "  using K = Kind<F>;",
+        *(f"  F {name} = states[{j}];" for j, name in enumerate(names)),
+        *_cpp_statements(read_update_text(rule), known | scalars),
         "  if (kStore) {",
-        *(f"    {name} = stay ? {before(j)} : {name};" for j, name in enumerate(names)),
-        f"    const bool keep = !QUANTIZED || ({finite});",
-        *(f"    states[{j}][i] = keep ? {name} : 0.0f;" for j, name in enumerate(names)),
+        *(
+            f"    {name} = rule::where(stay, RESETS_NONFINITE ? {zero} : states[{j}], {name});"
+            for j, name in enumerate(names)
+        ),
+        *(f"    states[{j}] = {name};" for j, name in enumerate(names)),
         "  }",
         "  return u;",
         "}",
@@ -195,10 +185,12 @@ def _trust_ratio_function(rule: UpdateRule) -> list[str]:
     if rule.trust_ratio is None:
         return []
     text = read_trust_ratio_text(rule)
-    aliases = {name: f"k.{name}" for name in rule.scalars}
+    known = {"p_norm": "p_norm", "u_norm": "u_norm"}
     return [
         "OPT_FN float trust_ratio(float p_norm, float u_norm, const Scalars& k) {",
-        *_cpp_statements(text, {"p_norm": "p_norm", "u_norm": "u_norm", **aliases}),
+        "  using F = float;",
+        "  using K = Kind<F>;",
+        *_cpp_statements(text, known | {name: f"K::splat(k.{name})" for name in rule.scalars}),
         "  return ratio;",
         "}",
     ]
@@ -208,7 +200,7 @@ def _cpp_statements(text: RuleText, names: dict[str, str]) -> list[str]:
     lines = []
     for target, expression in text.statements:
         value = _cpp(expression, names)
-        declaration = "" if target in names else "float "
+        declaration = "" if target in names else "F "
         names = {**names, target: names.get(target, target)}
         lines.append(f"  {declaration}{names[target]} = {value};")
     return lines
@@ -217,7 +209,7 @@ def _cpp_statements(text: RuleText, names: dict[str, str]) -> list[str]:
 def _cpp(node: ast.AST, names: Mapping[str, str]) -> str:
     match node:
         case ast.Constant(value=int() | float() as value):
-            return f"{float(value)!r}f"
+            return f"K::splat({float(value)!r}f)"
         case ast.Name(id=name):
             return names[name]
         case ast.UnaryOp(operand=operand):

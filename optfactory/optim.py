@@ -23,7 +23,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
+from typing_extensions import Unpack
 
+from optfactory.arguments import AdamOptions, LambOptions
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.optimizer import Optimizer2State
@@ -138,7 +140,7 @@ class Adam(_Named):
         percentile_clipping: int = 100,
         block_wise: bool = True,
         is_paged: bool = False,
-        **options: Any,
+        **options: Unpack[AdamOptions],
     ) -> None:
         values = {key: value for key, value in locals().items() if key in _ADAM_ARGUMENTS}
         self._build(params, values, options)
@@ -256,7 +258,7 @@ class LAMB(_Named):
         percentile_clipping: int = 100,
         block_wise: bool = False,
         max_unorm: float | None = 1.0,
-        **options: Any,
+        **options: Unpack[LambOptions],
     ) -> None:
         values = {key: value for key, value in locals().items() if key in _LAMB_ARGUMENTS}
         self._build(params, values, {"trust_ratio": "clip", **options})
@@ -286,7 +288,7 @@ class _FixedLAMB(LAMB):
         percentile_clipping: int = 100,
         block_wise: bool = False,
         max_unorm: float | None = 1.0,
-        **options: Any,
+        **options: Unpack[LambOptions],
     ) -> None:
         values = {key: value for key, value in locals().items() if key in _LAMB_ARGUMENTS}
         self._build(params, values, {"trust_ratio": "clip", **options})

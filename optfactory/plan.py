@@ -228,13 +228,14 @@ def _key(slot: Slot, gradient: Tensor) -> BucketKey:
     problem = _problem(slot, gradient)
     if problem:
         raise ConfigError(f"cannot update {slot.name}: {problem}")
+    has_blocks = slot.layout.quantized and not slot.layout.options.tensor_wise
     return BucketKey(
         p.device,
         p.dtype,
         gradient.dtype,
         slot.layout.rule,
         slot.layout.quantized,
-        UNIT if slot.layout.options.tensor_wise else slot.layout.grid.block_size,
+        slot.layout.grid.block_size if has_blocks else UNIT,
         slot.layout.options,
         slot.layout.device_step,
     )

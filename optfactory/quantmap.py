@@ -77,6 +77,31 @@ class QuantizationMap:
         keys = range(_LOWEST_KEY, _HIGHEST_KEY + 1)
         return tuple(self._key_entry(key << 16, sign) for sign in (1, -1) for key in keys)
 
+    def all_keys(self, floors: bool) -> list[int]:
+        """`keys` for all upper halves of float32 patterns, as CPUs look them up without clamping.
+
+        Entry 32768 + (pattern >> 16) belongs to a pattern that is seen as a signed number: those
+        of negative numbers come first. Magnitudes outside of [2^-23, 1] take the code of its ends.
+
+        Args:
+            floors: in an unsigned map, magnitudes below the smallest value take its code.
+        """
+        half = len(self.keys) // 2
+        positive, negative = list(self.keys[:half]), list(self.keys[half:])
+        if not self.signed:
+            if floors:
+                (smallest,) = struct.unpack("<I", struct.pack("<f", self.values[1]))
+                below = (smallest >> 16) - _LOWEST_KEY
+                positive[:below] = [1 << 16] * below
+            negative = positive
+        above = 0x7FFF - _HIGHEST_KEY
+        rows = []
+        for entries, inverted in ((negative, 0xFFFF if self.signed else 0), (positive, 0)):
+            codes = [(entry + inverted) >> 16 for entry in (entries[0], entries[-1])]
+            least, most = (code << 16 for code in codes)
+            rows += [*[least] * _LOWEST_KEY, *entries, *[most] * above]
+        return rows
+
     def _key_entry(self, first_pattern: int, sign: int) -> int:
         def code_at(low: int) -> int:
             pattern = first_pattern + (low if sign > 0 else 0xFFFF - low)

@@ -39,11 +39,12 @@ class MemoryReport:
         return sum(row.nbytes for row in self.rows)
 
     def __str__(self) -> str:
-        lines = [f"{'parameter':40} {'bits':>4} {'bytes':>14}  place"]
+        width = max(map(len, ("parameter", *(row.name for row in self.rows))))
+        lines = [f"{'parameter':{width}} {'bits':>4} {'bytes':>14}  place"]
         for row in self.rows:
             note = f" ({row.reason})" if row.reason else ""
-            lines.append(f"{row.name:40} {row.bits:>4} {row.nbytes:>14,}  {row.where}{note}")
-        lines.append(f"{'total':40} {'':>4} {self.state_bytes:>14,}")
+            lines.append(f"{row.name:{width}} {row.bits:>4} {row.nbytes:>14,}  {row.where}{note}")
+        lines.append(f"{'total':{width}} {'':>4} {self.state_bytes:>14,}")
         return "\n".join(lines)
 
 

@@ -34,14 +34,33 @@ BlockSize = Literal[64, 128, 256, 512, 1024, 2048, 4096]
 FOREIGN_KEYS = {
     "fused": "every optfactory step is fused; drop the key",
     "foreach": "every optfactory step is multi-tensor; drop the key",
+    "differentiable": "steps are not differentiable; drop the key",
     "momentum": "this family has none; its first moment's decay is betas[0]",
+    "dampening": "this family has none; drop the key",
+    "nesterov": "this family has none; drop the key",
+    "max_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
     "args": "write its entries as keys of the config",
+    "optim_args": "write its entries as keys of the config",
+}
+
+# What others call our keys, where the spelling alone leads to a wrong one or to none.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_epsilon": "eps",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "bits": "optim_bits",
+    "paged": "is_paged",
 }
 
 
 def _read_number(value: object) -> object:
     """Read 0-d arrays and tensors as numbers, and refuse booleans, which float() would take."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        if getattr(value, "is_meta", False):
+            raise ValueError("Input should be a number, not a tensor without data (device 'meta')")
         value = value.item()
     if isinstance(value, bool):
         raise ValueError("Input should be a number, not a boolean")
@@ -296,6 +315,7 @@ def unknown_key(key: str, model: type[OptimizerConfig]) -> str:
     """What to say about a key that the schema does not have."""
     if key in FOREIGN_KEYS:
         return f"unknown key; {FOREIGN_KEYS[key]}"
-    close = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.6)
+    known = [SYNONYMS[key]] if SYNONYMS.get(key) in model.model_fields else []
+    close = known or difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"unknown key; {hint}allowed: {', '.join(model.model_fields)}"

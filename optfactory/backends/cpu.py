@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optfactory.codegen import KernelVariant, cpp_source, dtype_name
 from optfactory.compiler import load_library
+from optfactory.options import KernelOptions
 from optfactory.plan import Bucket, BucketKey, Slot
 from optfactory.quantmap import map_for
 from optfactory.state import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
@@ -74,12 +75,16 @@ def _library(variant: KernelVariant) -> ctypes.CDLL:
 
 
 @cache
-def _map_tables(signed: bool, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """A map as kernels read it: its values, the values' bytes in planes, and its keys."""
-    qmap = map_for(signed, symmetric)
+def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """A map as kernels read it: its values, the values' bytes in planes, and all keys.
+
+    Keys are seen from their middle on: kernels index them with signed numbers.
+    """
+    qmap = map_for(signed, options.symmetric_map)
     values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
     planes = values.view(torch.uint8).view(256, 4).t().contiguous()
-    return values, planes, torch.tensor(qmap.keys, dtype=torch.int32, device="cpu")
+    keys = torch.tensor(qmap.all_keys(options.floors), dtype=torch.int32, device="cpu")
+    return values, planes, keys[len(keys) // 2 :]
 
 
 class _Tables:
@@ -146,8 +151,8 @@ class _Tables:
         return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 3)
 
     def _fill_bucket(self, bucket: Bucket) -> None:
-        symmetric = bucket.key.options.symmetric_map
-        maps = [_map_tables(state.signed, symmetric) for state in bucket.key.rule.states]
+        states = bucket.key.rule.states
+        maps = [_map_tables(state.signed, bucket.key.options) for state in states]
         self.bucket[:] = [
             self.tensors.data_ptr(),
             self.chunks.data_ptr(),

@@ -16,7 +16,7 @@ _UINT32 = 0xFFFFFFFF
 
 def clip_factor(slot: Slot, gradient: Tensor, scalars: Mapping[str, float]) -> Tensor:
     """What percentile clipping multiplies the gradient by; notes its norm in the state."""
-    history, step = slot.state[HISTORY_KEY], int(scalars["step"])
+    history, step = slot.state[HISTORY_KEY], _step_number(scalars)
     squares = torch.sum(gradient.double().square()).float()
     if not squares.isfinite():
         return torch.ones_like(squares)
@@ -26,6 +26,11 @@ def clip_factor(slot: Slot, gradient: Tensor, scalars: Mapping[str, float]) -> T
     norm = squares.sqrt()
     clip = history.sort().values[int(scalars["percentile"])].sqrt()
     return torch.where(norm > clip, clip / norm, 1.0)
+
+
+def _step_number(scalars: Mapping[str, float]) -> int:
+    """The step; counts that no run reaches, which a state may hold all the same, are 0."""
+    return int(scalars["step"]) if 0 <= scalars["step"] < 2**30 else 0
 
 
 def stays(gradient: Tensor, options: KernelOptions) -> Tensor | None:
@@ -80,7 +85,7 @@ def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
     """32 bits for each element, from seed, parameter, step and element alone."""
     p = slot.parameter
     key = torch.tensor(int(scalars["seed"]), device=p.device)
-    key = _mix(_mix(_mix(key) ^ slot.number) ^ int(scalars["step"]))
+    key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
     element = torch.arange(p.numel(), device=p.device)
     return _mix(_mix((element >> 32) ^ key) ^ (element & _UINT32)).view(p.shape)
 

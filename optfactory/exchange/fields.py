@@ -110,8 +110,8 @@ class Fields:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.note("step", f"expected a number, got {type(value).__name__}")
-        elif not (0 <= value < 2**63 and float(value).is_integer()):
-            self.note("step", f"expected a count, got {value}")
+        elif not (0 <= value < 2**30 and float(value).is_integer()):
+            self.note("step", f"expected a count below 2^30, got {value}")
         else:
             return torch.tensor(float(value), dtype=torch.float32, device="cpu")
         return None

@@ -60,7 +60,7 @@ def test_an_unknown_key_lists_what_is_allowed_and_what_was_meant(
 ) -> None:
     message = str(refusal("adam", **{key: 1}))
     assert f"optimizer.{key}: unknown key" in message
-    assert "allowed: name, lr, weight_decay, optim_bits" in message
+    assert "allowed: name, lr, weight_decay, maximize, optim_bits" in message
     assert (f"did you mean '{meant}'?" in message) if meant else ("did you mean" not in message)
 
 

@@ -1,0 +1,267 @@
+// One block of a tensor: where its elements are while it is worked on, and the work.
+
+struct Place {  // of a block in its tensor
+  int64_t first;
+  int64_t block;
+  int n;
+};
+
+// ---- operands --------------------------------------------------------------------------------
+
+// Copies of what cannot be worked on where it is: 16-bit and strided tensors, and blocks whose end
+// is not the end of a stride.
+struct Buffers {
+  alignas(64) float p[BLOCK];
+  alignas(64) float g[BLOCK];
+  alignas(64) Stored states[STATES][BLOCK];
+};
+
+// Whole strides of float32 parameters and gradients, and of states as they are stored.
+struct Operands {
+  float* p;
+  const float* g;
+  Stored* states[STATES];
+};
+
+OPT_FN bool is_whole(int n) { return n % kStride == 0; }
+OPT_FN int whole(int n) { return (n + kStride - 1) / kStride * kStride; }
+
+// The elements themselves if they are float32 in memory, row-major and whole strides, else null.
+OPT_FN float* in_place(float* base, const int64_t* view, const Place& at) {
+  return view || !is_whole(at.n) ? nullptr : base + at.first;
+}
+template <class T>
+OPT_FN float* in_place(T*, const int64_t*, const Place&) {
+  return nullptr;
+}
+
+OPT_FN Stored zero_of(bool is_signed) { return QUANTIZED && is_signed ? Stored(kZeroCode) : 0; }
+
+OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
+  Operands o = {in_place(t.p, t.p_view, at), in_place(const_cast<GRAD*>(t.g), t.g_view, at), {}};
+  const int padded = whole(at.n);
+  if (!o.p) {
+    read_elements(t.p, t.p_view, at.first, at.n, o.p = buffers.p);
+    for (int i = at.n; i < padded; ++i) buffers.p[i] = 0.0f;
+#if KAHAN
+#pragma omp simd
+    for (int i = 0; i < at.n; ++i) buffers.p[i] += to_float(t.loss[at.first + i]);
+#endif
+  }
+  if (!o.g) {
+    read_elements(t.g, t.g_view, at.first, at.n, buffers.g);
+    for (int i = at.n; i < padded; ++i) buffers.g[i] = 0.0f;
+    o.g = buffers.g;
+  }
+  for (int j = 0; j < STATES; ++j) {
+    Stored* own = static_cast<Stored*>(t.state[j]) + at.first;
+    o.states[j] = is_whole(at.n) ? own : buffers.states[j];
+    for (int i = 0; !is_whole(at.n) && i < padded; ++i)
+      buffers.states[j][i] = i < at.n ? own[i] : zero_of(kSigned[j]);
+  }
+  return o;
+}
+
+// Writes what was worked on in a copy; codes are written by `flush`.
+OPT_FN void write_back(const Tensor& t, const Place& at, const Scalars& scalars, const Operands& o,
+                       const Buffers& buffers) {
+  if (o.p == buffers.p)
+    write_elements(t, at.first, at.n, o.p, STOCHASTIC ? random_key(t.number, scalars) : 0);
+  for (int j = 0; !QUANTIZED && j < STATES; ++j)
+    if (o.states[j] == buffers.states[j])
+      std::memcpy(static_cast<Stored*>(t.state[j]) + at.first, o.states[j], at.n * sizeof(Stored));
+}
+
+// Asks for a later block's data: the hardware's own prefetching does not reach past the
+// computation of a block. Addresses behind a tensor's end are harmless.
+constexpr int64_t kPrefetchDistance = 1024;
+
+template <class T>
+OPT_FN void prefetch(const T* base, const Place& at) {
+  const char* from = reinterpret_cast<const char*>(base + at.first + kPrefetchDistance);
+  for (int64_t byte = 0; byte < int64_t(at.n * sizeof(T)); byte += 64)
+    __builtin_prefetch(from + byte);
+}
+
+OPT_FN void prefetch(const Tensor& t, const Place& at) {
+  prefetch(t.p, at);
+  prefetch(t.g, at);
+  for (int j = 0; j < STATES; ++j) prefetch(static_cast<const Stored*>(t.state[j]), at);
+}
+
+// ---- what a block's work needs ---------------------------------------------------------------
+
+// What the blocks of a chunk share; a copy, because stores might change what a pointer leads to.
+struct Step {
+  Scalars scalars;
+  float factor;  // of gradients
+  float size;    // of the step, with the trust ratio
+  QuantizationMap maps[STATES];
+};
+
+OPT_FN Step make_step(const Bucket& bucket, const Chunk& chunk) {
+  const Scalars& scalars = bucket.scalars[bucket.tensors[chunk.tensor].scalars];
+  const float ratio = TRUST_RATIO ? bucket.ratios[chunk.tensor] : 1.0f;
+  const float factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
+  Step step = {scalars, factor, -scalars.step_size * ratio, {}};
+  for (int j = 0; j < STATES; ++j) step.maps[j] = bucket.maps[j];
+  return step;
+}
+
+// ---- states ----------------------------------------------------------------------------------
+
+// A stride of each state as float32.
+struct Strides {
+  Floats x[STATES][kVectors];
+};
+
+OPT_FN void read_states(const Step& step, const Operands& o, const float* scales, int i,
+                        Strides& states) {
+#pragma GCC unroll 4
+  for (int j = 0; j < STATES; ++j) {
+#if QUANTIZED
+    decode(o.states[j] + i, scales[j], step.maps[j], states.x[j]);
+#else
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) states.x[j][v] = load<Floats>(o.states[j] + i + v * kWidth);
+#endif
+  }
+}
+
+// The scales by which a block's states are decoded.
+OPT_FN void read_scales(const Tensor& t, const Place& at, float* scales) {
+  for (int j = 0; QUANTIZED && j < STATES; ++j) scales[j] = t.absmax[j][TENSOR_WISE ? 0 : at.block];
+}
+
+#if QUANTIZED
+
+// A block's new states that have yet to be encoded: the next block is updated meanwhile, because
+// the one waits for divisions and the other for the look-up of codes.
+struct Pending {
+  alignas(64) float x[STATES][BLOCK];
+  Coding codings[STATES];
+  uint8_t* codes[STATES];  // where they go
+  int n = 0;               // 0 if nothing is pending
+
+  // Whether it can be encoded beside the update of another whole block.
+  OPT_MEMBER bool is_usual() const {
+    bool lifts = false;
+    for (const Coding& coding : codings) lifts |= coding.lifts();
+    return n == BLOCK && !lifts;
+  }
+};
+
+// Zeroes the elements of a block that are not finite in all states, and finds the extremes anew.
+OPT_NOINLINE void repair(float (*x)[BLOCK], int n, Magnitudes* found) {
+  for (int j = 0; j < STATES; ++j) found[j] = {};
+  for (int i = 0; i < n; ++i) {
+    float states[STATES];
+    for (int j = 0; j < STATES; ++j) states[j] = x[j][i];
+    const bool keep = are_finite(states);
+    for (int j = 0; j < STATES; ++j) {
+      const float kept = x[j][i] = keep ? states[j] : 0.0f;
+      uint32_t& most = kept < 0.0f ? found[j].negative : found[j].positive;
+      const uint32_t magnitude = float_bits(kept) & ~kSignBit;
+      most = most < magnitude ? magnitude : most;
+    }
+  }
+}
+
+// Extremes of the states in a buffer; elements that are not finite have become zero there.
+OPT_FN void find_magnitudes(const Extremes* extremes, float (*x)[BLOCK], int n, Magnitudes* found) {
+  bool usual = true;
+  for (int j = 0; j < STATES; ++j) {
+    found[j] = magnitudes(extremes[j], kSigned[j]);
+    usual = usual && found[j].are_finite() && (kSigned[j] || found[j].negative == 0);
+  }
+  if (!usual) repair(x, n, found);
+}
+
+// Writes the codes of a block.
+OPT_FN void flush(const Step& step, Pending& pending) {
+  for (int j = 0; j < STATES; ++j) {
+    for (int i = 0; i < pending.n; i += kStride) {
+      Ints codes[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v)
+        codes[v] = code_of<true>(load<Floats>(pending.x[j] + i + v * kWidth), pending.codings[j],
+                                 kSigned[j], step.maps[j]);
+      uint8_t tail[kStride];
+      const int left = pending.n - i;
+      write_codes(codes, left < kStride ? tail : pending.codes[j] + i);
+      if (left < kStride) std::memcpy(pending.codes[j] + i, tail, left);
+    }
+  }
+  pending.n = 0;
+}
+
+#endif
+
+// ---- the rule --------------------------------------------------------------------------------
+
+// Elements that a block does not have must not count.
+OPT_FN Floats without_padding(Floats x, int i, int n) {
+  if (i + kWidth <= n) return x;
+  return lane_numbers() + i < n ? x : Floats{};
+}
+
+// The rule on one vector: new states, new parameters if kMoves, and the direction u.
+template <bool kStore, bool kMoves>
+OPT_FN Floats apply_rule(const Operands& o, int i, const Step& step, Floats* states) {
+  const Floats p = load<Floats>(o.p + i), g = load<Floats>(o.g + i);
+  const Ints stay = stays(g);
+  const Floats own_g = rule_gradient(g, step.factor);
+  const Floats u = update_rule<kStore>(p, own_g, stay, states, step.scalars);
+  if (kMoves) {
+    const Floats size = Kind<Floats>::splat(step.size);
+    store(o.p + i, rule::where(stay, p, moved(p, u, size, step.scalars)));
+  }
+  return rule::where(stay, Floats{}, u);
+}
+
+// New parameters and states of n elements. States of 8 bits are left in `next`, those of `ready`, a
+// block of the same length, are encoded meanwhile if kEncodes.
+#if QUANTIZED
+template <bool kEncodes>
+OPT_FN void update_strides(const Step& step, const Operands& o, const float* scales, int n,
+                           Pending& next, const Pending& ready, Extremes* extremes) {
+  Coding codings[STATES];
+  uint8_t* targets[STATES];
+  for (int j = 0; j < STATES; ++j) codings[j] = ready.codings[j], targets[j] = ready.codes[j];
+  for (int i = 0; i < n; i += kStride) {
+    Strides states;
+    Ints codes[STATES][kVectors];
+    read_states(step, o, scales, i, states);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = i + v * kWidth;
+      Floats x[STATES];
+#pragma GCC unroll 4
+      for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
+      apply_rule<true, true>(o, at, step, x);
+#pragma GCC unroll 4
+      for (int j = 0; j < STATES; ++j) {
+        x[j] = without_padding(x[j], at, n);
+        store(next.x[j] + at, x[j]);
+        extremes[j].add(x[j], kSigned[j]);
+        if (kEncodes)
+          codes[j][v] =
+              code_of<false>(load<Floats>(ready.x[j] + at), codings[j], kSigned[j], step.maps[j]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; kEncodes && j < STATES; ++j) write_codes(codes[j], targets[j] + i);
+  }
+}
+#else
+OPT_FN void update_strides(const Operands& o, int n, const Step& step) {
+  for (int i = 0; i < whole(n); i += kWidth) {
+    Floats x[STATES];
+#pragma GCC unroll 4
+    for (int j = 0; j < STATES; ++j) x[j] = load<Floats>(o.states[j] + i);
+    apply_rule<true, true>(o, i, step, x);
+#pragma GCC unroll 4
+    for (int j = 0; j < STATES; ++j) store(o.states[j] + i, x[j]);
+  }
+}
+#endif

@@ -1,0 +1,36 @@
+// Scales of 8-bit state, and division by them; the same on CPUs and GPUs.
+
+constexpr uint8_t kZeroCode = 127;  // of 0 in signed maps; in unsigned ones it is 0
+
+// Division by one number many times, correctly rounded (Markstein 1990): the residual of the first
+// quotient is exact, and adding it once gives the quotient an IEEE division would give.
+struct Divisor {
+  float lift;  // a power of two that keeps all intermediate results normal
+  float divisor;
+  float reciprocal;
+};
+
+OPT_FN Divisor make_divisor(float divisor) {
+  const float lift = divisor < 0x1p-70f ? 0x1p80f : divisor > 0x1p40f ? 0x1p-80f : 1.0f;
+  return {lift, divisor * lift, 1.0f / (divisor * lift)};
+}
+
+// Not lifting is for divisors whose lift is 1.
+template <bool kLifts = true, class F>
+OPT_FN F divide(F x, const Divisor& by) {
+  const F lifted = kLifts ? x * by.lift : x;
+#if RULE_FMA_IS_EXACT
+  const F reciprocal = Kind<F>::splat(by.reciprocal), divisor = Kind<F>::splat(by.divisor);
+  const F quotient = lifted * reciprocal;
+  return rule::fma(rule::fma(-quotient, divisor, lifted), reciprocal, quotient);
+#else
+  return lifted / by.divisor;
+#endif
+}
+
+// The scale of a block whose largest and smallest values are given as magnitudes. The signed map
+// reaches +1 but only `lowest` = -0.993: dividing by it keeps the extreme negative value exact.
+OPT_FN float block_scale(float positive, float negative, float lowest) {
+  const float scale = rule::max(positive, negative / lowest);
+  return rule::min(scale, 3.4028234663852886e38f);
+}

@@ -1,0 +1,42 @@
+"""The fields of the config that the classes of `optfactory.optim` take by keyword alone.
+
+They are written out for those who read signatures: type checkers, editors, and command lines such
+as Lightning's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Options(TypedDict, total=False):
+    """Fields of every family."""
+
+    maximize: bool
+    page_dir: str | None
+    page_memory: Literal["auto", "managed", "pinned"]
+    capturable: bool
+    block_size: int
+    signed_map: Literal["dynamic", "symmetric"]
+    second_moment_floor: bool
+    skip_zeros: bool
+    nonfinite: Literal["propagate", "skip_element", "skip_step"]
+    param_rounding: Literal["nearest", "stochastic", "kahan"]
+    seed: int
+    compat: Literal["none", "bitsandbytes"]
+
+
+class AdamOptions(Options, total=False):
+    """Fields of adam and adamw."""
+
+    bias_correction: bool
+    adam_w_mode: bool
+
+
+class LambOptions(Options, total=False):
+    """Fields of lamb."""
+
+    is_paged: bool
+    trust_ratio: Literal["lamb", "clip"]
+    trust_ratio_bounds: tuple[float, float] | None
+    always_adapt: bool
