@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import attrgetter, eq
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optfactory.errors import ConfigError
+from optfactory.facts import Facts
 from optfactory.options import KernelOptions, common_scalars
 from optfactory.param_groups import parameter_problem
 from optfactory.rules import UpdateRule
@@ -75,6 +75,7 @@ class Bucket:
         config_class: the schema that computes the scalars.
         grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
             the one, change nothing if the other is not 0.
+        strides: as `Facts.strides`, of this step's parameters and gradients.
         tables: what the backend keeps between steps while the slots stay the same.
     """
 
@@ -84,6 +85,7 @@ class Bucket:
     gradients: list[Tensor] = field(default_factory=list)
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    strides: Any = None
     tables: Any = None
 
     def __post_init__(self) -> None:
@@ -112,12 +114,15 @@ class Bucket:
             own = steps[members.start : members.stop]
             row_of = {}
             values = dict(group, lr=float(group["lr"]))
-            for step in dict.fromkeys(own):
+            for step in own[:1] if own.count(own[0]) == len(own) else dict.fromkeys(own):
                 scalars = self.config_class.scalars(values, int(step))
                 scalars |= common_scalars(group, step)
                 row_of[step] = len(rows)
                 rows.append([scalars[name] for name in names])
-            indices += map(row_of.__getitem__, own)
+            if len(row_of) == 1:
+                indices += [len(rows) - 1] * len(own)
+            else:
+                indices += map(row_of.__getitem__, own)
         return rows, indices
 
     def device_scalars(self, steps: Tensor) -> Tensor:
@@ -157,7 +162,7 @@ class StepPlan:
         self.parameter_ids = [id(p) for p in self.parameters]
         self.config_class = config_class
         self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
-        self._facts: _Facts | None = None
+        self._facts: Facts | None = None
         self._current: list[tuple[Bucket, list[int]]] = []
         self._buckets: dict[BucketKey, Bucket] = {}
 
@@ -176,8 +181,9 @@ class StepPlan:
         if self._facts is None or not self._facts.hold(self.parameters, gradients):
             self._facts = None
             self._current = self._sort(gradients)
-            self._facts = _Facts(self.parameters, gradients)
+            self._facts = Facts(self.parameters, gradients)
         for bucket, members in self._current:
+            bucket.strides = self._facts.strides
             bucket.gradients = [gradients[index] for index in members]  # type: ignore[misc]
         return [bucket for bucket, _ in self._current]
 
@@ -195,32 +201,6 @@ class StepPlan:
         if bucket is None or bucket.slots != slots:
             bucket = self._buckets[key] = Bucket(key, self.config_class, slots)
         return bucket
-
-
-class _Facts:
-    """Everything that may change under an optimizer's feet: dtypes, shapes, devices, layouts.
-
-    A kernel that trusted an old dtype or size would write outside of its buffers. Thousands of
-    tensors are compared at every step, so column by column, without keeping a new object.
-    """
-
-    _PARAMETER = tuple(map(attrgetter, ("shape", "dtype", "device")))
-    _GRADIENT = tuple(map(attrgetter, ("shape", "dtype", "device", "layout")))
-
-    def __init__(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
-        self._absent = [g is None for g in gradients]
-        present = [g for g in gradients if g is not None]
-        self._known = [(get, list(map(get, parameters))) for get in self._PARAMETER]
-        self._known_gradients = [(get, list(map(get, present))) for get in self._GRADIENT]
-
-    def hold(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> bool:
-        """Whether all facts are as they were."""
-        if [g is None for g in gradients] != self._absent:
-            return False
-        present = [g for g in gradients if g is not None]
-        return all(all(map(eq, map(get, parameters), known)) for get, known in self._known) and all(
-            all(map(eq, map(get, present), known)) for get, known in self._known_gradients
-        )
 
 
 def _key(slot: Slot, gradient: Tensor) -> BucketKey:

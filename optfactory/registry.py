@@ -1,7 +1,8 @@
 """The registry: which optimizer names exist, and the schema of each.
 
 Families are found by themselves: every module in `optfactory.optimizers` that defines an
-`OptimizerConfig` subclass with a `family` of its own yields six names.
+`OptimizerConfig` subclass with a `family` of its own yields six names. Other packages add theirs
+with `register`, or name their class in an entry point of the group `optfactory.optimizers`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
+import re
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any, Literal, overload
+from importlib.metadata import entry_points
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import create_model
 
 from optfactory import optimizers
 from optfactory.errors import ConfigError
 from optfactory.naming import OptimizerName, alias_table, names_of_family, normalize, unknown_name
+from optfactory.rules import read_trust_ratio_text, read_update_text
 from optfactory.schema import OptimizerConfig
+
+ENTRY_POINTS = "optfactory.optimizers"
 
 _log = logging.getLogger("optfactory")
 
@@ -51,8 +57,76 @@ class OptimizerInfo:
     config_class: type[OptimizerConfig]
 
 
+Family = TypeVar("Family", bound=type[OptimizerConfig])
+
+_registered: dict[str, type[OptimizerConfig]] = {}
+
+
+def register(config_class: Family) -> Family:
+    """Add a family of optimizers: six names with 8-bit and paged state. Usable as a decorator.
+
+    Its rule text is read at once, so that mistakes in it show here. A class of the same module and
+    name replaces the one that was registered before, as when a notebook's cell runs again.
+
+    Args:
+        config_class: a subclass of `OptimizerConfig` with `family`, `rule` and `scalars`.
+
+    Raises:
+        ConfigError: the family's name is taken or unusable, or the rule text has a mistake.
+    """
+    family = config_class.__dict__.get("family", "")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", family) or re.search(r"^paged|bit$", family):
+        raise ConfigError(
+            f"{config_class.__qualname__}.family is {family!r}; it must be a name in lower case "
+            "that does not begin with 'paged' or end in 'bit'"
+        )
+    # Not those of entry points: their modules come here while they are loaded.
+    other = (_built_in() | _registered).get(family)
+    if other is not None and _place(other) != _place(config_class):
+        raise ConfigError(f"the family '{family}' exists, in {other.__module__}; choose another")
+    _check_rule(config_class)
+    _registered[family] = config_class
+    _families.cache_clear()
+    _table.cache_clear()
+    return config_class
+
+
+def _place(config_class: type) -> tuple[str, str]:
+    return config_class.__module__, config_class.__qualname__
+
+
+def _check_rule(config_class: type[OptimizerConfig]) -> None:
+    """Read the texts that the defaults select, and see that every scalar has a value."""
+    group = config_class(name=config_class.family).model_dump()
+    rule = config_class.rule(group)
+    read_update_text(rule)
+    if rule.trust_ratio is not None:
+        read_trust_ratio_text(rule)
+    expected = {"decay", "step_size", *rule.scalars}
+    given = set(config_class.scalars(group, 1))
+    if given != expected:
+        raise ConfigError(
+            f"{config_class.__qualname__}.scalars returns {sorted(given)}; "
+            f"the rule '{rule.name}' needs {sorted(expected)}"
+        )
+
+
 @cache
 def _families() -> dict[str, type[OptimizerConfig]]:
+    found = _built_in() | _registered
+    for entry in entry_points(group=ENTRY_POINTS):
+        config_class = entry.load()
+        other = found.setdefault(config_class.family, config_class)
+        if _place(other) != _place(config_class):
+            raise ConfigError(
+                f"the entry point '{entry.value}' adds the family '{config_class.family}', which "
+                f"{other.__module__} has; uninstall one of the two"
+            )
+    return found
+
+
+@cache
+def _built_in() -> dict[str, type[OptimizerConfig]]:
     found: dict[str, type[OptimizerConfig]] = {}
     for module_info in pkgutil.iter_modules(optimizers.__path__):
         module = importlib.import_module(f"{optimizers.__name__}.{module_info.name}")

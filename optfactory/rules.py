@@ -13,6 +13,7 @@ import ast
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 from optfactory._resources import data_dir
 from optfactory.errors import ConfigError
@@ -25,6 +26,16 @@ FUNCTIONS = {"fma": 3, "sqrt": 1, "abs": 1, "sign": 1, "max": 2, "min": 2, "wher
 # p <- p * decay - step_size * ratio * u
 SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 
+
+# Names that the generated functions use themselves, and words of C++ that Python does not have.
+_WORDS = """
+    F K Kind Scalars k stay states
+    asm auto bool case catch char const constexpr default delete do double enum explicit extern
+    float friend goto inline int long mutable namespace new nullptr operator private protected
+    public register short signed sizeof static struct switch template this throw typedef typename
+    union unsigned using virtual void volatile
+"""
+_RESERVED = frozenset(_WORDS.split())
 
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 
@@ -42,17 +53,19 @@ class UpdateRule:
     """One optimizer's mathematics: the rule text, its states and its per-step scalars.
 
     Attributes:
-        name: the stem of ``kernels/rules/<name>.cuh``.
+        name: the stem of ``kernels/rules/<name>.cuh``, or how messages call `text`.
         states: per-element states in the order in which kernels see them.
         scalars: names of the float32 scalars the text reads; computed on the host in float64.
         trust_ratio: the stem of ``kernels/trust_ratios/<name>.cuh``, or None. A rule with a
             trust ratio runs in two passes: statistics (norms), then update.
+        text: the rule text itself; None where it is the file.
     """
 
     name: str
     states: tuple[StateSpec, ...]
     scalars: tuple[str, ...]
     trust_ratio: str | None = None
+    text: str | None = None
 
     @property
     def all_scalars(self) -> tuple[str, ...]:
@@ -69,7 +82,7 @@ class RuleText:
 
 
 def read_update_text(rule: UpdateRule) -> RuleText:
-    """Read and check ``kernels/rules/<rule.name>.cuh``.
+    """Read and check ``kernels/rules/<rule.name>.cuh``, or the rule's own text.
 
     The text may read the states, the scalars, the gradient ``g`` and the parameter ``p``; it
     must assign every state and the update direction ``u``.
@@ -78,7 +91,10 @@ def read_update_text(rule: UpdateRule) -> RuleText:
         ConfigError: the file is missing or leaves the subset; the message names file and line.
     """
     states = tuple(state.name for state in rule.states)
-    return _read(f"rules/{rule.name}.cuh", ("g", "p", *states, *rule.scalars), (*states, "u"))
+    inputs, outputs = ("g", "p", *states, *rule.scalars), (*states, "u")
+    if rule.text is not None:
+        return _parse(Path(f"<rule text of {rule.name}>"), rule.text, inputs, outputs)
+    return _read(f"rules/{rule.name}.cuh", inputs, outputs)
 
 
 def read_trust_ratio_text(rule: UpdateRule) -> RuleText:
@@ -95,8 +111,16 @@ def _read(relative: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> R
     path = data_dir("kernels") / relative
     if not path.is_file():
         raise ConfigError(f"the rule text '{relative}' does not exist; expected it at {path}")
-    # Without ';' and with '#' for '//' the text is valid Python, at the same line numbers.
-    source = path.read_text(encoding="utf-8").replace("//", "#").replace(";", "")
+    return _parse(path, path.read_text(encoding="utf-8"), inputs, outputs)
+
+
+@cache
+def _parse(path: Path, text: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> RuleText:
+    # With '#' for '//' the text is valid Python, at the same line numbers.
+    source = dedent(text).replace("//", "#")
+    reserved = _RESERVED.intersection(inputs)
+    if reserved:
+        raise ConfigError(f"{path}: states and scalars cannot be called {sorted(reserved)}")
     try:
         module = ast.parse(source, filename=str(path))
     except SyntaxError as error:
@@ -114,6 +138,10 @@ def _read(relative: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> R
         target = node.targets[0].id
         if target in inputs and target not in outputs and target != "g":
             raise _refused(path, node, f"'{target}' may be read only")
+        if target in _RESERVED:
+            raise _refused(
+                path, node, f"'{target}' means something in kernels; choose another name"
+            )
         known.add(target)
         statements.append((target, node.value))
     missing = [name for name in outputs if name not in {target for target, _ in statements}]

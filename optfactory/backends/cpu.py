@@ -7,11 +7,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from optfactory import prebuilt
 from optfactory.codegen import KernelVariant, cpp_source, dtype_name
 from optfactory.compiler import load_library
 from optfactory.options import KernelOptions
@@ -71,7 +74,8 @@ def _variant(key: BucketKey) -> KernelVariant:
 
 @cache
 def _library(variant: KernelVariant) -> ctypes.CDLL:
-    return load_library(cpp_source(variant), variant.label)
+    source = cpp_source(variant)
+    return prebuilt.load(source, variant.label) or load_library(source, variant.label)
 
 
 @cache
@@ -116,6 +120,7 @@ class _Tables:
         self.scalar_indices: list[int] = []
         self.pointers: tuple[list[int], list[int]] = ([], [])
         self.views: list[Tensor] = []
+        self.strides: Any = None  # those that the views describe
         self.bucket = (ctypes.c_int64 * (_BUCKET_FIELDS + 3 * states))()
         self._check_layout(len(bucket.key.rule.all_scalars))
         self._fill_bucket(bucket)
@@ -192,21 +197,21 @@ class _Tables:
     def _refresh_pointers(self, bucket: Bucket) -> None:
         parameters = bucket.parameters
         pointers = (
-            [tensor.data_ptr() for tensor in parameters],
-            [tensor.data_ptr() for tensor in bucket.gradients],
+            list(map(Tensor.data_ptr, parameters)),
+            list(map(Tensor.data_ptr, bucket.gradients)),
         )
-        contiguous = [t.is_contiguous() for t in parameters] + [
-            t.is_contiguous() for t in bucket.gradients
-        ]
         if pointers != self.pointers:
             self.tensors[:, _P] = torch.tensor(pointers[0], device="cpu")
             self.tensors[:, _G] = torch.tensor(pointers[1], device="cpu")
             self.pointers = pointers
-        if self.views or not all(contiguous):
+        if bucket.strides is None or bucket.strides is not self.strides:
             self._refresh_views(parameters, bucket.gradients)
+            self.strides = bucket.strides
 
     def _refresh_views(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Describe the tensors that are not row-major contiguous, so that no copy is needed."""
+        if not self.views and all(map(Tensor.is_contiguous, chain(parameters, gradients))):
+            return
         self.views = []
         for column, tensors in ((_P_VIEW, parameters), (_G_VIEW, gradients)):
             self.tensors[:, column] = torch.tensor(

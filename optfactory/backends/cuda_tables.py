@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,16 +129,18 @@ class LiveTable:
         self.writer = writer
         self._written: list[list[int]] = [[], [], [], [], []]
         self._views: list[Tensor] = []
+        self._strides: Any = None  # those that the views describe
 
     def refresh(self, bucket: Bucket) -> None:
         """Note where this step's parameters and gradients are."""
         parameters = bucket.parameters
-        self._write_column(P, [p.data_ptr() for p in parameters])
-        self._write_column(G, [g.data_ptr() for g in bucket.gradients])
-        contiguous = [t.is_contiguous() for t in parameters] + [
-            t.is_contiguous() for t in bucket.gradients
-        ]
-        if self._views or not all(contiguous):
+        self._write_column(P, list(map(Tensor.data_ptr, parameters)))
+        self._write_column(G, list(map(Tensor.data_ptr, bucket.gradients)))
+        if bucket.strides is not None and bucket.strides is self._strides:
+            return
+        self._strides = bucket.strides
+        contiguous = all(map(Tensor.is_contiguous, chain(parameters, bucket.gradients)))
+        if self._views or not contiguous:
             self._views = []
             self._write_column(P_VIEW, [self._view(p) for p in parameters])
             self._write_column(G_VIEW, [self._view(g) for g in bucket.gradients])

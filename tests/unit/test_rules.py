@@ -81,7 +81,7 @@ def test_assignments_of_the_subset_are_read(texts: Path, text: str) -> None:
     [
         ("u = lr * g", "'lr' is unknown"),
         ("u = later;\nlater = g", "'later' is unknown"),
-        ("u = g; u = p", "not a rule text"),
+        ("u = g u = p", "not a rule text"),
         ("u = step_size", "'step_size' is unknown"),
         ("u = p_norm", "'p_norm' is unknown"),
         ("u = exp(g)", "no function 'exp' of 1 arguments"),

@@ -1,0 +1,23 @@
+"""What one needs to add an optimizer from outside: `examples/custom_optimizer.py` uses all of it.
+
+A family is a schema (`OptimizerConfig`, or `MomentsConfig` for those with Adam's two moments) whose
+`rule` names the states and holds the rule text, and whose `scalars` computes the numbers that the
+text reads. `register` makes six names of it.
+"""
+
+from optfactory.optimizers.moments import MomentsConfig, bias_corrections
+from optfactory.registry import register
+from optfactory.rules import StateSpec, UpdateRule
+from optfactory.schema import Beta, Betas, Number, OptimizerConfig
+
+__all__ = [
+    "Beta",
+    "Betas",
+    "MomentsConfig",
+    "Number",
+    "OptimizerConfig",
+    "StateSpec",
+    "UpdateRule",
+    "bias_corrections",
+    "register",
+]
