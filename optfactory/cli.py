@@ -1,7 +1,8 @@
-"""The command `optfactory`: list, show, check, configs.
+"""The command `optfactory`: list, show, check, configs, bench.
 
 Exit codes: 0 all is well, 1 an invalid config (or drifted config files), 2 wrong usage. Results go
-to stdout, errors to stderr; both are JSON with `--json`. Nothing here loads torch.
+to stdout, errors to stderr; both are JSON with `--json`. Nothing here loads torch, but for `bench`,
+which reads its own options and whose `--json` names a file.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command is _bench:
+        arguments.words = rest
+        return arguments
     # argparse closes a list of words at the first option: here `k=v` may follow `--json`.
     if rest and ("overrides" not in arguments or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -63,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     action = configs.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="bring the files up to date")
     action.add_argument("--check", action="store_true", help="exit with 1 if a file is out of date")
+
+    bench = commands.add_parser("bench", add_help=False, help="time the optimizers on this machine")
+    bench.set_defaults(command=_bench, json=False)
     return parser
 
 
@@ -143,6 +150,13 @@ def _configs(arguments: argparse.Namespace) -> int:
     else:
         print(f"all files in {folder} are up to date")
     return 1 if problems else 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    # Deferred: only this command measures anything.
+    from optfactory.bench.command import run
+
+    return run(arguments.words)
 
 
 def _report(error: OptFactoryError, as_json: bool) -> None:

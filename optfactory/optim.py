@@ -110,7 +110,7 @@ class Adam(_Named):
     Args:
         params: as for `build_optimizer`.
         lr, betas, eps: hyperparameters.
-        weight_decay: 0 if not given; L2 unless `adam_w_mode=True`.
+        weight_decay: if not given 0, for the AdamW classes 0.01; `adam_w_mode` says how it enters.
         amsgrad: use the maximum of past second moments; 32-bit state only.
         optim_bits: 8 or 32.
         args: an object whose attributes are read as further arguments.

@@ -39,6 +39,7 @@ FOREIGN_KEYS = {
     "dampening": "this family has none; drop the key",
     "nesterov": "this family has none; drop the key",
     "max_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
+    "clip_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
     "args": "write its entries as keys of the config",
     "optim_args": "write its entries as keys of the config",
 }

@@ -66,7 +66,8 @@ def test_the_metadata(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra")) == {
-        *("cuda12", "cuda13", "dev", "examples", "test")
+        "bench",
+        *("cuda12", "cuda13", "dev", "examples", "test"),
     }
 
 

@@ -18,21 +18,24 @@ ALLOWED = {
     "rules": {"errors", "_resources", "options"},
     "schema": {"errors", "rules"},
     "optimizers": {"errors", "rules", "schema"},
-    "registry": {"errors", "naming", "optimizers", "schema"},
+    "registry": {"errors", "naming", "optimizers", "rules", "schema"},
     # engine
     "quantmap": {"errors"},
     "codec": {"errors", "options", "quantmap"},
     "codegen": {"errors", "_resources", "options", "rules"},
-    "compiler": {"errors"},
+    "processor": {"errors"},
+    "compiler": {"errors", "processor"},
+    "prebuilt": {"compiler", "processor"},
     "_cupy": {"errors"},
     "managed": {"errors", "_cupy"},
     "memory": {"errors", "managed"},
     "param_groups": {"errors", "registry", "schema"},
     "state": {"errors", "codec", "memory", "options", "quantmap", "rules", "schema"},
-    "plan": {"errors", "options", "param_groups", "rules", "schema", "state"},
+    "facts": set(),
+    "plan": {"errors", "facts", "options", "param_groups", "rules", "schema", "state"},
     "backends": {
         *("errors", "_resources", "_cupy", "rules"),
-        *("codec", "codegen", "compiler", "plan", "quantmap", "state"),
+        *("codec", "codegen", "compiler", "plan", "prebuilt", "quantmap", "state"),
         *("memory", "managed", "options"),
     },
     "exchange": {
@@ -50,21 +53,30 @@ ALLOWED = {
         *("param_groups", "plan", "report", "state"),
     },
     # what users call
-    "optim": {"errors", "factory", "optimizer", "param_groups"},
+    "arguments": set(),
+    "extend": {"optimizers", "registry", "rules", "schema"},
+    "optim": {"arguments", "errors", "factory", "optimizer", "param_groups"},
     "factory": {"errors", "optimizer", "param_groups", "registry", "schema"},
     "config_files": {"_resources", "registry", "schema"},
     "config_input": {"errors", "registry"},
-    "cli": {"__init__", "config_files", "config_input", "errors", "factory", "registry"},
+    "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
+    "cli": {"__init__", "bench", "config_files", "config_input", "errors", "factory", "registry"},
     "__main__": {"cli"},
     "__init__": {
         *("_resources", "optim", "factory", "optimizer", "registry", "saving", "schema")
     },  # lazily
+    # builds what wheels carry, where neither torch nor an installed optfactory need be
+    "_wheel": {
+        *("errors", "optimizers", "options", "registry", "rules", "schema"),
+        *("codegen", "compiler", "prebuilt", "processor"),
+    },
     # Hydra loads it in every app, so it stands alone; and nothing imports it
     "_hydra_plugin": set(),
 }
 TORCH_FREE = {
     *("errors", "_resources", "naming", "options", "rules", "schema", "optimizers", "registry"),
     *("config_files", "config_input", "cli", "__main__", "__init__", "_hydra_plugin"),
+    *("processor", "compiler", "prebuilt", "_wheel"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,159 @@
+"""What is measured of a device; of a GPU with a torch.cuda that only notes what is asked of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optfactory.bench import machine
+from optfactory.bench.device import CpuDevice, CudaDevice
+from optfactory.errors import BackendError
+
+
+def test_the_cpu_has_a_name_a_bandwidth_and_a_clock():
+    device = CpuDevice()
+    facts = device.describe()
+    assert str(facts["device"]).strip()
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["torch"] == torch.__version__
+    assert device.bandwidth(quick=True, repeats=2) > 0
+    assert device.time(lambda: None) >= 0
+    assert device.room() > 0
+
+
+def test_the_bandwidth_counts_twelve_bytes_of_the_fastest_run(monkeypatch):
+    device, times = CpuDevice(), iter([1.0, 4.0, 2.0, 3.0])  # the first one does not count
+    monkeypatch.setattr(device, "time", lambda call: next(times))
+    assert device.bandwidth(quick=True, repeats=3) == 12 * 2**20 / 2.0
+
+
+def test_arrays_are_far_larger_than_the_cache(monkeypatch):
+    sizes: list[int] = []
+
+    def ones(elements: int) -> torch.Tensor:
+        sizes.append(elements)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(torch, "ones", ones)
+    for cache in (0, 2**20, 2**30):
+        monkeypatch.setattr(machine, "largest_cache", lambda cache=cache: cache)
+        CpuDevice().bandwidth(repeats=1)
+    assert all(4 * size >= 2**28 for size in sizes)
+    assert all(4 * size >= 2 * 2**30 for size in sizes[-2:])
+
+
+def test_only_installed_packages_have_a_version():
+    assert list(machine.versions("torch", "no-such-package")) == ["torch"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_error_says_what_to_check():
+    with pytest.raises(BackendError, match="no CUDA device; check `nvidia-smi`"):
+        CudaDevice()
+
+
+# ---- a GPU that only takes notes --------------------------------------------------------------
+
+MILLISECONDS = 1e-3
+
+
+class Notes:
+    """Stands for torch.cuda: a call of the host takes the seconds that are set."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.now = 0.0
+
+    def work(self) -> None:
+        self.log.append("work")
+        self.now += 2 * MILLISECONDS
+
+    def event(self, **options: bool) -> Notes.Event:
+        assert options == {"enable_timing": True}
+        return self.Event(self)
+
+    class Event:
+        def __init__(self, notes: Notes) -> None:
+            self.notes, self.at = notes, 0.0
+
+        def record(self) -> None:
+            self.notes.log.append("record")
+            self.at = self.notes.now
+
+        def synchronize(self) -> None:
+            self.notes.log.append("wait")
+
+        def elapsed_time(self, end: Notes.Event) -> float:
+            return 1e3 * (end.at - self.at)
+
+
+class Gpu(CudaDevice):
+    name = "cpu"  # where its tensors are
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
+    made = Notes()
+    fakes = {
+        "is_available": lambda: True,
+        "Event": made.event,
+        "_sleep": lambda cycles: made.log.append(f"busy {cycles / CudaDevice.CYCLES:.3f}"),
+        "synchronize": lambda: made.log.append("idle"),
+        "reset_peak_memory_stats": lambda: made.log.append("reset"),
+        "memory_allocated": lambda: 2**20,
+        "max_memory_allocated": lambda: 4 * 2**20,
+        "mem_get_info": lambda: (10**9, 8 * 10**10),
+        "empty_cache": lambda: made.log.append("empty"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr("optfactory.bench.device.time.perf_counter", lambda: made.now)
+    monkeypatch.setattr("optfactory.bench.device.MIB", 2**10)  # small data to fill caches with
+    return made
+
+
+def test_a_gpus_time_is_that_between_two_events_on_a_busy_device_with_other_data(notes):
+    device = Gpu()
+    device._other_data = type("Data", (), {"sum": lambda: notes.log.append("read")})
+    assert device.time(notes.work) == pytest.approx(2 * MILLISECONDS)
+    assert notes.log == ["read", "busy 0.000", "record", "work", "record", "wait"]
+
+
+def test_the_device_is_busy_while_the_host_queues(notes):
+    device = Gpu()
+    device.get_ready(notes.work, lambda: None)
+    notes.log.clear()
+    device.time(notes.work)
+    assert notes.log[0] == "busy 0.003"  # one and a half times the host's 2 ms
+
+
+def test_the_hosts_time_starts_on_an_idle_device_and_does_not_wait(notes):
+    slow, none = Gpu().get_ready(notes.work, lambda: None)
+    assert (slow.host_ms, none.host_ms) == (pytest.approx(2.0), 0.0)
+    assert notes.log[:4] == ["idle", "work", "idle", "work"]
+
+
+def test_allocations_of_a_step_are_counted_from_what_was_there(notes):
+    (figures,) = Gpu().get_ready(notes.work)
+    assert figures.extra_mib == (4 * 2**20 - 2**20) / 2**10
+    assert notes.log[-3:] == ["reset", "work", "idle"]
+
+
+def test_a_gpus_bandwidth_counts_bytes_read_and_written(notes, monkeypatch):
+    device, times = Gpu(), iter([1.0, 4.0, 2.0])
+    monkeypatch.setattr(device, "time", lambda call: next(times))
+    assert device.bandwidth(quick=True, repeats=2) == 2 * 64 * 2**10 / 2.0
+
+
+def test_some_of_a_gpus_memory_is_left_for_steps(notes):
+    assert 0.8e9 < Gpu().room() < 1e9
+    assert notes.log == ["empty"]
+
+
+def test_a_gpu_is_described_by_card_and_driver(notes, monkeypatch):
+    card = type("Card", (), {"name": "NVIDIA H100", "total_memory": 80 * 2**30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(machine, "driver_version", lambda: "580.1")
+    facts = Gpu().describe()
+    assert facts["device"] == "NVIDIA H100, 80 GiB"
+    assert facts["driver"] == "580.1"

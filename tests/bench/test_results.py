@@ -1,0 +1,70 @@
+"""The JSON: its fields, what it survives, and files that are refused."""
+
+import json
+
+import pytest
+
+from optfactory.bench.results import FORMAT, Row, read_json, to_json
+from optfactory.errors import ConfigError
+from tests.bench.harness import assert_has_the_schema, every_kind, row
+
+
+def test_the_json_has_a_fixed_schema():
+    assert_has_the_schema(json.loads(to_json(every_kind())))
+
+
+def test_figures_survive_their_file(tmp_path):
+    file = tmp_path / "figures.json"
+    file.write_text(to_json(every_kind()), encoding="utf-8")
+    assert read_json(file) == every_kind()
+
+
+def test_groups_follow_the_order_of_measurement_and_include_empty_cases():
+    groups = every_kind().groups()
+    assert list(groups) == [("large", "float32"), ("small", "float32")]
+    assert [row.optimizer for row in groups["small", "float32"]] == ["lamb"]
+    figures = every_kind()
+    figures.rows = [row("lamb", case="gpt2")]
+    assert list(figures.groups()) == [("gpt2", "float32"), ("small", "float32")]
+    assert figures.groups()["small", "float32"] == []
+
+
+def test_the_limit_follows_from_time_and_multiple():
+    limit: Row = row("adamw8bit", ns_per_param=3.0, times_limit=1.5)
+    assert limit.limit == 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("rows"),
+        lambda values: values.pop("bandwidth"),
+        lambda values: values["rows"][0].pop("ms"),
+        lambda values: values["rows"][0].update(colour="red"),
+        lambda values: values.update(colour="red"),
+        lambda values: values.update(memory=7),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, change):
+    values = json.loads(to_json(every_kind()))
+    change(values)
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"figures\.json holds no figures"):
+        read_json(file)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", None])
+def test_a_file_without_figures_is_refused(tmp_path, text):
+    file = tmp_path / "figures.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=r"figures\.json holds no figures"):
+        read_json(file)
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    file = tmp_path / "figures.json"
+    file.write_text(to_json(every_kind()).replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(ConfigError, match="has format 99, and this version of optfactory reads"):
+        read_json(file)
