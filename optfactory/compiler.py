@@ -13,22 +13,30 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from optfactory.errors import KernelCompileError
+from optfactory.errors import KernelCompileError, NoCompilerError
+from optfactory.processor import cpuinfo, forced_set
 
 CACHE_VARIABLE = "OPTFACTORY_CACHE"
 
 # No fast-math: what NaN, infinities, subnormals and divisions do is part of the specification,
 # and without contraction every product and sum is rounded where the rule text says so.
-_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared"]
-_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 _X86_FLAGS = ["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []
 
-# Compilers without OpenMP or -march=native still build a kernel, only a slower one.
-_ATTEMPTS: tuple[list[str], ...] = (
-    ["-march=native", *_X86_FLAGS, "-fopenmp"],
-    ["-march=native", "-fopenmp-simd"],
-    [],
-)
+
+def _attempts() -> list[list[str]]:
+    """The flags to try one after the other, the fastest kernel first.
+
+    Compilers without OpenMP or -march=native still build a kernel, only a slower one.
+    """
+    forced = forced_set()
+    if forced is not None:
+        return [[*forced.flags, "-fopenmp"], [*forced.flags, "-fopenmp-simd"]]
+    return [
+        ["-march=native", *_X86_FLAGS, "-fopenmp"],
+        ["-march=native", "-fopenmp-simd"],
+        [],
+    ]
 
 
 def find_compiler() -> list[str] | None:
@@ -46,21 +54,24 @@ def compile_library(source: str, name: str) -> Path:
         name: what it is, for file names and messages.
 
     Raises:
-        KernelCompileError: no compiler, or it refused the source; carries its output.
+        NoCompilerError: no compiler was found.
+        KernelCompileError: it refused the source; carries its output.
+        ConfigError, BackendError: as `optfactory.processor.forced_set`.
     """
+    attempts = _attempts()
     compiler = find_compiler()
     if compiler is None:
-        raise KernelCompileError(
+        raise NoCompilerError(
             f"cannot compile {name}: no C++ compiler was found; install one (e.g. g++), name it "
             "in the variable CXX, or set OPTFACTORY_BACKEND=reference"
         )
     folder = cache_folder()
-    targets = [folder / f"{name}-{_digest(source, compiler, flags)}.so" for flags in _ATTEMPTS]
+    targets = [folder / f"{name}-{_digest(source, compiler, flags)}.so" for flags in attempts]
     built = next((target for target in targets if target.is_file()), None)
     if built is not None:
         return built
     output = ""
-    for flags, target in zip(_ATTEMPTS, targets, strict=True):
+    for flags, target in zip(attempts, targets, strict=True):
         output = _compile(compiler, flags, source, target)
         if target.is_file():
             return target
@@ -97,7 +108,7 @@ def _compile(compiler: list[str], flags: list[str], source: str, target: Path) -
     with tempfile.TemporaryDirectory(prefix="build-", dir=target.parent) as build:
         text, library = Path(build, "kernel.cpp"), Path(build, "kernel.so")
         text.write_text(source, encoding="utf-8")
-        command = [*compiler, *_FLAGS, *flags, str(text), "-o", str(library)]
+        command = [*compiler, *FLAGS, "-shared", *flags, str(text), "-o", str(library)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode == 0:
             os.replace(library, target)
@@ -113,7 +124,7 @@ def _digest(source: str, compiler: list[str], flags: list[str]) -> str:
         str(executable),
         str(facts.st_mtime_ns),
         str(facts.st_size),
-        *_FLAGS,
+        *FLAGS,
         *flags,
         _processor(),
     ]
@@ -123,13 +134,9 @@ def _digest(source: str, compiler: list[str], flags: list[str]) -> str:
 @cache
 def _processor() -> str:
     """What -march=native depends on; home folders are shared between unlike machines."""
-    text = platform.machine() + platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        wanted = ("model name", "flags", "Features", "CPU part")
-        text += "".join(sorted({line for line in lines if line.startswith(wanted)}))
-    return text
+    wanted = ("model name", "flags", "Features", "CPU part")
+    lines = {line for line in cpuinfo().splitlines() if line.startswith(wanted)}
+    return platform.machine() + platform.processor() + "".join(sorted(lines))
 
 
 def cache_folder() -> Path:

@@ -5,6 +5,7 @@ OptFactoryError
 │   └── UnknownOptimizerError         no optimizer of that name
 ├── BackendError (RuntimeError)       a device's backend cannot run on this machine
 ├── KernelCompileError (RuntimeError) the compiler refused a kernel
+│   └── NoCompilerError               a kernel must be compiled, and there is no compiler
 └── StateError (ValueError)           a checkpoint does not fit this optimizer
 """
 
@@ -42,6 +43,10 @@ class BackendError(OptFactoryError, RuntimeError):
 
 class KernelCompileError(OptFactoryError, RuntimeError):
     """A native kernel could not be compiled."""
+
+
+class NoCompilerError(KernelCompileError):
+    """A kernel is not among the prebuilt ones, and no C++ compiler was found."""
 
 
 class StateError(OptFactoryError, ValueError):

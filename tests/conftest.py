@@ -38,10 +38,12 @@ def has_compiler() -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One folder of compiled kernels for the whole session, so that each compiles once."""
+    """One folder of compiled kernels for all workers of a run, so that each compiles once."""
     with pytest.MonkeyPatch.context() as patch:
         given = os.environ.get("OPTFACTORY_CACHE")
-        folder = Path(given) if given else tmp_path_factory.mktemp("kernel_cache")
+        base = tmp_path_factory.getbasetemp()
+        shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+        folder = Path(given) if given else shared / "kernel_cache"
         patch.setenv("OPTFACTORY_CACHE", str(folder))
         yield folder
 

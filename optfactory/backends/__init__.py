@@ -1,7 +1,7 @@
 """Backends: who does the arithmetic on a device.
 
-`cuda` runs the kernels in `kernels/` on NVIDIA GPUs, `cpu` compiles them for the machine's CPU, and
-`reference` runs the same rule texts as plain torch operations, on any device.
+`cuda` runs the kernels in `kernels/` on NVIDIA GPUs, `cpu` those for the machine's CPU, prebuilt or
+compiled, and `reference` runs the same rule texts as plain torch operations, on any device.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from functools import cache
 
 import torch
 
+from optfactory import prebuilt
 from optfactory.backends.base import WARM_UP, Backend
 from optfactory.backends.cpu import CpuBackend
+from optfactory.backends.cpu_prebuilt import PrebuiltBackend
 from optfactory.backends.reference import ReferenceBackend
 from optfactory.compiler import find_compiler
 from optfactory.errors import ConfigError
@@ -27,12 +29,12 @@ __all__ = ["BACKEND_VARIABLE", "WARM_UP", "Backend", "backend_for"]
 def backend_for(device: torch.device) -> Backend:
     """The backend that updates parameters on a device.
 
-    The environment variable OPTFACTORY_BACKEND chooses: ``auto`` (the default) takes compiled
-    kernels where they can be had, ``cpu`` insists on them for CPU tensors, ``reference`` never
-    uses them. CUDA tensors always get the CUDA kernels unless it says ``reference``.
+    The environment variable OPTFACTORY_BACKEND chooses: ``auto`` (the default) takes kernels where
+    they can be had, ``cpu`` insists on them for CPU tensors, ``reference`` never uses them. CUDA
+    tensors always get the CUDA kernels unless it says ``reference``.
 
     Raises:
-        ConfigError: the variable has another value.
+        ConfigError: the variable, or OPTFACTORY_INSTRUCTIONS, has another value.
         BackendError: the device is a GPU, and CuPy or its driver is missing or does not fit.
     """
     choice = os.environ.get(BACKEND_VARIABLE, "auto")
@@ -50,12 +52,16 @@ def _backend(device_type: str, choice: str) -> Backend:
     if device_type != "cpu":
         _warn_portable(f"optfactory has no kernels for '{device_type}' devices yet")
         return ReferenceBackend()
-    if choice == "auto" and find_compiler() is None:
-        _warn_portable(
-            "no C++ compiler was found; install one (e.g. g++) or name it in the variable CXX"
-        )
-        return ReferenceBackend()
-    return CpuBackend()
+    return CpuBackend() if choice == "cpu" or find_compiler() else _backend_without_compiler()
+
+
+def _backend_without_compiler() -> Backend:
+    if prebuilt.available():
+        return PrebuiltBackend()
+    _warn_portable(
+        "no C++ compiler was found; install one (e.g. g++) or name it in the variable CXX"
+    )
+    return ReferenceBackend()
 
 
 def _cuda_backend() -> Backend:

@@ -48,6 +48,15 @@ def run_pip(*arguments: str, python: str = sys.executable) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def build_wheel(folder: Path, source: Path = ROOT, kernels: str = "0") -> Path:
+    """The wheel that a checkout or an sdist builds, by default without prebuilt kernels."""
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPTFACTORY_PREBUILT", kernels)
+        run_pip("wheel", *options, "--wheel-dir", str(folder), str(source))
+    return next(folder.glob("*.whl"))
+
+
 @pytest.fixture(scope="session")
 def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of links to the running environment's packages, optfactory left out."""
@@ -63,10 +72,7 @@ def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that this checkout builds."""
-    folder = tmp_path_factory.mktemp("wheel")
-    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
-    run_pip("wheel", *options, "--wheel-dir", str(folder), str(ROOT))
-    return next(folder.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def install(folder: Path, borrowed: Path, *what: str) -> Installation:

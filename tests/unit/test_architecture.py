@@ -67,7 +67,7 @@ ALLOWED = {
     },  # lazily
     # builds what wheels carry, where neither torch nor an installed optfactory need be
     "_wheel": {
-        *("errors", "optimizers", "options", "registry", "rules", "schema"),
+        *("errors", "optimizers", "registry", "rules", "schema"),
         *("codegen", "compiler", "prebuilt", "processor"),
     },
     # Hydra loads it in every app, so it stands alone; and nothing imports it

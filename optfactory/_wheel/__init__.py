@@ -1,0 +1,1 @@
+"""Builds the kernels that wheels carry; nothing here is used at run time."""

@@ -1,0 +1,118 @@
+"""Which kernels wheels carry, and on which systems they then run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from optfactory import build_optimizer, get_optimizer_info, list_optimizers, registry
+from optfactory._wheel import kernels
+from optfactory._wheel.variants import prebuilt_variants
+from optfactory.backends import cpu
+from optfactory.errors import ConfigError
+from optfactory.optimizers.adam import AdamConfig
+from optfactory.processor import own_sets
+from tests.unit.harness import NAMES
+
+VARIANTS = prebuilt_variants()
+ADAM_TEXT = Path(__file__).parents[2] / "kernels" / "rules" / "adam.cuh"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def needed(name: str, parameter: torch.dtype, gradient: torch.dtype, **options) -> set:
+    """The kernels of a step with a large and a small parameter."""
+    parameters = [torch.zeros(n, 64, dtype=parameter, requires_grad=True) for n in (64, 2)]
+    for p in parameters:
+        if hasattr(p, "grad_dtype"):  # newer torch asks for leave
+            p.grad_dtype = gradient
+        p.grad = torch.zeros(p.shape, dtype=gradient)
+    optimizer = build_optimizer(name, parameters, **options)
+    optimizer.init_states()
+    return {cpu._variant(bucket.key) for bucket in optimizer._current_plan().gather()}
+
+
+def switches(name: str) -> list[dict]:
+    """What selects another rule of the same name."""
+    info = get_optimizer_info(name)
+    amsgrad = (False,) if info.optim_bits == 8 else (False, True)
+    ratios = [{"trust_ratio": ratio} for ratio in ("lamb", "clip")]
+    chosen = ratios if "trust_ratio" in info.defaults else [{}]
+    return [{"amsgrad": ams, **ratio} for ams, ratio in product(amsgrad, chosen)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_runs_on_prebuilt_kernels_in_all_dtypes(name):
+    for options, parameter in product(switches(name), DTYPES):
+        for gradient in {parameter, torch.float32}:
+            assert needed(name, parameter, gradient, **options) <= set(VARIANTS)
+
+
+def test_nothing_else_is_built():
+    assert len(set(VARIANTS)) == len(VARIANTS)
+    used = set()
+    for name in list_optimizers(exclude_filters="paged*"):
+        for options, parameter in product(switches(name), DTYPES):
+            for gradient in {parameter, torch.float32}:
+                used |= needed(name, parameter, gradient, **options)
+    assert used == set(VARIANTS)
+
+
+def test_families_of_other_packages_are_not_built(monkeypatch):
+    class OtherConfig(AdamConfig):
+        family = "other"
+
+        @classmethod
+        def rule(cls, group):
+            return replace(super().rule(group), name="other", text=ADAM_TEXT.read_text())
+
+    monkeypatch.setattr(registry, "_registered", {})
+    try:
+        registry.register(OtherConfig)
+        assert "other8bit" in list_optimizers()
+        assert prebuilt_variants() == VARIANTS
+    finally:
+        monkeypatch.undo()
+        registry._families.cache_clear()
+        registry._table.cache_clear()
+
+
+# ---- the part that is asked for --------------------------------------------------------------
+
+
+@pytest.mark.skipif(not own_sets(), reason="no kernels for this kind of machine")
+def test_globs_select_a_part():
+    sets = own_sets()
+    assert kernels.jobs([]) == [(variant, target) for target in sets for variant in VARIANTS]
+    best = kernels.jobs([f"{sets[0].name}/*-8bit"])
+    assert best == [(variant, sets[0]) for variant in VARIANTS if variant.quantized]
+    both = kernels.jobs([f"{sets[0].name}/adam-float-float-8bit", "*/lamb-float16-*-32bit"])
+    assert {variant.rule.name for variant, _ in both} == {"adam", "lamb"}
+    with pytest.raises(ConfigError, match=r"no kernels to build for '\*/lion-\*'; there are"):
+        kernels.jobs(["*/adam-*", "*/lion-*"])
+
+
+def test_other_kinds_of_machines_have_none(monkeypatch):
+    monkeypatch.setattr(kernels, "own_sets", list)
+    with pytest.raises(ConfigError, match="this kind of machine"):
+        kernels.jobs([])
+
+
+# ---- the platform tag ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("libraries", "tag"),
+    [
+        ([], "manylinux_2_17_x86_64"),
+        ([b"\0GLIBC_2.2.5\0memcpy\0GLIBC_2.14\0"], "manylinux_2_17_x86_64"),
+        ([b"\0GLIBC_2.2.5\0", b"\0expf\0GLIBC_2.27\0"], "manylinux_2_27_x86_64"),
+        ([b"\0GLIBC_2.9\0", b"\0GLIBC_2.34\0GLIBC_2.4\0"], "manylinux_2_34_x86_64"),
+        ([b"\0GLIBCXX_3.4.32\0XGLIBC_2.99\0"], "manylinux_2_17_x86_64"),
+    ],
+)
+def test_the_tag_is_of_the_oldest_glibc_with_all_symbols(libraries, tag):
+    assert kernels.platform_tag("x86_64", libraries) == tag
