@@ -1,9 +1,9 @@
 """Hatchling's hook that puts prebuilt kernels into wheels.
 
-The environment variable OPTFACTORY_PREBUILT chooses: ``auto`` (the default) builds them for wheels
-of a checkout where there is a compiler, ``0`` leaves them out, ``1`` insists on them, and globs
-such as ``x86-64-v3/adam-*`` (several with commas) insist on a part. Editable installs have none,
-and neither, by default, have wheels made from a source distribution.
+The environment variable OPTFACTORY_PREBUILT chooses: ``0`` (the default) leaves them out, because an
+install from source would wait minutes for what it compiles at first use; ``1`` builds them, globs
+such as ``x86-64-v3/adam-*`` (several with commas) a part of them, and ``auto`` builds them where it
+can, for wheels of a checkout. Editable installs have none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PrebuiltKernels(BuildHookInterface[Any]):
     """Builds kernels into a temporary folder, which the wheel then includes."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        wanted = os.environ.get(VARIABLE, "auto")
+        wanted = os.environ.get(VARIABLE, "0")
         if version == "editable" or wanted == "0" or (wanted == "auto" and self._needless()):
             return
         patterns = [] if wanted in ("auto", "1") else wanted.split(",")
