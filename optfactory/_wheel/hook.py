@@ -1,9 +1,9 @@
 """Hatchling's hook that puts prebuilt kernels into wheels.
 
-The environment variable OPTFACTORY_PREBUILT chooses: ``0`` (the default) leaves them out, because an
-install from source would wait minutes for what it compiles at first use; ``1`` builds them, globs
-such as ``x86-64-v3/adam-*`` (several with commas) a part of them, and ``auto`` builds them where it
-can, for wheels of a checkout. Editable installs have none.
+The environment variable OPTFACTORY_PREBUILT chooses: ``0`` (the default) leaves them out, because
+an install from source would wait minutes for what it compiles at first use; ``1`` builds them,
+globs such as ``x86-64-v3/adam-*`` (several with commas) a part of them, and ``auto`` builds them
+where it can, for wheels of a checkout. Editable installs have none.
 """
 
 from __future__ import annotations

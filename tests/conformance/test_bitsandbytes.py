@@ -216,12 +216,12 @@ def test_8_bits_go_on_from_checkpoints_of_the_cpu_wheel(
 ) -> None:
     """Before each step ours loads the wheel's state, which gives the same parameters and scales.
 
-    The wheel's codes are its table's: one off where the table's step leads over a boundary, and
-    more where it is wider than the map's cells. The portable backend rounds products on their own.
+    Codes are the same for 97 % of what is above 1e-3 of a scale. Others are one off, where the
+    wheel's table leads over a boundary, and more where its steps are wider than the map's cells.
+    The portable backend rounds products on their own.
     """
     kind = getattr(peer("bitsandbytes").optim, EIGHT_BITS[name][0])
     pairs, ours, other = _beside(name, dtype, kind)
-    equal = compared = 0
     tolerance = 2.4e-7 if backend == "reference" else 0.0
     for step in range(STEPS):
         if step:
@@ -234,28 +234,24 @@ def test_8_bits_go_on_from_checkpoints_of_the_cpu_wheel(
             for number, key in enumerate(STATES, start=1):
                 if "absmax1" in other.state[their] and "compat" in EIGHT_BITS[name][1]:
                     mine, its = ours.state[p], other.state[their]
-                    off = _codes_apart(mine, its, number, key, tolerance, deviation)
-                    equal, compared = equal + int((off == 0).sum()), compared + off.size
-    if compared:
-        deviation("codes, share that differs", 1 - equal / compared, 0.05)
+                    _assert_near_codes(mine, its, number, key, tolerance, deviation)
 
 
-def _codes_apart(
+def _assert_near_codes(
     state: Any,
     entries: dict[str, Any],
     number: int,
     key: str,
     tolerance: float,
     deviation: Deviation,
-) -> Array:
-    """How many codes apart ours and the wheel's are, in blocks that are not zero."""
+) -> None:
+    """Scales are the wheel's, and codes that are not of blocks of zeros are near the wheel's."""
     scales, got = entries[f"absmax{number}"], state[f"{key}_absmax"]
     deviation("scales, relative", apart(got, scales, 1e-38), tolerance)
     codes, theirs = (t.int().reshape(-1) for t in (state[f"{key}_q8"], entries[f"state{number}"]))
     live = (scales > 0).repeat_interleave(256)[: codes.numel()]
     off = (codes - theirs).abs()[live].numpy()
-    small = np.abs(bnb.MAPS[number][theirs[live].numpy()])
-    for low, high, limit in ((1e-3, 2, 1), (0, 1e-3, 7 if number == 2 else 4)):
-        chosen = off[(small >= low) & (small < high)]
-        deviation(f"codes of {key} in [{low:g}, {min(high, 1):g}]", chosen.max(initial=0), limit)
-    return off
+    small = np.abs(bnb.MAPS[number][theirs[live].numpy()]) < 1e-3
+    deviation(f"small codes of {key} apart", off[small].max(initial=0), 7 if number == 2 else 4)
+    deviation(f"other codes of {key} apart", off[~small].max(), 1)
+    deviation(f"other codes of {key}, share that differs", (off[~small] > 0).mean(), 0.03)
