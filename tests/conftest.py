@@ -15,12 +15,17 @@ import torch
 
 from optfactory.backends.cuda import CudaBackend
 from tests.emulation.driver import EmulatedDriver
+from tests.sampling import keep_a_sample
 
 CPU_BACKENDS = ("cpu", "reference", "emulated")
 BACKENDS = (*CPU_BACKENDS, pytest.param("cuda", marks=pytest.mark.gpu))
 
 # For tests with the fixture `backend` that ask something of CPUs only.
 on_cpus = pytest.mark.parametrize("backend", CPU_BACKENDS, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    keep_a_sample(config, items)
 
 
 def missing_gpu() -> str:

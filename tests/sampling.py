@@ -1,4 +1,4 @@
-"""A sample of the options' tests: all of them compile hundreds of kernel variants.
+"""A sample of the tests with hundreds of parameter sets, which would take CI longer than it has.
 
 Of each test, a few parameter sets per backend run, spread evenly; OPTFACTORY_ALL_TESTS=1 runs all.
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-_KEPT = 2
-_FOLDER = Path(__file__).parent
+_TESTS = Path(__file__).parent
+
+# Parameter sets that are kept of a test. Those of options compile a kernel each.
+KEPT = {"options": 2, "frameworks": 4, "conformance": 6, "bench": 8}
 
 
 def _backend(item: pytest.Item) -> str:
@@ -20,18 +22,18 @@ def _backend(item: pytest.Item) -> str:
     return str(spec.params.get("backend", "")) if spec else ""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def keep_a_sample(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the other tests."""
     if os.environ.get("OPTFACTORY_ALL_TESTS"):
         return
     cases: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if _FOLDER in item.path.parents:
+        if item.path.is_relative_to(_TESTS):
             cases[item.nodeid.split("[")[0], _backend(item)].append(item)
-    left_out = {
-        id(item)
-        for found in cases.values()
-        for index, item in enumerate(found)
-        if len(found) > _KEPT and index % -(-len(found) // _KEPT)
-    }
+    left_out = set()
+    for found in cases.values():
+        kept = KEPT.get(found[0].path.relative_to(_TESTS).parts[0], len(found))
+        distance = -(-len(found) // kept)
+        left_out |= {id(item) for index, item in enumerate(found) if index % distance}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
     items[:] = [item for item in items if id(item) not in left_out]
