@@ -13,8 +13,9 @@ import pytest
 
 _TESTS = Path(__file__).parent
 
-# Parameter sets that are kept of a test. Those of options compile a kernel each.
-KEPT = {"options": 2, "frameworks": 4, "conformance": 6, "bench": 8}
+# Parameter sets that are kept of a test, by folder. Those of options compile a kernel each.
+KEPT = {"options": 2, "frameworks": 4, "conformance": 4, "numerics": 6}
+KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "robustness", "torch_api"), 8)
 
 
 def _backend(item: pytest.Item) -> str:
