@@ -79,11 +79,12 @@ constexpr int64_t kPrefetchDistance = 1024;
 template <class T>
 OPT_FN void prefetch(const T* base, const Place& at) {
   const char* from = reinterpret_cast<const char*>(base + at.first + kPrefetchDistance);
-  for (int64_t byte = 0; byte < int64_t(at.n * sizeof(T)); byte += 64)
+  for (int64_t byte = 0; byte < int64_t(BLOCK * sizeof(T)); byte += 64)
     __builtin_prefetch(from + byte);
 }
 
 OPT_FN void prefetch(const Tensor& t, const Place& at) {
+  if (at.n < BLOCK) return;  // the end of a row
   prefetch(t.p, at);
   prefetch(t.g, at);
   for (int j = 0; j < STATES; ++j) prefetch(static_cast<const Stored*>(t.state[j]), at);

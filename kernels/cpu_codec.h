@@ -1,8 +1,8 @@
 // 8-bit state on CPUs: decoding and encoding kStride elements at a time.
 // Every target computes the same codes and values.
 
-constexpr int kStride = 64;
-constexpr int kVectors = kStride / kWidth;
+constexpr int kVectors = 4;
+constexpr int kStride = kVectors * kWidth;
 
 struct QuantizationMap {
   const float* values;    // [256]

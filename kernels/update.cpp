@@ -17,6 +17,13 @@ struct Pipeline {
   int turn = 0;
 };
 
+// A first or a short block: rare enough to be compiled once, for any length.
+OPT_NOINLINE void update_alone(const Step& step, const Operands& o, const float* scales, int n,
+                               Pending& next, Pending& ready, Extremes* extremes) {
+  flush(step, ready);
+  update_strides<false>(step, o, scales, n, next, ready, extremes);
+}
+
 OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
                          const float* new_scales, Pipeline& pipeline) {
   Pending& next = pipeline.pending[pipeline.turn];
@@ -32,8 +39,7 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
     update_strides<true>(step, o, scales, BLOCK, next, ready, extremes);
     ready.n = 0;
   } else {
-    flush(step, ready);
-    update_strides<false>(step, o, scales, at.n, next, ready, extremes);
+    update_alone(step, o, scales, at.n, next, ready, extremes);
   }
   write_back(t, at, step.scalars, o, buffers);
   find_magnitudes(extremes, next.x, at.n, found);
@@ -155,17 +161,14 @@ OPT_FN void for_each_chunk(const Bucket& bucket, Body body) {
   }
 }
 
-// Runs body(place) on the blocks of a chunk; full blocks get a constant length.
+// Runs body(place) on the blocks of a chunk.
 template <class Body>
 OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
   const int64_t per_row = (t.cols + BLOCK - 1) / BLOCK;
   for (int64_t block = chunk.first_block; block < chunk.end_block; ++block) {
     const int64_t row = block / per_row, col = block % per_row * BLOCK;
     const int64_t first = row * t.cols + col, left = t.cols - col;
-    if (left >= BLOCK)
-      body(Place{first, block, BLOCK});
-    else
-      body(Place{first, block, int(left)});
+    body(Place{first, block, int(left < BLOCK ? left : BLOCK)});
   }
 }
 

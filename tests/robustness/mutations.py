@@ -122,7 +122,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "max_unorm": (0.0, 1e308),
     "bias_correction": (False,),
 }
-STEPS = (0, 1.0, 2**24, 2**31, 2**53, torch.tensor(2.0**24), torch.tensor(3), torch.tensor(2.0**62))
+STEPS = (0, 1.0, 2**24, 2**30 - 64, 2**30, 2**53, *map(torch.tensor, (3, 2.0**24, 2.0**62)))
 
 KEYS: tuple[Any, ...] = (
     *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_q8", "exp_avg_absmax"),

@@ -115,6 +115,10 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _scales(state: dict[str, Tensor]) -> list[Tensor]:
+    return [tensor for key, tensor in state.items() if key.endswith("absmax")]
+
+
 def assert_trains_safely(
     optimizer: Optimizer2State, cuts: list[Cut], saved: list[tuple[Tensor, bytes]]
 ) -> None:
@@ -122,6 +126,8 @@ def assert_trains_safely(
     states = [t for p in held(optimizer) for t in optimizer.state.get(p, {}).values()]
     addresses = [_memory(t) for t in states]
     assert len(set(addresses)) == len(addresses), "two states share memory"
+    scales = [t for p in held(optimizer) for t in _scales(optimizer.state.get(p, {}))]
+    assert all(bool((t.isfinite() & (t >= 0)).all()) for t in scales), "no scales of a block"
     assert not {_memory(t) for t, _ in saved} & set(addresses), "a state is the checkpoint's"
     train(optimizer, range(2, 4))
     for cut in cuts:

@@ -83,18 +83,26 @@ def test_options_give_the_same_bits_for_any_number_of_threads(family: str, optio
     assert_threads_do_not_matter(family, dtype, **asked)
 
 
-def assert_company_does_not_matter(name: str, dtype: torch.dtype, **asked: Any) -> None:
-    """Alone, a tensor's chunks go to other threads than among others."""
-    torch.set_num_threads(3)
-    gradients = _gradients(dtype)
-    together = _train(_optimizer(name, dtype, **asked), gradients)
-    optimizer = _optimizer(name, dtype, **asked)
-    for grads in gradients:
-        for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
-            p.grad = g
+def _train_unevenly(optimizer: Optimizer2State, gradients: Gradients, alone: bool) -> None:
+    """In each of three rounds another third of the tensors has no gradient."""
+    for number in range(3):
+        grads = gradients[number % STEPS]
+        for i, (p, g) in enumerate(zip(optimizer.param_groups[0]["params"], grads, strict=True)):
+            p.grad = g if (i + number) % 3 else None
+            if alone:
+                optimizer.step()
+                p.grad = None
+        if not alone:
             optimizer.step()
-            p.grad = None
-    assert_same(everything(optimizer), together, f"{name}, {dtype}, alone")
+
+
+def assert_company_does_not_matter(name: str, dtype: torch.dtype, **asked: Any) -> None:
+    """Alone, a tensor's chunks go to other threads; in a bucket, tensors are at unlike steps."""
+    torch.set_num_threads(3)
+    together, alone = (_optimizer(name, dtype, **asked) for _ in range(2))
+    _train_unevenly(together, _gradients(dtype), alone=False)
+    _train_unevenly(alone, _gradients(dtype), alone=True)
+    assert_same(everything(alone), everything(together), f"{name}, {dtype}, alone")
 
 
 @pytest.mark.parametrize("name", NAMES)
