@@ -21,9 +21,10 @@ from optfactory.exchange.records import (
     Layout,
     Record,
 )
-from optfactory.plan import Slot
-from optfactory.registry import family_class, get_optimizer_info
-from optfactory.schema import OptimizerConfig, validate
+from optfactory.registry import get_optimizer_info
+from optfactory.schema import OptimizerConfig, family_class
+from optfactory.step_plan import Slot
+from optfactory.validation import validate
 
 # What this optimizer keeps of its own, whatever the checkpoint says.
 _OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND)

@@ -5,10 +5,11 @@ A family is a schema (`OptimizerConfig`, or `MomentsConfig` for those with Adam'
 text reads. `register` makes six names of it.
 """
 
+from optfactory.field_types import Beta, Betas, Number
 from optfactory.optimizers.moments import MomentsConfig, bias_corrections
 from optfactory.registry import register
 from optfactory.rules import StateSpec, UpdateRule
-from optfactory.schema import Beta, Betas, Number, OptimizerConfig
+from optfactory.schema import OptimizerConfig
 
 __all__ = [
     "Beta",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.registry import canonical_name, get_optimizer_info
-from optfactory.schema import OptimizerConfig, config_error, validate
+from optfactory.schema import OptimizerConfig
+from optfactory.validation import config_error, validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,13 +68,13 @@ def build_optimizer(
     from torch import Tensor
 
     from optfactory.optimizer import Optimizer2State
-    from optfactory.param_groups import read_params
+    from optfactory.param_groups import with_lr
 
     config = resolve(cfg, **overrides)
     lr = overrides.get("lr", cfg.get("lr") if isinstance(cfg, Mapping) else None)
     if isinstance(lr, Tensor):
         # The config holds its value; the groups hold the tensor, which schedules change in place.
-        params = [{"lr": lr, **group} for group in read_params(params)]
+        params = with_lr(params, lr)
     return Optimizer2State(params, config)
 
 

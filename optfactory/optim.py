@@ -29,7 +29,7 @@ from optfactory.arguments import AdamOptions, LambOptions
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.optimizer import Optimizer2State
-from optfactory.param_groups import Params, read_params
+from optfactory.param_groups import Params, with_lr
 
 __all__ = [
     *("Adam", "Adam8bit", "Adam32bit", "PagedAdam", "PagedAdam8bit", "PagedAdam32bit"),
@@ -67,7 +67,7 @@ class _Named(Optimizer2State):
             values.pop("max_unorm")
         config = resolve(self._name, **values)
         if isinstance(values.get("lr"), Tensor):
-            params = [{"lr": values["lr"], **group} for group in read_params(params)]
+            params = with_lr(params, values["lr"])
         super().__init__(params, config)
 
     def _block_wise(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, overload
@@ -12,26 +11,25 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from optfactory import checkpoint, gradients, memory
-from optfactory.backends import WARM_UP, backend_for
-from optfactory.errors import BackendError, ConfigError
+from optfactory import backends, checkpoint, gradients, memory
+from optfactory.backends import WARM_UP
+from optfactory.errors import BackendError
 from optfactory.exchange import convert, layouts
 from optfactory.exchange.own_layout import FORMAT_VERSION
+from optfactory.group_config import annotations_of, check_groups, group_config, group_place
+from optfactory.group_rules import RULES_FIELD
+from optfactory.grouping import group_parameters
 from optfactory.param_groups import (
-    ANNOTATIONS,
     Params,
     check_parameters,
     name_all_or_none,
     parameter_names,
     read_group,
-    read_params,
 )
-from optfactory.plan import Bucket, Slot, StepPlan
-from optfactory.registry import family_class
 from optfactory.report import MemoryReport, report
-from optfactory.rules import UpdateRule
-from optfactory.schema import OptimizerConfig, config_error, validate
+from optfactory.schema import OptimizerConfig
 from optfactory.state import StateLayout
+from optfactory.step_plan import Bucket, Slot, StepPlan
 
 
 class Optimizer2State(Optimizer):
@@ -54,10 +52,10 @@ class Optimizer2State(Optimizer):
     def __init__(self, params: Params, config: OptimizerConfig) -> None:
         self.config = config
         self._plan: StepPlan | None = None
-        groups = read_params(params)
-        name_all_or_none(groups)
-        self._check_groups(groups)
-        super().__init__(groups, self._hyperparameters(config))
+        grouping = group_parameters(params, config)
+        name_all_or_none(grouping.groups)
+        check_groups(grouping, config)
+        super().__init__(grouping.groups, self._hyperparameters(config))
 
     # ---- param groups ------------------------------------------------------------------------
 
@@ -70,8 +68,8 @@ class Optimizer2State(Optimizer):
         index = len(self.param_groups)
         group = read_group(param_group, index)
         check_parameters([*self.param_groups, group])
-        config = self._group_config(group, index)
-        group = {**self._hyperparameters(config), **_live_lr(group), **_annotations(group)}
+        config = group_config(group, self.config, group_place(group, index, self.config))
+        group = {**self._hyperparameters(config), **_live_lr(group), **annotations_of(group)}
         name_all_or_none([*self.param_groups, group])
         if "param_names" in group:
             # torch reads names from pairs, and the key only behind the first group.
@@ -79,36 +77,9 @@ class Optimizer2State(Optimizer):
         super().add_param_group(group)
         self._plan = None
 
-    def _check_groups(self, groups: list[dict[str, Any]]) -> None:
-        """Refuse all bad groups at once, before the first of them is added."""
-        problems: list[str] = []
-        for index, group in enumerate(groups):
-            try:
-                self._group_config(group, index)
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise config_error(f"optimizer '{self.config.name}'", problems)
-
-    def _group_config(self, group: Mapping[str, Any], index: int) -> OptimizerConfig:
-        """The config of one group; it may differ from the optimizer's in what a name locks."""
-        overrides = {key: value for key, value in group.items() if key not in ANNOTATIONS}
-        path = f"param_groups[{index}]"
-        title = f"optimizer '{self.config.name}'"
-        model = family_class(type(self.config))
-        values = {**self.config.model_dump(), **overrides}
-        if overrides.get("is_paged") is False and "page_dir" not in overrides:
-            values["page_dir"] = None  # the optimizer's folder is not what this group asked for
-        config = validate(model, values, path, title)
-        problem = _placement_problem(config, group["params"])
-        problem = problem or _rounding_problem(config, group["params"])
-        if problem:
-            raise config_error(title, [f"{path}.{problem}"])
-        return config
-
     def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
         """A group's hyperparameters as plain values; its `name` stays free for users' labels."""
-        values = config.model_dump(exclude={"name"})
+        values = config.model_dump(exclude={"name", RULES_FIELD})
         marks = {"optimizer": self.config.name, "format_version": FORMAT_VERSION}
         return {**values, **marks}
 
@@ -163,7 +134,9 @@ class Optimizer2State(Optimizer):
 
     def _refuse_capture(self, plan: StepPlan) -> None:
         """Raise before a graph records what must happen once, or scalars that must change."""
-        captured = {device for device in plan.devices if backend_for(device).capturing(device)}
+        captured = {
+            device for device in plan.devices if backends.backend_for(device).capturing(device)
+        }
         if not captured:
             return
         for slot in plan.slots:
@@ -194,28 +167,14 @@ class Optimizer2State(Optimizer):
     def _slots(self) -> list[Slot]:
         slots: list[Slot] = []
         for index, group in enumerate(self.param_groups):
-            rule = type(self.config).rule(group)
             layouts: dict[tuple[Any, ...], StateLayout] = {}
             for name, p in zip(parameter_names(group, index), group["params"], strict=True):
                 facts = (tuple(p.shape), p.device, p.dtype)
                 if facts not in layouts:
-                    layouts[facts] = self._layout(facts, rule, group)
+                    layouts[facts] = StateLayout.of(*facts, type(self.config), group)
                 state = self.state.get(p, {})
                 slots.append(Slot(p, name, len(slots), group, layouts[facts], state))
         return slots
-
-    def _layout(
-        self,
-        facts: tuple[tuple[int, ...], torch.device, torch.dtype],
-        rule: UpdateRule,
-        group: Mapping[str, Any],
-    ) -> StateLayout:
-        """The layout of one parameter; one that stays at 32 bits has the rule of 32 bits."""
-        layout = StateLayout.of(*facts, rule, group)
-        if layout.quantized or group["optim_bits"] == 32:
-            return layout
-        wide = type(self.config).rule({**group, "optim_bits": 32})
-        return layout if wide == rule else StateLayout.of(*facts, wide, group)
 
     def _allocate_missing(self, plan: StepPlan) -> None:
         """Give every slot the live state of its parameter, allocating what there is not yet.
@@ -310,7 +269,7 @@ class Optimizer2State(Optimizer):
 
 def _run(buckets: list[Bucket]) -> None:
     """Prepare all buckets, then update them: what can fail, fails before anything is written."""
-    work = [(backend_for(bucket.key.device), bucket) for bucket in buckets]
+    work = [(backends.backend_for(bucket.key.device), bucket) for bucket in buckets]
     for backend in {id(backend): backend for backend, _ in work}.values():
         backend.prepare([bucket for chosen, bucket in work if chosen is backend])
     for backend, bucket in work:
@@ -328,49 +287,10 @@ def _increment_versions(tensors: list[Tensor]) -> None:
 
 
 def _kernels_divide(device: torch.device) -> bool:
-    return backend_for(device).divides_gradients
-
-
-def _annotations(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: group[key] for key in ANNOTATIONS if key in group}
+    return backends.backend_for(device).divides_gradients
 
 
 def _live_lr(group: Mapping[str, Any]) -> dict[str, Tensor]:
     """A group's lr where it is a tensor: schedules may change it in place, so it stays one."""
     lr = group.get("lr")
     return {"lr": lr} if isinstance(lr, Tensor) else {}
-
-
-def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    """Why a group's state cannot live where its config says; empty if it can."""
-    kinds = {p.device.type for p in params} - {"meta"}
-    other = sorted(kinds - {"cpu", "cuda"})
-    if config.is_paged and other:
-        return f"is_paged: paged state is available on CPUs and CUDA devices, got one on {other[0]}"
-    gpus = [p.device for p in params if p.device.type == "cuda"]
-    if config.is_paged and gpus and backend_for(gpus[0]).name == "reference":
-        return "is_paged: the portable backend cannot page state of GPU parameters; use the kernels"
-    if config.page_memory != "auto" and kinds and "cuda" not in kinds:
-        return f"page_memory: is for CUDA parameters, got parameters on {sorted(kinds)}; drop it"
-    folder = config.page_dir
-    if folder is not None and kinds and "cpu" not in kinds:
-        return f"page_dir: is for CPU parameters, got parameters on {sorted(kinds)}; drop it"
-    if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-        return f"page_dir: not a folder that can be written to (got {folder!r})"
-    return _capture_problem(config, params)
-
-
-def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in params):
-        return ""
-    return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
-
-
-def _capture_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    if not config.capturable:
-        return ""
-    devices = {p.device for p in params if p.device.type != "meta"}
-    unable = [device for device in devices if not backend_for(device).supports_capture]
-    if unable:
-        return f"capturable: needs parameters on a CUDA device, got one on '{unable[0]}'; drop it"
-    return ""

@@ -3,50 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from optfactory.errors import ConfigError
-from optfactory.schema import config_error
+from optfactory.origins import Origins, plain_name
+from optfactory.validation import config_error
 
 NamedTensor = tuple[str, Tensor]
 Params = nn.Module | Iterable[Tensor] | Iterable[NamedTensor] | Iterable[Mapping[str, Any]]
 
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+# Iterable, but no lists of parameters.
+_NO_LISTS = (Tensor, str, Mapping)
+
 # Keys of a param group that are no hyperparameters: torch's own and the schedulers' bookkeeping.
 ANNOTATIONS = ("params", "param_names", "name", "initial_lr")
 
 
-def read_params(params: Params) -> list[dict[str, Any]]:
+def read_params(params: Params, origins: Origins | None = None) -> list[dict[str, Any]]:
     """Read parameters of any accepted form as param groups with a list of tensors each.
 
     Groups keep the names of their tensors under `param_names` where the caller gave names.
 
+    Args:
+        origins: where to note what names and Modules say of the parameters.
+
     Raises:
         ConfigError: nothing to optimize, or parameters that cannot be; lists all of them.
     """
+    origins = Origins() if origins is None else origins
     if isinstance(params, nn.Module):
-        params = _trainable(params)
-    if isinstance(params, (Tensor, str, Mapping)) or not isinstance(params, Iterable):
+        params = _trainable(params, origins)
+    if isinstance(params, _NO_LISTS) or not isinstance(params, Iterable):
         raise ConfigError(
             "params must be a Module, an iterable of tensors, of (name, tensor) pairs or of "
             f"param-group dicts, got {_kind(params)}; wrap it in a list"
         )
     entries = _ordered(params, "params")
     if entries and isinstance(entries[0], Mapping):
-        groups = [read_group(group, index) for index, group in enumerate(entries)]
+        groups = [read_group(group, index, origins) for index, group in enumerate(entries)]
     else:
-        groups = [read_group({"params": entries}, 0)]
+        groups = [read_group({"params": entries}, 0, origins)]
     if not any(group["params"] for group in groups):
         raise ConfigError("nothing to optimize: there is no parameter in params")
     check_parameters(groups)
     return groups
 
 
-def read_group(group: object, index: int) -> dict[str, Any]:
+def read_group(group: object, index: int, origins: Origins | None = None) -> dict[str, Any]:
     """Read one param group: tensors under `params`, their names under `param_names` if given.
 
     Raises:
@@ -55,23 +63,39 @@ def read_group(group: object, index: int) -> dict[str, Any]:
     place = f"param_groups[{index}]"
     if not isinstance(group, Mapping) or "params" not in group:
         raise ConfigError(f"{place} must be a dict with the key 'params', got {_kind(group)}")
+    origins = Origins() if origins is None else origins
     params = group["params"]
     if isinstance(params, nn.Module):
-        params = _trainable(params)
+        params = _trainable(params, origins)
     elif isinstance(params, Tensor):
         params = [params]
     entries = _ordered(params, f"{place}.params")
     result = {key: value for key, value in group.items() if key != "params"}
     if any(isinstance(entry, tuple) for entry in entries):
         pairs = [_pair(entry, place) for entry in entries]
+        origins.add_named(pairs)
         result["param_names"] = [name for name, _ in pairs]
         entries = [tensor for _, tensor in pairs]
     result["params"] = entries
     return result
 
 
-def _trainable(module: nn.Module) -> list[NamedTensor]:
-    return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+def with_lr(params: Params, lr: Tensor) -> Params:
+    """The same parameters as groups that hold a learning rate, unless they have their own."""
+    if isinstance(params, nn.Module):
+        return [{"lr": lr, "params": params}]
+    if isinstance(params, _NO_LISTS) or not isinstance(params, Iterable):
+        return params  # `read_params` says what is wrong with it
+    entries = list(params)
+    if entries and isinstance(entries[0], Mapping):
+        return [{"lr": lr, **group} for group in cast("list[Mapping[str, Any]]", entries)]
+    return [{"lr": lr, "params": entries}]
+
+
+def _trainable(module: nn.Module, origins: Origins) -> list[NamedTensor]:
+    origins.add_model(module)
+    pairs = module.named_parameters()
+    return [(plain_name(name, module), p) for name, p in pairs if p.requires_grad]
 
 
 def _ordered(params: object, place: str) -> list[Any]:

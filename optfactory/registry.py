@@ -19,10 +19,11 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, overload
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from optfactory import optimizers
 from optfactory.errors import ConfigError
+from optfactory.group_rules import RULES_FIELD, GroupRules
 from optfactory.naming import OptimizerName, alias_table, names_of_family, normalize, unknown_name
 from optfactory.rules import read_trust_ratio_text, read_update_text
 from optfactory.schema import OptimizerConfig
@@ -158,7 +159,7 @@ def _info(name: OptimizerName, aliases: tuple[str, ...]) -> OptimizerInfo:
     defaults = {
         key: field.get_default()
         for key, field in config_class.model_fields.items()
-        if key != "name"
+        if key not in ("name", RULES_FIELD)
     }
     description = (family.__doc__ or "").strip().partition("\n")[0]
     return OptimizerInfo(
@@ -174,7 +175,7 @@ def _info(name: OptimizerName, aliases: tuple[str, ...]) -> OptimizerInfo:
 
 
 def _config_class(name: OptimizerName, family: type[OptimizerConfig]) -> type[OptimizerConfig]:
-    """The family's schema with `name` fixed and with what the name states locked."""
+    """The family's schema with `name` fixed, what the name states locked, and rules for groups."""
     locked: dict[str, object] = {"name": str(name)}
     if name.bits is not None:
         locked["optim_bits"] = name.bits
@@ -185,6 +186,7 @@ def _config_class(name: OptimizerName, family: type[OptimizerConfig]) -> type[Op
         field = copy(family.model_fields[key])
         field.default = value
         fields[key] = (field.annotation, field)
+    fields[RULES_FIELD] = (GroupRules, Field(default={}, description="rules for param groups"))
     class_name = "".join(part.title() for part in str(name).split("_")) + "Config"
     model = create_model(class_name, __base__=family, __module__=__name__, **fields)
     model.locked = locked
@@ -267,8 +269,3 @@ def _patterns(given: Patterns) -> list[str]:
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigError(f"filters are globs such as '*8bit', got {given!r}")
     return [pattern for pattern in patterns if pattern]
-
-
-def family_class(config_class: type[OptimizerConfig]) -> type[OptimizerConfig]:
-    """The family's schema without what a name locks, for the overrides of a param group."""
-    return _families()[config_class.family]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optfactory.plan import Slot
+from optfactory.step_plan import Slot
 
 
 @dataclass(frozen=True)

@@ -1,103 +1,15 @@
-"""The schema every optimizer's configuration inherits, and the errors it raises.
-
-Pydantic is the only gate: a configuration that `validate` returns is known to be runnable. The
-module loads neither torch nor CuPy, so a config can be checked on any machine in milliseconds.
-"""
+"""The schema every optimizer's configuration inherits."""
 
 from __future__ import annotations
 
-import ast
-import difflib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from optfactory.errors import ConfigError
+from optfactory.field_types import Bits, BlockSize, Count, Number
 from optfactory.rules import UpdateRule
-
-# Kernels are compiled for one block size; powers of two keep a block's work vectorizable.
-BlockSize = Literal[64, 128, 256, 512, 1024, 2048, 4096]
-
-# torch's and other libraries' switches that configs carry along, each with what to do about it.
-FOREIGN_KEYS = {
-    "fused": "every optfactory step is fused; drop the key",
-    "foreach": "every optfactory step is multi-tensor; drop the key",
-    "differentiable": "steps are not differentiable; drop the key",
-    "momentum": "this family has none; its first moment's decay is betas[0]",
-    "dampening": "this family has none; drop the key",
-    "nesterov": "this family has none; drop the key",
-    "max_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
-    "clip_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
-    "args": "write its entries as keys of the config",
-    "optim_args": "write its entries as keys of the config",
-}
-
-# What others call our keys, where the spelling alone leads to a wrong one or to none.
-SYNONYMS = {
-    "learning_rate": "lr",
-    "adam_beta1": "betas",
-    "adam_beta2": "betas",
-    "adam_epsilon": "eps",
-    "wd": "weight_decay",
-    "decay": "weight_decay",
-    "bits": "optim_bits",
-    "paged": "is_paged",
-}
-
-
-def _read_number(value: object) -> object:
-    """Read 0-d arrays and tensors as numbers, and refuse booleans, which float() would take."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        if getattr(value, "is_meta", False):
-            raise ValueError("Input should be a number, not a tensor without data (device 'meta')")
-        value = value.item()
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not a boolean")
-    return value
-
-
-def _read_choice(value: object) -> object:
-    """As `_read_number`, for choices among integers: these do not read text by themselves."""
-    value = _read_number(value)
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-
-
-def _read_pair(value: object) -> object:
-    """Accept "(0.9, 0.999)", the form in which command lines and some YAML files carry betas."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = None
-    if not isinstance(value, Sequence) or len(value) != 2:
-        raise ValueError("Input should be two numbers such as [0.9, 0.999]")
-    return tuple(value)
-
-
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    if not pair[0] <= pair[1]:
-        raise ValueError("Input should be a lower bound and a greater or equal upper bound")
-    return pair
-
-
-Number = Annotated[float, BeforeValidator(_read_number), Field(ge=0, allow_inf_nan=False)]
-Beta = Annotated[float, BeforeValidator(_read_number), Field(ge=0, lt=1, allow_inf_nan=False)]
-Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_read_pair)]
-Count = Annotated[int, BeforeValidator(_read_number)]
-Bound = Annotated[float, BeforeValidator(_read_number), Field(ge=0)]
-Bounds = Annotated[tuple[Bound, Bound], BeforeValidator(_read_pair), AfterValidator(_ascending)]
 
 
 class OptimizerConfig(BaseModel):
@@ -116,9 +28,7 @@ class OptimizerConfig(BaseModel):
     lr: Number = Field(default=1e-3, description="learning rate")
     weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
     maximize: bool = Field(default=False, description="follow the gradient upwards")
-    optim_bits: Annotated[Literal[8, 32], BeforeValidator(_read_choice)] = Field(
-        default=32, description="bits per element of optimizer state: 8 or 32"
-    )
+    optim_bits: Bits = Field(default=32, description="bits per element of optimizer state: 8 or 32")
     is_paged: bool = Field(
         default=False, description="keep the state of large tensors in memory that can be evicted"
     )
@@ -137,7 +47,7 @@ class OptimizerConfig(BaseModel):
     min_8bit_size: Annotated[Count, Field(ge=0)] = Field(
         default=4096, description="tensors with fewer elements keep 32-bit state"
     )
-    block_size: Annotated[BlockSize, BeforeValidator(_read_choice)] = Field(
+    block_size: BlockSize = Field(
         default=256, description="elements that share one scale of 8-bit state"
     )
 
@@ -253,6 +163,10 @@ class OptimizerConfig(BaseModel):
             raise ValueError(f"compat: bitsandbytes decides {', '.join(other)} itself; drop them")
         return value
 
+    def __hash__(self) -> int:
+        # Rules for param groups are a mapping, which has no hash. Equal configs still have one.
+        return hash((type(self), *(v for v in self.__dict__.values() if not isinstance(v, dict))))
+
     @classmethod
     @abstractmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
@@ -272,51 +186,11 @@ class OptimizerConfig(BaseModel):
         """
 
 
+def family_class(model: type[OptimizerConfig]) -> type[OptimizerConfig]:
+    """The family's class: of a name's fields, those of one param group, and nothing locked."""
+    return next(base for base in model.__mro__ if "family" in vars(base))
+
+
 def _stated(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:
     """A field's value, which a name may have locked."""
     return info.data.get(field, model.locked.get(field))
-
-
-Config = TypeVar("Config", bound=OptimizerConfig)
-
-
-def validate(model: type[Config], values: Mapping[str, object], path: str, title: str) -> Config:
-    """Build `model` from `values` or raise one ConfigError that lists every problem.
-
-    Args:
-        path: where the values stand in the user's config, e.g. ``optimizer``.
-        title: what they configure, e.g. ``optimizer 'adam8bit'``.
-    """
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise config_error(
-            title, [_problem(model, path, item) for item in error.errors()]
-        ) from None
-
-
-def config_error(title: str, problems: list[str]) -> ConfigError:
-    """One error for all problems of one configuration."""
-    lines = "".join(f"\n  {problem}" for problem in problems)
-    return ConfigError(f"invalid config for {title}, {len(problems)} problem(s):{lines}", problems)
-
-
-def _problem(model: type[OptimizerConfig], path: str, item: ErrorDetails) -> str:
-    where = ".".join([path, *(str(part) for part in item["loc"])]) if path else ""
-    where = where or ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"{where}: {unknown_key(str(item['loc'][-1]), model)}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error" and "contradicts" in message:
-        return f"{where}: {message}"
-    return f"{where}: {message} (got {item['input']!r})"
-
-
-def unknown_key(key: str, model: type[OptimizerConfig]) -> str:
-    """What to say about a key that the schema does not have."""
-    if key in FOREIGN_KEYS:
-        return f"unknown key; {FOREIGN_KEYS[key]}"
-    known = [SYNONYMS[key]] if SYNONYMS.get(key) in model.model_fields else []
-    close = known or difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.6)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown key; {hint}allowed: {', '.join(model.model_fields)}"

@@ -20,6 +20,7 @@ from optfactory.errors import StateError
 from optfactory.options import CLIP_HISTORY, KernelOptions
 from optfactory.quantmap import map_for
 from optfactory.rules import StateSpec, UpdateRule
+from optfactory.schema import OptimizerConfig
 
 # A row shorter than this would spend more on scales than 8 bits save.
 MIN_8BIT_ROW = 64
@@ -115,10 +116,29 @@ class StateLayout:
         shape: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
+        config_class: type[OptimizerConfig],
+        group: Mapping[str, Any],
+    ) -> StateLayout:
+        """The layout for a parameter of this global shape under a group's hyperparameters.
+
+        A parameter that stays at 32 bits has the rule of 32 bits.
+        """
+        rule = config_class.rule(group)
+        layout = cls._with_rule(shape, device, dtype, rule, group)
+        if layout.quantized or group["optim_bits"] == 32:
+            return layout
+        wide = config_class.rule({**group, "optim_bits": 32})
+        return layout if wide == rule else cls._with_rule(shape, device, dtype, wide, group)
+
+    @classmethod
+    def _with_rule(
+        cls,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
         rule: UpdateRule,
         group: Mapping[str, Any],
     ) -> StateLayout:
-        """The layout for a parameter of this global shape under a group's hyperparameters."""
         whole = not group["block_wise"]
         flat = group["compat"] == "bitsandbytes"
         grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)

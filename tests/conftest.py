@@ -84,7 +84,7 @@ def backend(
         torch.set_default_device("cuda")
     elif name == "emulated":
         backend = CudaBackend(EmulatedDriver())
-        monkeypatch.setattr("optfactory.optimizer.backend_for", lambda device: backend)
+        monkeypatch.setattr("optfactory.backends.backend_for", lambda device: backend)
     else:
         monkeypatch.setenv("OPTFACTORY_BACKEND", name)
     torch.set_num_threads(2 if name == "cpu" else 1)

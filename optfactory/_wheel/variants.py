@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from optfactory import optimizers
 from optfactory.codegen import KernelVariant
-from optfactory.registry import family_class, get_optimizer_info, list_optimizers
+from optfactory.registry import get_optimizer_info, list_optimizers
 from optfactory.rules import UpdateRule
-from optfactory.schema import OptimizerConfig
+from optfactory.schema import OptimizerConfig, family_class
 
-# Of a parameter and its gradient, as kernels call them; `optfactory.plan` accepts no others.
+# Of a parameter and its gradient, as kernels call them; `optfactory.step_plan` accepts no others.
 DTYPES = (
     ("float", "float"),
     ("bfloat16", "bfloat16"),

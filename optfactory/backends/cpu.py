@@ -18,9 +18,9 @@ from optfactory import prebuilt
 from optfactory.codegen import KernelVariant, cpp_source, dtype_name
 from optfactory.compiler import load_library
 from optfactory.options import KernelOptions
-from optfactory.plan import Bucket, BucketKey, Slot
 from optfactory.quantmap import map_for
 from optfactory.state import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
+from optfactory.step_plan import Bucket, BucketKey, Slot
 
 # Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
 _CHUNK_NUMEL = 65_536

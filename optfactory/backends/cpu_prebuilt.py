@@ -10,7 +10,7 @@ from optfactory.backends.cpu import CpuBackend
 from optfactory.backends.reference import ReferenceBackend
 from optfactory.errors import NoCompilerError
 from optfactory.options import DEFAULT_OPTIONS, KernelOptions
-from optfactory.plan import Bucket, BucketKey
+from optfactory.step_plan import Bucket, BucketKey
 
 
 class PrebuiltBackend(CpuBackend):

@@ -31,7 +31,7 @@ from optfactory.codegen import (
     dtype_name,
 )
 from optfactory.errors import BackendError
-from optfactory.plan import Bucket, BucketKey
+from optfactory.step_plan import Bucket, BucketKey
 
 
 class CudaBackend:

@@ -18,8 +18,8 @@ from torch import Tensor
 from optfactory import memory
 from optfactory.backends.cuda_tables import ChunkRange, state_pointers
 from optfactory.managed import prefetch
-from optfactory.plan import Slot
 from optfactory.state import codes_key
+from optfactory.step_plan import Slot
 
 # Large enough that copies run at full speed, small beside a model.
 PIECE_BYTES = 2**25

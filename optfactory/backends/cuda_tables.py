@@ -19,9 +19,9 @@ from torch import Tensor
 
 from optfactory.backends.cuda_driver import CudaModule
 from optfactory.codegen import CUDA_THREADS
-from optfactory.plan import Bucket, Slot
 from optfactory.quantmap import map_for
 from optfactory.state import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
+from optfactory.step_plan import Bucket, Slot
 
 # Elements of one thread, and of a block where no scales are shared; as in kernels/cuda_codec.cuh.
 _VECTOR = {True: 8, False: 4}

@@ -10,10 +10,10 @@ from torch import Tensor
 from optfactory.backends.reference_options import clip_factor, stays, store, stored_value
 from optfactory.codec import dequantize, quantize
 from optfactory.codegen import torch_trust_ratio, torch_update
-from optfactory.plan import Bucket, Slot
 from optfactory.quantmap import QuantizationMap, map_for
 from optfactory.rules import StateSpec, UpdateRule
 from optfactory.state import absmax_key, codes_key
+from optfactory.step_plan import Bucket, Slot
 
 Scalars = Mapping[str, float]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from optfactory.options import CLIP_HISTORY, KernelOptions
-from optfactory.plan import Slot
 from optfactory.state import HISTORY_KEY, LOSS_KEY
+from optfactory.step_plan import Slot
 
 _UINT32 = 0xFFFFFFFF
 

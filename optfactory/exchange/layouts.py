@@ -13,9 +13,9 @@ from optfactory.exchange.bitsandbytes_layout import NESTED, BitsandbytesLayout
 from optfactory.exchange.own_layout import OwnLayout, live_record
 from optfactory.exchange.records import MARKS, PLACEMENT, STORAGE, Export, Layout
 from optfactory.exchange.torch_layout import TorchLayout
-from optfactory.plan import Slot
-from optfactory.registry import family_class
-from optfactory.schema import OptimizerConfig, config_error
+from optfactory.schema import OptimizerConfig, family_class
+from optfactory.step_plan import Slot
+from optfactory.validation import config_error
 
 Groups = list[Mapping[str, Any]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from optfactory.codec import BlockGrid
 from optfactory.errors import UnknownOptimizerError
 from optfactory.exchange.fields import Fields
 from optfactory.exchange.records import GroupRecord, Quantized, Record, StoredState
+from optfactory.field_types import BLOCK_SIZES
 from optfactory.options import CLIP_HISTORY
 from optfactory.quantmap import QuantizationMap, map_for
 from optfactory.registry import get_optimizer_info
 from optfactory.rules import StateSpec
-from optfactory.schema import BlockSize
 from optfactory.state import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
 
 FORMAT_VERSION = 1
@@ -93,7 +93,7 @@ def _format_problems(version: object) -> list[str]:
 def _block_size_problems(saved: Mapping[str, Any]) -> list[str]:
     if "block_size" not in saved:
         return ["block_size: missing in the checkpoint"]
-    size, allowed = saved["block_size"], get_args(BlockSize)
+    size, allowed = saved["block_size"], BLOCK_SIZES
     if isinstance(size, bool) or not isinstance(size, int) or size not in allowed:
         return [f"block_size: expected one of {allowed}, got {size!r}"]
     return []

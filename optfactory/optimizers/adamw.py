@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from optfactory.field_types import Number
 from optfactory.optimizers.adam import AdamConfig
-from optfactory.schema import Number
 
 
 class AdamWConfig(AdamConfig):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from optfactory.field_types import Bounds, Number
 from optfactory.optimizers.moments import (
     MAX_MOMENT,
     MOMENT_SCALARS,
@@ -18,7 +19,6 @@ from optfactory.optimizers.moments import (
     moment_scalars,
 )
 from optfactory.rules import UpdateRule
-from optfactory.schema import Bounds, Number
 
 LAMB_SCALARS = (
     *(*MOMENT_SCALARS, "bias_ratio", "direction_decay"),

@@ -117,7 +117,7 @@ NATIVE = CpuBackend()
 def on(backend: Backend) -> Iterator[None]:
     """Optimizers are built and stepped on this backend; each must stay on one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("optfactory.optimizer.backend_for", lambda device: backend)
+        patch.setattr("optfactory.backends.backend_for", lambda device: backend)
         yield
 
 

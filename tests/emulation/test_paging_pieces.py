@@ -11,8 +11,8 @@ import torch
 from optfactory import build_optimizer, memory
 from optfactory.backends.cuda_paging import PinnedStates, cut
 from optfactory.backends.cuda_tables import UNQUANTIZED_BLOCK, ChunkRange
-from optfactory.plan import Slot
 from optfactory.state import absmax_key
+from optfactory.step_plan import Slot
 from tests.emulation.harness import Shape, values
 from tests.emulation.paging import Pages
 

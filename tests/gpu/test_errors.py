@@ -118,7 +118,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None
     backend = CudaBackend(CupyDriver(load_cupy()))
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "cuda_source", broken)
-        patch.setattr("optfactory.optimizer.backend_for", lambda device: backend)
+        patch.setattr("optfactory.backends.backend_for", lambda device: backend)
         refused(optimizer, KernelCompileError, "NVRTC could not compile")
     optimizer.step()
     assert all(optimizer.state[p]["step"] == 1 for p in (fine, bad))
@@ -137,7 +137,7 @@ def test_a_damaged_kernel_in_the_cache_is_compiled_again(
         for name in clean:
             (cache / name).write_bytes(damage or b"")
         backend = CudaBackend(CupyDriver(load_cupy()))
-        monkeypatch.setattr("optfactory.optimizer.backend_for", lambda device, b=backend: b)
+        monkeypatch.setattr("optfactory.backends.backend_for", lambda device, b=backend: b)
         params = parameters(DEVICE, SHAPES)
         optimizer = build_optimizer("adam8bit", params)
         train(optimizer, params, range(2))

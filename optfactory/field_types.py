@@ -1,0 +1,58 @@
+"""Types of configuration fields: numbers as Python, YAML files and command lines write them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+
+def read_number(value: object) -> object:
+    """Read 0-d arrays and tensors as numbers, and refuse booleans, which float() would take."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        if getattr(value, "is_meta", False):
+            raise ValueError("Input should be a number, not a tensor without data (device 'meta')")
+        value = value.item()
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not a boolean")
+    return value
+
+
+def read_choice(value: object) -> object:
+    """As `read_number`, for choices among integers: these do not read text by themselves."""
+    value = read_number(value)
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
+def read_pair(value: object) -> object:
+    """Accept "(0.9, 0.999)", the form in which command lines and some YAML files carry betas."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = None
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError("Input should be two numbers such as [0.9, 0.999]")
+    return tuple(value)
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] <= pair[1]:
+        raise ValueError("Input should be a lower bound and a greater or equal upper bound")
+    return pair
+
+
+Number = Annotated[float, BeforeValidator(read_number), Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, BeforeValidator(read_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(read_pair)]
+Count = Annotated[int, BeforeValidator(read_number)]
+Bound = Annotated[float, BeforeValidator(read_number), Field(ge=0)]
+Bounds = Annotated[tuple[Bound, Bound], BeforeValidator(read_pair), AfterValidator(_ascending)]
+
+# Kernels are compiled for one block size; powers of two keep a block's work vectorizable.
+_BlockSize = Literal[64, 128, 256, 512, 1024, 2048, 4096]
+BLOCK_SIZES: tuple[int, ...] = get_args(_BlockSize)
+BlockSize = Annotated[_BlockSize, BeforeValidator(read_choice)]
+Bits = Annotated[Literal[8, 32], BeforeValidator(read_choice)]
