@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from optfactory import optim
     from optfactory.factory import build_optimizer, resolve
     from optfactory.optimizer import Optimizer2State
+    from optfactory.planning.memory_plan import plan
+    from optfactory.ready_rules import list_rules, ready_rules
     from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
     from optfactory.saving import load_checkpoint, save_checkpoint
     from optfactory.schema import OptimizerConfig
@@ -30,8 +32,11 @@ __all__ = [
     "build_optimizer",
     "get_optimizer_info",
     "list_optimizers",
+    "list_rules",
     "load_checkpoint",
     "optim",
+    "plan",
+    "ready_rules",
     "resolve",
     "save_checkpoint",
 ]
@@ -45,7 +50,10 @@ _HOME = {
     "build_optimizer": "factory",
     "get_optimizer_info": "registry",
     "list_optimizers": "registry",
+    "list_rules": "ready_rules",
     "load_checkpoint": "saving",
+    "plan": "planning.memory_plan",
+    "ready_rules": "ready_rules",
     "resolve": "factory",
     "save_checkpoint": "saving",
 }

@@ -38,20 +38,22 @@ def group_config(group: Mapping[str, Any], config: OptimizerConfig, place: str) 
     return checked
 
 
-def check_groups(grouping: Grouping, config: OptimizerConfig) -> None:
-    """Refuse bad rules and all bad groups at once, before the first of them is added.
+def check_groups(grouping: Grouping, config: OptimizerConfig) -> list[OptimizerConfig]:
+    """The config of each group; refuses bad rules and all bad groups at once.
 
     Raises:
         ConfigError: lists every problem.
     """
-    problems = list(grouping.problems)
+    problems = [*grouping.problems, *grouping.unmatched.values()]
+    configs = []
     for index, group in enumerate(grouping.groups):
         try:
-            group_config(group, config, group_place(group, index, config))
+            configs.append(group_config(group, config, group_place(group, index, config)))
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise config_error(f"optimizer '{config.name}'", problems)
+    return configs
 
 
 def group_place(group: Mapping[str, Any], index: int, config: OptimizerConfig) -> str:

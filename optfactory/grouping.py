@@ -35,14 +35,14 @@ class Grouping:
     Attributes:
         groups: param groups with their overrides; with rules, `name` says which ones matched.
         problems: what is wrong with rules, given these parameters.
-        unmatched: the labels of rules that match no parameter.
-        frozen: the labels of rules that match only parameters that are not trained.
+        unmatched: what to say of rules that match nothing and are not optional, by label.
+        idle: other rules that change nothing here, by label, and why.
     """
 
     groups: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    frozen: list[str] = field(default_factory=list)
+    unmatched: dict[str, str] = field(default_factory=dict)
+    idle: dict[str, str] = field(default_factory=dict)
 
 
 def group_parameters(params: Params, config: OptimizerConfig) -> Grouping:
@@ -72,17 +72,26 @@ def group_parameters(params: Params, config: OptimizerConfig) -> Grouping:
         found, hit = _split(group, matchers, config, problems)
         sorted_groups += found
         used |= hit
-    idle = {label: matcher for label, matcher in matchers.items() if label not in used}
-    frozen = [
-        label for label, matcher in idle.items() if any(matcher.hits(p) for p, _ in origins.all())
-    ]
-    unmatched = [label for label in idle if label not in frozen]
-    problems += [
-        f"{RULES_FIELD}.{label}: {_nothing_matched(matchers[label].rule, origins)}"
-        for label in unmatched
-        if not matchers[label].rule.optional
-    ]
-    return Grouping(sorted_groups, problems, unmatched, frozen)
+    unmatched, idle = _without_effect(matchers, used, origins)
+    return Grouping(sorted_groups, problems, unmatched, idle)
+
+
+def _without_effect(
+    matchers: Mapping[str, _Matcher], used: set[str], origins: Origins
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What to say of rules that match no trained parameter: of those that must, and the others."""
+    unmatched, idle = {}, {}
+    for label, matcher in matchers.items():
+        if label in used:
+            continue
+        if any(matcher.hits(tensor) for tensor, _ in origins.all()):
+            idle[label] = "matches only parameters that are not trained"
+        elif matcher.rule.optional:
+            idle[label] = "matches no parameter, and is optional"
+        else:
+            why = _nothing_matched(matcher.rule, origins)
+            unmatched[label] = f"{RULES_FIELD}.{label}: {why}"
+    return unmatched, idle
 
 
 @dataclass(frozen=True)

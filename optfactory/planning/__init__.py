@@ -1,0 +1,7 @@
+"""What training will need, before anything is allocated: `optfactory plan` and `optfactory.plan`.
+
+sizes        bytes of parameters, gradients and state, of one config and one model
+memory_plan  `plan`: the groups, the bytes, what other names would take, whether it fits
+model        a model from "package.module:factory", on the meta device
+text, plot   a plan as tables and as a picture
+"""

@@ -1,0 +1,56 @@
+"""A model from the command line's "package.module:factory", without memory for its tensors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+from torch import nn
+
+from optfactory.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(text: str, dtype: str | None = None) -> nn.Module:
+    """Call a factory without arguments on the meta device, where tensors have only a shape.
+
+    Args:
+        text: ``package.module:factory``; modules are also looked for in the current folder. The
+            factory is a function or a class that returns a Module, or is one.
+        dtype: convert its floating-point parameters to this.
+
+    Raises:
+        ConfigError: there is no such factory, or it fails, or returns something else.
+    """
+    name, _, attribute = text.partition(":")
+    if not (name and attribute):
+        raise ConfigError(f"--model is package.module:factory, got {text!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory = importlib.import_module(name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--model {text!r} cannot be loaded: {error}") from error
+    model = factory if isinstance(factory, nn.Module) else _call(factory, text)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"--model {text!r} returned a {type(model).__name__}, not a Module")
+    return model.to(DTYPES[dtype]) if dtype else model
+
+
+def _call(factory: object, text: str) -> object:
+    if not callable(factory):
+        raise ConfigError(f"--model {text!r} is a {type(factory).__name__}, not a function")
+    try:
+        with torch.device("meta"):
+            return factory()
+    # Whatever a user's code raises: it ran in a way that it was perhaps not written for.
+    except Exception as error:
+        raise ConfigError(
+            f"--model {text!r} failed on the meta device, where tensors have no data: "
+            f"{type(error).__name__}: {error}; write a function without arguments that builds the "
+            "bare model, or call optfactory.plan(cfg, model) from Python"
+        ) from error

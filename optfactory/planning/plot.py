@@ -1,0 +1,63 @@
+"""A plan as a picture: what every name would take, as stacked bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from optfactory import memory
+from optfactory.planning.memory_plan import MemoryPlan
+from optfactory.planning.sizes import STATE, Share
+
+# Okabe & Ito's colors, which color-blind readers can tell apart.
+_COLORS = {
+    "parameters": "#999999",
+    "buffers": "#666666",
+    "gradients": "#56B4E9",
+    "32-bit state": "#D55E00",
+    "8-bit state": "#E69F00",
+    "paged 32-bit state": "#0072B2",
+    "paged 8-bit state": "#009E73",
+}
+_GIB = 1024**3
+_STYLE = {"font.size": 7, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def plot(plan: MemoryPlan, path: Path) -> None:
+    """Draw a plan into a file; its ending says in which format."""
+    bars = [other for other in plan.alternatives if not other.problem]
+    base = [share for share in plan.shares if share.what != STATE]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.19 * len(bars)), layout="constrained")
+        FigureCanvasAgg(figure)  # draws to files; needs no display
+        axes = figure.subplots()
+        ends = [0.0] * len(bars)
+        for kind, color in _COLORS.items():
+            sizes = [_size([*base, *other.shares], kind) / _GIB for other in bars]
+            if any(sizes):
+                axes.barh(range(len(bars)), sizes, 0.7, left=ends, color=color, label=kind)
+            ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+        for line, end in enumerate(ends):
+            axes.text(end, line, f" {end:.3g}", va="center")
+        if plan.memory is not None:
+            axes.axvline(plan.memory / _GIB, color="black", linestyle="--", linewidth=1)
+            axes.text(plan.memory / _GIB, -0.8, "available", ha="center", va="bottom")
+        axes.set_yticks(range(len(bars)), [other.name for other in bars])
+        axes.invert_yaxis()
+        axes.set_xlabel("GiB, without activations")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        figure.savefig(path, dpi=300)
+
+
+def _size(shares: list[Share], kind: str) -> int:
+    return sum(share.nbytes for share in shares if _kind(share) == kind)
+
+
+def _kind(share: Share) -> str:
+    if share.what != STATE:
+        return share.what
+    paged = "" if share.place == memory.RESIDENT else "paged "
+    return f"{paged}{share.bits}-bit state"
