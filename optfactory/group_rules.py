@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -50,8 +51,11 @@ def _read_comparison(value: object) -> object:
     return f"{found[1] or '=='}{found[2]}"
 
 
-Texts = Annotated[tuple[str, ...], BeforeValidator(_read_texts)]
-Comparison = Annotated[str, BeforeValidator(_read_comparison)]
+_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+Texts = Annotated[tuple[str, ...], BeforeValidator(_read_texts), WithJsonSchema(_TEXTS)]
+Comparison = Annotated[
+    str, BeforeValidator(_read_comparison), WithJsonSchema({"type": ["string", "integer"]})
+]
 Scale = Annotated[float, BeforeValidator(read_number), Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, BeforeValidator(read_number), Field(gt=0, le=1)]
 

@@ -67,7 +67,7 @@ class Optimizer2State(Optimizer):
         """
         index = len(self.param_groups)
         group = read_group(param_group, index)
-        check_parameters([*self.param_groups, group])
+        check_parameters([group], self.param_groups)
         config = group_config(group, self.config, group_place(group, index, self.config))
         group = {**self._hyperparameters(config), **_live_lr(group), **annotations_of(group)}
         name_all_or_none([*self.param_groups, group])

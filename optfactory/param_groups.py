@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -124,15 +124,20 @@ def parameter_names(group: Mapping[str, Any], index: int) -> list[str]:
     return [f"param_groups[{index}].params[{i}]" for i in range(len(group["params"]))]
 
 
-def check_parameters(groups: list[dict[str, Any]]) -> None:
+def check_parameters(groups: list[dict[str, Any]], known: Sequence[dict[str, Any]] = ()) -> None:
     """Refuse parameters that cannot be optimized or appear twice.
+
+    Args:
+        known: groups before these, which have been checked.
 
     Raises:
         ConfigError: lists all of them by name.
     """
     problems = []
     seen: dict[int, str] = {}
-    for index, group in enumerate(groups):
+    for index, group in enumerate(known):
+        seen |= zip(map(id, group["params"]), parameter_names(group, index), strict=True)
+    for index, group in enumerate(groups, start=len(known)):
         for name, tensor in zip(parameter_names(group, index), group["params"], strict=True):
             problem = parameter_problem(tensor)
             if problem is None and id(tensor) in seen:

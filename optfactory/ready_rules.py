@@ -5,6 +5,7 @@ In Hydra they are the config group `optimizer/param_groups`: one line in a defau
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,7 +20,7 @@ def list_rules() -> list[str]:
     >>> list_rules()
     ['embeddings_32bit', 'llama', 'no_decay_1d', 'vit_layer_decay']
     """
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return sorted(path.stem for path in rules_folder().glob("*.yaml"))
 
 
 def ready_rules(*names: str) -> dict[str, Any]:
@@ -39,9 +40,10 @@ def ready_rules(*names: str) -> dict[str, Any]:
     for name in names:
         if name not in list_rules():
             raise ConfigError(f"no rules named {name!r}; there are {', '.join(list_rules())}")
-        rules |= yaml.safe_load((_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+        rules |= yaml.safe_load((rules_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
     return rules
 
 
-def _folder() -> Any:
+def rules_folder() -> Path:
+    """The folder of the shipped config group `optimizer/param_groups`."""
     return data_dir("configs") / "optimizer" / "param_groups"

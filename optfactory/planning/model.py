@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from optfactory.errors import ConfigError
 
@@ -45,7 +47,7 @@ def _call(factory: object, text: str) -> object:
     if not callable(factory):
         raise ConfigError(f"--model {text!r} is a {type(factory).__name__}, not a function")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialization():
             return factory()
     # Whatever a user's code raises: it ran in a way that it was perhaps not written for.
     except Exception as error:
@@ -54,3 +56,20 @@ def _call(factory: object, text: str) -> object:
             f"{type(error).__name__}: {error}; write a function without arguments that builds the "
             "bare model, or call optfactory.plan(cfg, model) from Python"
         ) from error
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Leaves out the random numbers that tensors without data would be filled with.
+
+    On the meta device they mean nothing, but torch would load its compiler for them: a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        name = getattr(func, "__name__", "")
+        if name in ("normal_", "uniform_") and isinstance(filled, torch.Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)

@@ -44,9 +44,10 @@ def plot(plan: MemoryPlan, path: Path) -> None:
             axes.text(end, line, f" {end:.3g}", va="center")
         if plan.memory is not None:
             axes.axvline(plan.memory / _GIB, color="black", linestyle="--", linewidth=1)
-            axes.text(plan.memory / _GIB, -0.8, "available", ha="center", va="bottom")
+            axes.text(plan.memory / _GIB, -0.7, "available", ha="center", va="bottom")
         axes.set_yticks(range(len(bars)), [other.name for other in bars])
-        axes.invert_yaxis()
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, 1.08 * max(ends))
         axes.set_xlabel("GiB, without activations")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=300)

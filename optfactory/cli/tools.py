@@ -1,0 +1,64 @@
+"""Commands that look at models and machines: plan, doctor, bench. They load torch when they run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from optfactory.cli.output import print_json
+from optfactory.config_input import UsageError, read_config
+
+DTYPES = ("float32", "bfloat16", "float16")
+_PICTURES = (".png", ".pdf", ".svg")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """`optfactory plan`; exit code 1 if a rule matches nothing or it does not fit."""
+    from optfactory.factory import resolve
+    from optfactory.planning.memory_plan import plan, read_size
+    from optfactory.planning.model import load_model
+
+    picture = None if arguments.plot is None else _picture(arguments.plot)
+    read_size(arguments.memory)
+    # The config and the size first: both are checked in no time, and the model may be slow to make.
+    config = resolve(read_config(arguments.source, arguments.overrides))
+    model = load_model(arguments.model, arguments.dtype)
+    planned = plan(config, model, device=arguments.device, memory=arguments.memory)
+    if arguments.json:
+        print_json(planned.as_dict())
+    else:
+        print(planned)
+    if picture:
+        from optfactory.planning.plot import plot
+
+        plot(planned, picture)
+    return 1 if planned.unmatched or planned.verdict() == "no" else 0
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in _PICTURES:
+        raise UsageError(f"--plot takes a file ending in {', '.join(_PICTURES)}, got {text!r}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib; run: pip install matplotlib")
+    return path
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """`optfactory doctor`; exit code 1 if something is broken."""
+    from optfactory.doctor import checks
+
+    findings = checks()
+    if arguments.json:
+        print_json([finding.as_dict() for finding in findings])
+    else:
+        print(*findings, sep="\n")
+    return 1 if any(finding.status == "broken" for finding in findings) else 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """`optfactory bench`."""
+    from optfactory.bench.command import run
+
+    return run(arguments.words)

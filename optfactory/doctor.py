@@ -1,0 +1,184 @@
+"""`optfactory doctor`: what this machine has, which backend a device gets and why, what is wrong.
+
+Every finding is made by doing: the CPU's kernel is had and takes a step, the driver is asked, the
+cache is written to.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from optfactory import __version__, prebuilt
+from optfactory.backends import BACKEND_VARIABLE, backend_for
+from optfactory.compiler import CACHE_VARIABLE, cache_folder, find_compiler
+from optfactory.errors import OptFactoryError
+from optfactory.factory import build_optimizer
+from optfactory.processor import INSTRUCTIONS_VARIABLE, runnable_sets
+
+OK, NOTE, BROKEN = "ok", "note", "broken"
+_LEAST_TORCH = (2, 6)
+_VARIABLES = (BACKEND_VARIABLE, INSTRUCTIONS_VARIABLE, CACHE_VARIABLE, "CXX", "CUDA_PATH")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: what was looked at.
+        status: ``ok``; ``note`` for what one should know; ``broken`` for what does not work.
+        found: what was found.
+        remedy: what to do; empty if nothing.
+    """
+
+    what: str
+    status: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = f"\n{'':24}-> {self.remedy}" if self.remedy else ""
+        return f"{self.status:7}{self.what:17}{self.found}{remedy}"
+
+    def as_dict(self) -> dict[str, str]:
+        """The finding as JSON has it."""
+        return asdict(self)
+
+
+def checks() -> list[Finding]:
+    """Look at everything; no finding stops the next one."""
+    found: list[Finding] = []
+    for look in (_versions, _variables, _compiler, _cache, _cuda, _devices):
+        try:
+            found += look()
+        # Whatever goes wrong here is what the user wants to be told.
+        except Exception as error:
+            found.append(Finding(look.__name__.strip("_"), BROKEN, _brief(error)))
+    return found
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("optfactory", OK, __version__)
+    yield Finding("Python", OK, f"{platform.python_version()} ({sys.executable})")
+    numbers = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    fits = numbers >= _LEAST_TORCH
+    remedy = "" if fits else "optfactory needs torch 2.6 or newer: pip install -U torch"
+    yield Finding("torch", OK if fits else BROKEN, torch.__version__, remedy)
+    for package in ("pydantic", "hydra-core", "omegaconf"):
+        try:
+            yield Finding(package, OK, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, NOTE, "not installed", f"pip install {package}")
+
+
+def _variables() -> Iterator[Finding]:
+    for name in _VARIABLES:
+        if name in os.environ:
+            yield Finding(name, NOTE, f"is set to {os.environ[name]!r}")
+
+
+def _compiler() -> Iterator[Finding]:
+    command = find_compiler()
+    sets = ", ".join(item.name for item in runnable_sets()) or "unknown"
+    yield Finding("processor", OK, f"{platform.machine()}; instruction sets: {sets}")
+    if prebuilt.available():
+        yield Finding("prebuilt kernels", OK, str(prebuilt.FOLDER))
+    if command:
+        yield Finding("C++ compiler", OK, " ".join(command))
+    else:
+        remedy = "install g++ or clang++, or name one in the variable CXX"
+        yield Finding("C++ compiler", NOTE, "none found", remedy)
+
+
+def _cache() -> Iterator[Finding]:
+    folder = cache_folder()
+    kernels = list(folder.glob("*.so"))
+    size = sum(kernel.stat().st_size for kernel in kernels) / 1e6
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remedy = f"name a folder that can be written to in {CACHE_VARIABLE}"
+        yield Finding("kernel cache", BROKEN, f"{folder}: {error.strerror}", remedy)
+    else:
+        yield Finding("kernel cache", OK, f"{folder}: {len(kernels)} kernels, {size:.1f} MB")
+
+
+def _cuda() -> Iterator[Finding]:
+    built_for = torch.version.cuda
+    count = torch.cuda.device_count()
+    if not built_for:
+        yield Finding("CUDA", OK, "torch is built without it; GPUs are not used")
+        return
+    if not count:
+        yield Finding("CUDA", NOTE, f"torch is built for {built_for}, and sees no GPU")
+        return
+    yield Finding("CUDA", OK, f"torch is built for {built_for} and sees {count} GPU(s)")
+    # Not needed, and perhaps not installed, where there is no GPU.
+    from optfactory._cupy import load_cupy
+
+    try:
+        cupy = load_cupy()
+    except OptFactoryError as error:
+        yield Finding("CuPy", BROKEN, "cannot be used", str(error))
+        return
+    version = cupy.cuda.runtime.driverGetVersion()
+    driver = f"{version // 1000}.{version % 1000 // 10}"
+    yield Finding("CuPy", OK, f"{cupy.__version__}; the driver supports CUDA {driver}")
+
+
+def _devices() -> Iterator[Finding]:
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    for name in names:
+        yield _step(torch.device(name))
+
+
+def _step(device: torch.device) -> Finding:
+    """Take a step of 8-bit state on a device, and compare it with the first step of AdamW."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            name = backend_for(device).name
+            error = _first_step_error(device)
+        except (OptFactoryError, RuntimeError) as problem:
+            return Finding(f"step on {device}", BROKEN, "failed", _brief(problem))
+        told = [str(item.message) for item in caught]
+    if not error <= 1e-5:
+        found = f"backend '{name}' is wrong by {error:.1e}"
+        return Finding(f"step on {device}", BROKEN, found, "please report this as a bug")
+    status, why = (NOTE, told[0]) if told else (OK, _reason(name))
+    return Finding(f"step on {device}", status, f"backend '{name}': {why}")
+
+
+def _first_step_error(device: torch.device) -> float:
+    """How far a first step is from -lr * sign(gradient), which it is for every Adam, by the lr."""
+    parameter = torch.nn.Parameter(torch.zeros(16, 512, device=device))
+    parameter.grad = torch.linspace(-1, 1, 8192, device=device).view_as(parameter)
+    build_optimizer("adamw8bit", [parameter], lr=1.0, eps=0.0).step()
+    apart = (parameter.detach() + parameter.grad.sign()).abs().max()
+    return float(apart)
+
+
+def _reason(name: str) -> str:
+    """Why a device has a backend, where nothing stands in the way of a better one."""
+    if name == "reference":
+        return f"plain torch operations, as {BACKEND_VARIABLE} asks"
+    if name == "cuda":
+        return "CUDA kernels, compiled by NVRTC"
+    return "kernels for this processor" + ("" if find_compiler() else ", prebuilt")
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
