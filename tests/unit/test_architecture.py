@@ -66,13 +66,33 @@ ALLOWED = {
     "extend": {"field_types", "optimizers", "registry", "rules", "schema"},
     "optim": {"arguments", "errors", "factory", "optimizer", "param_groups"},
     "factory": {"errors", "optimizer", "param_groups", "registry", "schema", "validation"},
-    "config_files": {"_resources", "registry", "schema"},
+    "ready_rules": {"_resources", "errors"},
+    "config_files": {"_resources", "errors", "ready_rules", "registry", "schema"},
+    "json_schema": {"group_rules", "registry"},
     "config_input": {"errors", "registry"},
     "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
-    "cli": {"__init__", "bench", "config_files", "config_input", "errors", "factory", "registry"},
+    "planning": {
+        *("errors", "factory", "group_rules", "registry", "schema"),
+        *("group_config", "grouping", "memory", "param_groups", "report", "state", "step_plan"),
+    },
+    "doctor": {
+        "__init__",
+        "_cupy",
+        "backends",
+        "compiler",
+        "errors",
+        "factory",
+        "prebuilt",
+        "processor",
+    },
+    "cli": {
+        *("__init__", "config_files", "config_input", "errors", "factory", "json_schema"),
+        *("registry", "bench", "doctor", "planning"),
+    },
     "__main__": {"cli"},
     "__init__": {
-        *("_resources", "optim", "factory", "optimizer", "registry", "saving", "schema")
+        *("_resources", "optim", "factory", "optimizer", "planning", "ready_rules", "registry"),
+        *("saving", "schema"),
     },  # lazily
     # builds what wheels carry, where neither torch nor an installed optfactory need be
     "_wheel": {
@@ -84,7 +104,7 @@ ALLOWED = {
 }
 TORCH_FREE = {
     *("errors", "_resources", "naming", "options", "rules", "schema", "optimizers", "registry"),
-    *("field_types", "group_rules", "validation"),
+    *("field_types", "group_rules", "json_schema", "ready_rules", "validation"),
     *("config_files", "config_input", "cli", "__main__", "__init__", "_hydra_plugin"),
     *("processor", "compiler", "prebuilt", "_wheel"),
 }

@@ -95,5 +95,9 @@ def test_the_hydra_app_runs(tmp_path):
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
-        names = re.findall(r"^(\w+) 0\.\d+$", done.stdout, re.M)
-        assert len(names) == (6 if "--multirun" in arguments else 1)
+        printed = re.findall(r"^(\w+) ([\w+]+) [\d.]+ [\d.]+$", done.stdout, re.M)
+        rules = {group for _, groups in printed for group in groups.split("+")}
+        assert rules == {"default", "head", "no_decay"} - {
+            word[1:].split(".")[-1] for word in arguments if word[0] == "~"
+        }
+        assert len({name for name, _ in printed}) == (6 if "--multirun" in arguments else 1)
