@@ -1,11 +1,15 @@
-"""Train the same model with every optimizer, and compare final loss and bytes of state.
+r"""Train the same model with every optimizer, and compare final loss and bytes of state.
 
     python examples/sweep.py                                       # eighteen runs, a minute each
     python examples/sweep.py --names '*8bit' -- steps=100          # overrides of train_lm.py
-    python examples/sweep.py --json sweep.json --plot sweep.png --markdown README.md
     python examples/sweep.py --from examples/results/sweep.json --plot sweep.pdf
 
-The third line, with the files of `examples/results`, makes what the README shows. The runs are a Hydra multirun of `train_lm.py`: `-m 'optimizer=glob(*)'` does the same by hand.
+What the README shows is made by
+
+    cd examples && python sweep.py --json results/sweep.json --plot results/sweep.png \
+        --markdown ../README.md
+
+The runs are a Hydra multirun of `train_lm.py`: `-m 'optimizer=glob(*)'` does the same by hand.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from optfactory.factory import build_optimizer, resolve
     from optfactory.optimizer import Optimizer2State
     from optfactory.planning.memory_plan import plan
-    from optfactory.ready_rules import list_rules, ready_rules
     from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
     from optfactory.saving import load_checkpoint, save_checkpoint
     from optfactory.schema import OptimizerConfig
+    from optfactory.shipped_rules import list_rules, ready_rules
 
 __version__ = "0.1.0"
 
@@ -50,10 +50,10 @@ _HOME = {
     "build_optimizer": "factory",
     "get_optimizer_info": "registry",
     "list_optimizers": "registry",
-    "list_rules": "ready_rules",
+    "list_rules": "shipped_rules",
     "load_checkpoint": "saving",
     "plan": "planning.memory_plan",
-    "ready_rules": "ready_rules",
+    "ready_rules": "shipped_rules",
     "resolve": "factory",
     "save_checkpoint": "saving",
 }

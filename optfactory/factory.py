@@ -25,6 +25,10 @@ def resolve(
 ) -> OptimizerConfig:
     """Check a configuration and return it as a frozen model.
 
+    >>> config = resolve({"name": "paged_adamw_8bit", "lr": "3e-4"})
+    >>> config.name, config.lr, config.optim_bits, config.is_paged
+    ('paged_adamw8bit', 0.0003, 8, True)
+
     Args:
         cfg: an optimizer name or alias, a mapping with the key `name`, a Hydra/OmegaConf node, or
             a config that was already resolved.
@@ -54,6 +58,13 @@ def build_optimizer(
     cfg: str | Mapping[str, Any] | DictConfig | OptimizerConfig, params: Params, /, **overrides: Any
 ) -> Optimizer2State:
     """Build the optimizer that a config names, after checking all of it.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(128, 64)
+    >>> rules = {"no_decay": {"ndim": 1, "weight_decay": 0.0}}
+    >>> optimizer = build_optimizer("adamw8bit", model, lr=3e-4, param_groups=rules)
+    >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+    [('default', 0.01), ('no_decay', 0.0)]
 
     Args:
         cfg: as for `resolve`.

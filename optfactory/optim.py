@@ -107,6 +107,11 @@ def _read_args(args: object, values: Mapping[str, Any]) -> dict[str, Any]:
 class Adam(_Named):
     """Adam (Kingma & Ba 2015); state of `optim_bits` bits, paged if `is_paged`.
 
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.Adam([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'adam'
+
     Args:
         params: as for `build_optimizer`.
         lr, betas, eps: hyperparameters.
@@ -153,73 +158,144 @@ _ADAM_ARGUMENTS = (
 
 
 class Adam8bit(Adam):
-    """`Adam` with 8-bit state; `optim_bits` may be left at its historic default."""
+    """`Adam` with 8-bit state; `optim_bits` may be left at its historic default.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.Adam8bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'adam8bit'
+    """
 
     _name = "adam8bit"
 
 
 class Adam32bit(Adam):
-    """`Adam` with 32-bit state."""
+    """`Adam` with 32-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.Adam32bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'adam32bit'
+    """
 
     _name = "adam32bit"
 
 
 class PagedAdam(Adam):
-    """`Adam` with paged state."""
+    """`Adam` with paged state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.PagedAdam([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'paged_adam'
+    """
 
     _name = "paged_adam"
 
 
 class PagedAdam8bit(Adam):
-    """`Adam` with paged 8-bit state."""
+    """`Adam` with paged 8-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.PagedAdam8bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'paged_adam8bit'
+    """
 
     _name = "paged_adam8bit"
 
 
 class PagedAdam32bit(Adam):
-    """`Adam` with paged 32-bit state."""
+    """`Adam` with paged 32-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.PagedAdam32bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'paged_adam32bit'
+    """
 
     _name = "paged_adam32bit"
 
 
 class AdamW(Adam):
-    """`Adam` with decoupled weight decay (Loshchilov & Hutter 2019), 0.01 if not given."""
+    """`Adam` with decoupled weight decay (Loshchilov & Hutter 2019), 0.01 if not given.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.AdamW([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'adamw'
+    """
 
     _name = "adamw"
 
 
 class AdamW8bit(AdamW):
-    """`AdamW` with 8-bit state."""
+    """`AdamW` with 8-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.AdamW8bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'adamw8bit'
+    """
 
     _name = "adamw8bit"
 
 
 class AdamW32bit(AdamW):
-    """`AdamW` with 32-bit state."""
+    """`AdamW` with 32-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.AdamW32bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'adamw32bit'
+    """
 
     _name = "adamw32bit"
 
 
 class PagedAdamW(AdamW):
-    """`AdamW` with paged state."""
+    """`AdamW` with paged state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.PagedAdamW([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'paged_adamw'
+    """
 
     _name = "paged_adamw"
 
 
 class PagedAdamW8bit(AdamW):
-    """`AdamW` with paged 8-bit state."""
+    """`AdamW` with paged 8-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.PagedAdamW8bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'paged_adamw8bit'
+    """
 
     _name = "paged_adamw8bit"
 
 
 class PagedAdamW32bit(AdamW):
-    """`AdamW` with paged 32-bit state."""
+    """`AdamW` with paged 32-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.PagedAdamW32bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'paged_adamw32bit'
+    """
 
     _name = "paged_adamw32bit"
 
 
 class LAMB(_Named):
     """LAMB (You et al. 2020) as bitsandbytes has it: the norm of a tensor's update is clipped.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.LAMB([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'lamb'
 
     Args:
         params: as for `build_optimizer`.
@@ -295,12 +371,24 @@ class _FixedLAMB(LAMB):
 
 
 class LAMB8bit(_FixedLAMB):
-    """`LAMB` with 8-bit state."""
+    """`LAMB` with 8-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.LAMB8bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'lamb8bit'
+    """
 
     _name = "lamb8bit"
 
 
 class LAMB32bit(_FixedLAMB):
-    """`LAMB` with 32-bit state."""
+    """`LAMB` with 32-bit state.
+
+    >>> import torch
+    >>> from optfactory import optim
+    >>> optim.LAMB32bit([torch.zeros(3, requires_grad=True)], lr=3e-4).config.name
+    'lamb32bit'
+    """
 
     _name = "lamb32bit"

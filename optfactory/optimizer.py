@@ -40,6 +40,15 @@ class Optimizer2State(Optimizer):
     parameter is kept under PyTorch's names: `step`, `exp_avg`, `exp_avg_sq`, or for 8-bit state
     `exp_avg_q8` (codes, uint8) and `exp_avg_absmax` (scales, float32).
 
+    >>> import torch
+    >>> from optfactory import build_optimizer
+    >>> weight = torch.nn.Parameter(torch.ones(64, 64))
+    >>> optimizer = build_optimizer("adamw8bit", [weight])
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> sorted(optimizer.state[weight])
+    ['exp_avg_absmax', 'exp_avg_q8', 'exp_avg_sq_absmax', 'exp_avg_sq_q8', 'step']
+
     Args:
         params: a Module, tensors, (name, tensor) pairs, or param-group dicts whose own
             hyperparameters override the config's.

@@ -37,6 +37,10 @@ _log = logging.getLogger("optfactory")
 class OptimizerInfo:
     """One row of the registry.
 
+    >>> info = get_optimizer_info("paged_lamb8bit")
+    >>> info.family, info.optim_bits, info.is_paged, info.defaults["lr"]
+    ('lamb', 8, True, 0.001)
+
     Attributes:
         name: canonical name, e.g. ``paged_adam8bit``.
         family: the schema and rule it shares with its siblings, e.g. ``adam``.
@@ -68,6 +72,15 @@ def register(config_class: Family) -> Family:
 
     Its rule text is read at once, so that mistakes in it show here. A class of the same module and
     name replaces the one that was registered before, as when a notebook's cell runs again.
+
+    >>> from optfactory.optimizers.adam import AdamConfig
+    >>> class CalmAdam(AdamConfig):
+    ...     "Adam with a smaller learning rate."
+    ...     family = "calm_adam"
+    ...     lr: float = 1e-4
+    >>> _ = register(CalmAdam)
+    >>> list_optimizers("calm_adam*")
+    ['calm_adam', 'calm_adam32bit', 'calm_adam8bit']
 
     Args:
         config_class: a subclass of `OptimizerConfig` with `family`, `rule` and `scalars`.
@@ -223,6 +236,9 @@ def canonical_name(text: str) -> str:
 def get_optimizer_info(name: str) -> OptimizerInfo:
     """Everything the registry knows of one optimizer; accepts aliases.
 
+    >>> get_optimizer_info("PagedAdamW8bit").name
+    'paged_adamw8bit'
+
     Raises:
         UnknownOptimizerError: nothing of that name.
     """
@@ -246,6 +262,9 @@ def list_optimizers(
     filter: Patterns = "", exclude_filters: Patterns = "", with_description: bool = False
 ) -> list[str] | list[tuple[str, str]]:
     """All canonical names, sorted; optionally only those that match a glob.
+
+    >>> list_optimizers("*8bit", exclude_filters="paged*")
+    ['adam8bit', 'adamw8bit', 'lamb8bit']
 
     Args:
         filter: a glob such as ``*8bit`` or several; empty selects all.

@@ -42,7 +42,11 @@ _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One per-element state: its PyTorch name, and whether its values can be negative."""
+    """One per-element state: its PyTorch name, and whether its values can be negative.
+
+    >>> StateSpec("exp_avg_sq", signed=False).name
+    'exp_avg_sq'
+    """
 
     name: str
     signed: bool
@@ -59,6 +63,12 @@ class UpdateRule:
         trust_ratio: the stem of ``kernels/trust_ratios/<name>.cuh``, or None. A rule with a
             trust ratio runs in two passes: statistics (norms), then update.
         text: the rule text itself; None where it is the file.
+
+    >>> states = (StateSpec("momentum_buffer", signed=True),)
+    >>> text = "momentum_buffer = fma(momentum, momentum_buffer, g); u = momentum_buffer;"
+    >>> rule = UpdateRule("sgd", states, ("momentum",), text=text)
+    >>> rule.all_scalars
+    ('decay', 'step_size', 'step', 'seed', 'percentile', 'momentum')
     """
 
     name: str

@@ -19,6 +19,12 @@ def save_checkpoint(path: str | os.PathLike[str], obj: Any) -> None:
     The new file is written beside the old one, forced to the disk and renamed over it. A process
     that is killed meanwhile leaves the old file, and may leave `.<name>.<random>.tmp` beside it.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_checkpoint(f"{folder}/last.pt", {"step": 7})
+    ...     load_checkpoint(f"{folder}/last.pt")
+    {'step': 7}
+
     Args:
         path: the file to write; its folder must exist.
         obj: what torch.save takes, usually a dict of state dicts.
@@ -53,6 +59,10 @@ def _sync_folder(folder: Path) -> None:
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """Read a checkpoint with torch.load(weights_only=True), after a check that it is undamaged.
+
+    >>> load_checkpoint("missing.pt")
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: 'missing.pt'
 
     Args:
         map_location: as of torch.load. `load_state_dict` copies state to where it belongs, so

@@ -17,6 +17,11 @@ class OptimizerConfig(BaseModel):
 
     A family's class sets `family` and adds its fields, its rule and its per-step scalars; see
     `optfactory/optimizers/adam.py`. Classes for single names lock what the name states.
+
+    >>> from optfactory import resolve
+    >>> config = resolve("adam8bit", lr=3e-4)
+    >>> isinstance(config, OptimizerConfig), config.model_dump(mode="json")["betas"]
+    (True, [0.9, 0.999])
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

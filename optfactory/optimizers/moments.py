@@ -24,7 +24,12 @@ MOMENT_SCALARS = (
 
 
 class MomentsConfig(OptimizerConfig):
-    """Hyperparameters of the optimizers with Adam's two moments."""
+    """Hyperparameters of the optimizers with Adam's two moments.
+
+    >>> from optfactory.registry import get_optimizer_info
+    >>> issubclass(get_optimizer_info("adam8bit").config_class, MomentsConfig)
+    True
+    """
 
     betas: Betas = Field(
         default=(0.9, 0.999), description="decay rates of the first and second moment, in [0, 1)"
@@ -70,7 +75,11 @@ class MomentsConfig(OptimizerConfig):
 
 
 def bias_corrections(group: Mapping[str, Any], step: Any) -> tuple[Any, Any]:
-    """c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step); both 1 without bias correction."""
+    """c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step); both 1 without bias correction.
+
+    >>> bias_corrections({"bias_correction": True, "betas": (0.5, 0.75)}, 1)
+    (0.5, 0.5)
+    """
     if not group["bias_correction"]:
         return 1.0, 1.0
     beta1, beta2 = group["betas"]

@@ -66,8 +66,8 @@ ALLOWED = {
     "extend": {"field_types", "optimizers", "registry", "rules", "schema"},
     "optim": {"arguments", "errors", "factory", "optimizer", "param_groups"},
     "factory": {"errors", "optimizer", "param_groups", "registry", "schema", "validation"},
-    "ready_rules": {"_resources", "errors"},
-    "config_files": {"_resources", "errors", "ready_rules", "registry", "schema"},
+    "shipped_rules": {"_resources", "errors"},
+    "config_files": {"_resources", "errors", "shipped_rules", "registry", "schema"},
     "json_schema": {"group_rules", "registry"},
     "config_input": {"errors", "registry"},
     "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
@@ -91,7 +91,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     "__init__": {
-        *("_resources", "optim", "factory", "optimizer", "planning", "ready_rules", "registry"),
+        *("_resources", "optim", "factory", "optimizer", "planning", "registry", "shipped_rules"),
         *("saving", "schema"),
     },  # lazily
     # builds what wheels carry, where neither torch nor an installed optfactory need be
@@ -104,7 +104,7 @@ ALLOWED = {
 }
 TORCH_FREE = {
     *("errors", "_resources", "naming", "options", "rules", "schema", "optimizers", "registry"),
-    *("field_types", "group_rules", "json_schema", "ready_rules", "validation"),
+    *("field_types", "group_rules", "json_schema", "shipped_rules", "validation"),
     *("config_files", "config_input", "cli", "__main__", "__init__", "_hydra_plugin"),
     *("processor", "compiler", "prebuilt", "_wheel"),
 }
