@@ -62,9 +62,8 @@ ALLOWED = {
         *("group_config", "grouping", "param_groups", "report", "state", "step_plan"),
     },
     # what users call
-    "arguments": set(),
     "extend": {"field_types", "optimizers", "registry", "rules", "schema"},
-    "optim": {"arguments", "errors", "factory", "optimizer", "param_groups"},
+    "optim": {"errors", "factory", "optimizer", "param_groups"},
     "factory": {"errors", "optimizer", "param_groups", "registry", "schema", "validation"},
     "shipped_rules": {"_resources", "errors"},
     "config_files": {"_resources", "errors", "shipped_rules", "registry", "schema"},

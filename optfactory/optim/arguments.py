@@ -6,7 +6,7 @@ as Lightning's.
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 
 class Options(TypedDict, total=False):
@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     param_rounding: Literal["nearest", "stochastic", "kahan"]
     seed: int
     compat: Literal["none", "bitsandbytes"]
+    param_groups: dict[str, dict[str, Any]]
 
 
 class AdamOptions(Options, total=False):

@@ -1,0 +1,51 @@
+"""The optimizers as classes, with the arguments and the order of bitsandbytes' older API.
+
+>>> import torch
+>>> from optfactory import optim
+>>> optim.Adam8bit([torch.zeros(64, 64, requires_grad=True)], lr=3e-4).config.name
+'adam8bit'
+
+Each class is `Optimizer2State` with a name's config: `Adam8bit(params, lr)` is
+`build_optimizer("adam8bit", params, lr=lr)`. An argument has the effect that it names, or is
+refused with a ValueError; that differs from bitsandbytes, where
+
+* `weight_decay` of the Adam classes is decoupled: here that is `AdamW`, and `Adam` adds it to the
+  gradient as torch.optim.Adam does (`adam_w_mode=True` changes that);
+* `amsgrad`, `bias_correction`, `adam_w_mode` and more are accepted and ignored;
+* the LAMB classes only clip the update's norm. These do so too (`trust_ratio="clip"`), at 8 bits as
+  well, and take the paper's ratio with `trust_ratio="lamb"`.
+"""
+
+from optfactory.optim.adam import (
+    Adam,
+    Adam8bit,
+    Adam32bit,
+    AdamW,
+    AdamW8bit,
+    AdamW32bit,
+    PagedAdam,
+    PagedAdam8bit,
+    PagedAdam32bit,
+    PagedAdamW,
+    PagedAdamW8bit,
+    PagedAdamW32bit,
+)
+from optfactory.optim.lamb import LAMB, LAMB8bit, LAMB32bit
+
+__all__ = [
+    "LAMB",
+    "Adam",
+    "Adam8bit",
+    "Adam32bit",
+    "AdamW",
+    "AdamW8bit",
+    "AdamW32bit",
+    "LAMB8bit",
+    "LAMB32bit",
+    "PagedAdam",
+    "PagedAdam8bit",
+    "PagedAdam32bit",
+    "PagedAdamW",
+    "PagedAdamW8bit",
+    "PagedAdamW32bit",
+]
