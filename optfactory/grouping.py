@@ -7,18 +7,15 @@ one wins key by key, then those that its own param group states. Its learning ra
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase, translate
 from typing import Any
 
 from torch import Tensor
 
 from optfactory.group_rules import RULES_FIELD, GroupRule, rules_of
-from optfactory.layers import LayerNumbers
-from optfactory.origins import Origin, Origins
+from optfactory.matching import Matcher
+from optfactory.origins import Origins
 from optfactory.param_groups import Params, read_params
 from optfactory.schema import OptimizerConfig
 
@@ -58,7 +55,7 @@ def group_parameters(params: Params, config: OptimizerConfig) -> Grouping:
     if not rules:
         return Grouping(groups)
     named = all("param_names" in group for group in groups if group["params"])
-    matchers = {label: _Matcher(rule, origins) for label, rule in rules.items()}
+    matchers = {label: Matcher(rule, origins) for label, rule in rules.items()}
     problems = [
         f"{RULES_FIELD}.{label}.{problem}"
         for label, matcher in matchers.items()
@@ -77,7 +74,7 @@ def group_parameters(params: Params, config: OptimizerConfig) -> Grouping:
 
 
 def _without_effect(
-    matchers: Mapping[str, _Matcher], used: set[str], origins: Origins
+    matchers: Mapping[str, Matcher], used: set[str], origins: Origins
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What to say of rules that match no trained parameter: of those that must, and the others."""
     unmatched, idle = {}, {}
@@ -104,92 +101,9 @@ class _Hit:
     last: int
 
 
-class _Matcher:
-    """One rule, prepared to be asked about many parameters."""
-
-    def __init__(self, rule: GroupRule, origins: Origins) -> None:
-        self.rule = rule
-        self._origins = origins
-        self._name_tests: list[Callable[[str], object]] = []
-        if rule.match:
-            globs = "|".join(map(translate, rule.match))
-            self._name_tests.append(re.compile(globs).match)
-        if rule.regex:
-            expressions = "|".join(f"(?:{text})" for text in rule.regex)
-            self._name_tests.append(re.compile(expressions).search)
-        self._listed = _listed_names(origins, rule.listed_by) if rule.listed_by else None
-        self.layers = _layers(rule, origins)
-
-    def problems(self, named: bool) -> list[str]:
-        """What the rule needs to know, and the parameters do not say."""
-        rule = self.rule
-        by_name = [key for key in rule.matchers if key in ("match", "regex")]
-        by_name += ["layer_decay"] if rule.layer_decay is not None else []
-        problems = []
-        if not named:
-            problems += [
-                f"{key}: the parameters have no names; pass the model or model.named_parameters()"
-                for key in by_name
-            ]
-        if not self._origins.models:
-            problems += [
-                f"{key}: needs the model; pass it in place of its parameters"
-                for key in ("modules", "listed_by")
-                if key in rule.matchers
-            ]
-        elif self._listed is None and rule.listed_by and not rule.optional:
-            problems.append(f"listed_by: the model has no method {rule.listed_by!r}")
-        if named and self.layers and not self.layers.lists:
-            wanted = f"named {rule.blocks!r}" if rule.blocks else "in the model"
-            problems.append(f"layer_decay: there is no list of blocks {wanted}; set blocks to one")
-        return problems
-
-    def hits(self, tensor: Tensor) -> bool:
-        """Whether a parameter meets all matchers, by any of its names."""
-        origin = self._origins.of(tensor)
-        if not self.rule.fits_ndim(tensor.ndim):
-            return False
-        names = origin.names if origin else []
-        if not all(any(map(test, names)) for test in self._name_tests):
-            return False
-        if self.rule.listed_by and not any(name in (self._listed or ()) for name in names):
-            return False
-        return not self.rule.modules or _owned_by(origin, self.rule.modules)
-
-    def layer(self, tensor: Tensor) -> tuple[int, int]:
-        """The layer of a parameter, by its first name, and the last one; 0 without layers."""
-        origin = self._origins.of(tensor)
-        if self.layers is None or origin is None:
-            return 0, 0
-        return self.layers.of(origin.names[0]), self.layers.last
-
-
-def _listed_names(origins: Origins, method: str) -> set[str] | None:
-    """The names that models, or modules inside them, return by a method; None if none has it."""
-    found = [
-        {f"{prefix}.{name}" if prefix else str(name) for name in listing()}
-        for model in origins.models
-        for prefix, module in model.named_modules()
-        if callable(listing := getattr(module, method, None))
-    ]
-    return set().union(*found) if found else None
-
-
-def _layers(rule: GroupRule, origins: Origins) -> LayerNumbers | None:
-    if rule.layer_decay is None:
-        return None
-    sizes = [(origin.names[0], tensor.numel()) for tensor, origin in origins.all()]
-    return LayerNumbers(sizes, rule.blocks)
-
-
-def _owned_by(origin: Origin | None, globs: tuple[str, ...]) -> bool:
-    classes = {base.__name__ for owner in (origin.owners if origin else ()) for base in owner.mro()}
-    return any(fnmatchcase(name, glob) for name in classes for glob in globs)
-
-
 def _split(
     group: Mapping[str, Any],
-    matchers: Mapping[str, _Matcher],
+    matchers: Mapping[str, Matcher],
     config: OptimizerConfig,
     problems: list[str],
 ) -> tuple[list[dict[str, Any]], set[str]]:
@@ -231,15 +145,15 @@ def _new_group(
 ) -> dict[str, Any]:
     """A group without parameters yet, with what the rules and then the user's group say."""
     overrides: dict[str, Any] = {}
-    scales = [1.0]
+    lr_scale = layer_scale = 1.0
     for hit in hits:
         overrides |= hit.rule.overrides
         if hit.rule.lr_scale is not None:
-            scales[0] = hit.rule.lr_scale
+            lr_scale = hit.rule.lr_scale
         if hit.rule.layer_decay is not None:
-            scales.append(hit.rule.layer_decay ** (hit.last - hit.layer))
+            layer_scale = hit.rule.layer_decay ** (hit.last - hit.layer)
     merged = {**overrides, **own}
-    scale = math.prod(scales)
+    scale = lr_scale * layer_scale
     if scale != 1.0:
         merged["lr"] = _scaled(merged.get("lr", config.lr), scale)
     labels = [hit.label if not hit.last else f"{hit.label}[{hit.layer}]" for hit in hits]
