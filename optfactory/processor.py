@@ -40,8 +40,15 @@ _V2 = frozenset({"cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"
 _V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-# The best ones first. VBMI, which looks 8-bit codes up in registers, came with Ice Lake and Zen 4.
+# The best ones first. VBMI, which looks 8-bit codes up in registers, came with Ice Lake and Zen 4;
+# kernels for processors of AMD, which alone have SSE4a, gather less.
 INSTRUCTION_SETS = (
+    InstructionSet(
+        "x86-64-v4-amd",
+        "x86_64",
+        _V4 | {"avx512vbmi", "sse4a"},
+        ("-march=x86-64-v4", "-mavx512vbmi", "-msse4a", "-mprefer-vector-width=512"),
+    ),
     InstructionSet(
         "x86-64-v4-vbmi",
         "x86_64",

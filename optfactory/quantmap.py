@@ -11,19 +11,38 @@ value on a boundary takes the even code.
 
 from __future__ import annotations
 
+import math
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 # The upper 16 bits of the float32 patterns of 2^-23 and of 1. No boundary of a usable map lies
 # below 2^-23, so smaller numbers share the first key.
 _LOWEST_KEY = 104 << 7
 _HIGHEST_KEY = 127 << 7
 
+# More than what rounding to float32 can make of numbers up to 256 on the lines of a map.
+LINE_MARGIN = 2.0**-14
+
 
 def _float32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def _next_float32(value: float) -> float:
+    (pattern,) = struct.unpack("<I", struct.pack("<f", value))
+    return float(struct.unpack("<f", struct.pack("<I", pattern + 1))[0])
+
+
+class Line(NamedTuple):
+    """Codes of magnitudes from `first` on: floor(slope * |y| + offset), at most `last`."""
+
+    first: float
+    slope: float
+    offset: float
+    last: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,64 @@ class QuantizationMap:
             least, most = (code << 16 for code in codes)
             rows += [*[least] * _LOWEST_KEY, *entries, *[most] * above]
         return rows
+
+    def lines(self, floors: bool) -> list[Line]:
+        """Straight lines that tell most codes by arithmetic, for processors with slow gathers.
+
+        The values of a decade are equally spaced, so that the code's distance from that of zero is
+        floor(slope * |y| + offset), but where that is nearly a whole number: there, `keys` decide.
+        One line each for 0, for the decades and for 1. Offsets are greater by LINE_MARGIN, so that
+        nearly whole is what lies less than twice that above a whole number.
+
+        Args:
+            floors: in an unsigned map, magnitudes below the smallest value take its code.
+        """
+        if self.name == "dynamic_symmetric":
+            # Its negative codes are no mirror image: whole everywhere, so that `keys` decide.
+            return [Line(0.0, 0.0, LINE_MARGIN, 0)]
+        values = self.values[self.zero_code :]
+        finest = 1 if self.signed else 2
+        sizes = [1, *(finest << decade for decade in range(7)), 1]
+        lines, start = [], 0
+        for size in sizes:
+            last = start + size - 1
+            first = self._first_of(start)
+            slope = (size - 1) / (values[last] - values[start]) if size > 1 else 0.0
+            offset = start + 0.5 - values[start] * slope + LINE_MARGIN
+            lines.append(Line(first, slope, offset, last))
+            start += size
+        if floors and not self.signed:
+            lines[0] = Line(0.0, 0.0, 1.5, 1)
+        return lines
+
+    def _first_of(self, index: int) -> float:
+        """The least magnitude whose code is that many above that of zero."""
+        if index == 0:
+            return 0.0
+        code = self.zero_code + index
+        boundary = self.midpoints[code - 1]
+        return boundary if self.nearest_code(boundary) == code else _next_float32(boundary)
+
+    def line_tables(self, floors: bool) -> tuple[list[int], list[float], list[Line]]:
+        """`lines` as kernels look them up: by exponent, no two lines begin within one.
+
+        Returns:
+            For each exponent, at the remainder of its biased value by 32, the line at its lower end
+            and the magnitude at which the next line begins (infinite if none does); all lines.
+        """
+        lines = self.lines(floors)
+        firsts = [line.first for line in lines]
+        numbers, splits = [0] * 32, [math.inf] * 32
+        for exponent in range(_LOWEST_KEY >> 7, (_HIGHEST_KEY >> 7) + 1):
+            low = 2.0 ** (exponent - 127)
+            numbers[exponent % 32] = bisect_right(firsts, low) - 1
+            begins = [first for first in firsts if low < first < 2 * low]
+            if len(begins) > 1:
+                raise ValueError(
+                    f"map '{self.name}' is too fine: lines share the exponent of {low}"
+                )
+            splits[exponent % 32] = begins[0] if begins else math.inf
+        return numbers, splits, lines
 
     def _key_entry(self, first_pattern: int, sign: int) -> int:
         def code_at(low: int) -> int:

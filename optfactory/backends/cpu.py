@@ -18,7 +18,7 @@ from optfactory import prebuilt
 from optfactory.codegen import KernelVariant, cpp_source, dtype_name
 from optfactory.compiler import load_library
 from optfactory.options import KernelOptions
-from optfactory.quantmap import map_for
+from optfactory.quantmap import QuantizationMap, map_for
 from optfactory.state import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.step_plan import Bucket, BucketKey, Slot
 
@@ -79,8 +79,8 @@ def _library(variant: KernelVariant) -> ctypes.CDLL:
 
 
 @cache
-def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """A map as kernels read it: its values, the values' bytes in planes, and all keys.
+def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, ...]:
+    """A map as kernels read it: its values, the values' bytes in planes, all keys, and lines.
 
     Keys are seen from their middle on: kernels index them with signed numbers.
     """
@@ -88,7 +88,20 @@ def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, Tensor, T
     values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
     planes = values.view(torch.uint8).view(256, 4).t().contiguous()
     keys = torch.tensor(qmap.all_keys(options.floors), dtype=torch.int32, device="cpu")
-    return values, planes, keys[len(keys) // 2 :]
+    return values, planes, keys[len(keys) // 2 :], _line_table(qmap, options.floors)
+
+
+def _line_table(qmap: QuantizationMap, floors: bool) -> Tensor:
+    """The lines of a map as the struct `Lines` of kernels/cpu_codec.h."""
+    numbers, splits, lines = qmap.line_tables(floors)
+    lines = lines + lines[-1:] * (16 - len(lines))
+    floats = [*splits, *(line.slope for line in lines), *(line.offset for line in lines)]
+    parts = [
+        torch.tensor(numbers, dtype=torch.int32, device="cpu"),
+        torch.tensor(floats, dtype=torch.float32, device="cpu").view(torch.int32),
+        torch.tensor([line.last for line in lines], dtype=torch.int32, device="cpu"),
+    ]
+    return torch.cat(parts)
 
 
 class _Tables:
@@ -121,7 +134,7 @@ class _Tables:
         self.pointers: tuple[list[int], list[int]] = ([], [])
         self.views: list[Tensor] = []
         self.strides: Any = None  # those that the views describe
-        self.bucket = (ctypes.c_int64 * (_BUCKET_FIELDS + 3 * states))()
+        self.bucket = (ctypes.c_int64 * (_BUCKET_FIELDS + 4 * states))()
         self._check_layout(len(bucket.key.rule.all_scalars))
         self._fill_bucket(bucket)
 

@@ -26,6 +26,7 @@ SLACK = 1.05
 # Instructions an element with g++ 12; another compiler would need ceilings of its own.
 COMPILER = 12
 CEILINGS = {
+    "x86-64-v4-amd": {"adamw": 1.98, "adamw8bit": 7.87, "lamb8bit": 11.75},
     "x86-64-v4-vbmi": {"adamw": 1.98, "adamw8bit": 5.86, "lamb8bit": 9.7},
     "x86-64-v3": {"adamw": 3.38, "adamw8bit": 10.87, "lamb8bit": 17.34},
 }

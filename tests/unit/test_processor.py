@@ -24,10 +24,12 @@ SANDY_BRIDGE = f"{NEHALEM} aes xsave avx"
 HASWELL = f"{SANDY_BRIDGE} fma movbe f16c rdrand abm bmi1 avx2 smep bmi2 erms invpcid"
 CASCADE_LAKE = f"{HASWELL} avx512f avx512dq clflushopt avx512cd avx512bw avx512vl avx512_vnni"
 ICE_LAKE = f"{CASCADE_LAKE} avx512ifma avx512vbmi avx512_vbmi2 gfni avx512_bitalg"
+GENOA = f"{ICE_LAKE} sse4a"
 XEON_PHI = f"{HASWELL} avx512f avx512cd avx512er avx512pf"
 GRAVITON = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics"
 
 V2, V3, V4, VBMI = "x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4-vbmi"
+AMD = "x86-64-v4-amd"
 
 
 def cpuinfo(*flags: str, key: str = "flags") -> str:
@@ -62,6 +64,7 @@ def names(sets):
         (CASCADE_LAKE, [V4, V3, V2]),
         (XEON_PHI, [V3, V2]),
         (ICE_LAKE, [VBMI, V4, V3, V2]),
+        (GENOA, [AMD, VBMI, V4, V3, V2]),
         (ICE_LAKE.replace("avx2 ", ""), [V2]),  # as hypervisors may hide a part
     ],
 )
