@@ -76,6 +76,7 @@ def read_groups(
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
         record = layout.read_group(old)
         found = record.problems or _group_problems(record, group)
+        found = found or _moved_parameters(old, group, groups)
         try:
             read.append(_values(record, group, config) if not found else {})
         except ConfigError as error:
@@ -102,6 +103,23 @@ def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
             "build the optimizer with the checkpoint's amsgrad (and 32-bit state if it is true)"
         ]
     return []
+
+
+def _moved_parameters(
+    saved: Mapping[str, Any], group: Mapping[str, Any], groups: list[dict[str, Any]]
+) -> list[str]:
+    """What to say of parameters that are in another group here: their state would be mixed up."""
+    theirs, ours = saved.get("param_names"), group.get("param_names", [])
+    if not isinstance(theirs, list):
+        return []
+    everywhere = {name for other in groups for name in other.get("param_names", ())}
+    moved = [str(name) for name in theirs if name in everywhere and name not in ours]
+    if not moved:
+        return []
+    return [
+        f"param_names: the checkpoint has {', '.join(moved[:_LISTED_PROBLEMS])} here, and this "
+        "optimizer in another group; build it with the groups or rules that the checkpoint had"
+    ]
 
 
 def _values(

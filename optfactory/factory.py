@@ -70,7 +70,8 @@ def build_optimizer(
         cfg: as for `resolve`.
         params: a Module (its trainable parameters), tensors, (name, tensor) pairs, or torch
             param-group dicts, whose own hyperparameters override the config's.
-        overrides: hyperparameters that replace those of `cfg`; `lr` may be a 0-d tensor.
+        overrides: hyperparameters that replace those of `cfg`; `lr` may be a 0-d tensor, which the
+            groups then hold, or where rules make groups, each a copy of its own.
 
     Raises:
         ConfigError: the config or the parameters are refused; nothing was allocated.
@@ -79,14 +80,11 @@ def build_optimizer(
     from torch import Tensor
 
     from optfactory.optimizer import Optimizer2State
-    from optfactory.param_groups import with_lr
 
     config = resolve(cfg, **overrides)
     lr = overrides.get("lr", cfg.get("lr") if isinstance(cfg, Mapping) else None)
-    if isinstance(lr, Tensor):
-        # The config holds its value; the groups hold the tensor, which schedules change in place.
-        params = with_lr(params, lr)
-    return Optimizer2State(params, config)
+    # The config holds its value; the groups hold the tensor, which schedules change in place.
+    return Optimizer2State(params, config, lr=lr if isinstance(lr, Tensor) else None)
 
 
 def _values(cfg: object, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -117,12 +115,13 @@ def _omegaconf_values(cfg: object, overrides: Mapping[str, Any]) -> tuple[dict[s
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config at '{path}' cannot be resolved: {error}") from error
-    merged = {str(key): value for key, value in cast("dict[Any, Any]", values).items()} | dict(
-        overrides
-    )
+    merged = {str(key): value for key, value in cast("dict[Any, Any]", values).items()}
+    keys = [key.removeprefix(f"{path}.") for key in sorted(OmegaConf.missing_keys(cfg))]
     missing = [
-        f"{path}.{key}: a value is missing (???)" for key, value in merged.items() if value == "???"
+        f"{path}.{key}: a value is missing (???)"
+        for key in keys
+        if key.partition(".")[0] not in overrides
     ]
     if missing:
         raise config_error("an optimizer", missing)
-    return merged, path
+    return merged | dict(overrides), path

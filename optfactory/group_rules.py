@@ -34,12 +34,12 @@ _COMPARISONS = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_COMPARISON = re.compile(r"(<=|>=|==|<|>)?\s*(\d+)")
+_COMPARISON = re.compile(r"(<=|>=|==|<|>)?\s*([0-9]+)")
 
 
 def _read_texts(value: object) -> object:
-    """Accept one text where a list of alternatives may stand."""
-    return (value,) if isinstance(value, str) else value
+    """Accept one text where a list of alternatives may stand, and null for none."""
+    return () if value is None else (value,) if isinstance(value, str) else value
 
 
 def _read_comparison(value: object) -> object:
@@ -78,7 +78,8 @@ class GroupRule(BaseModel):
         default=None, description='number of dimensions: 1, "<=1", ">=2"'
     )
     listed_by: str | None = Field(
-        default=None, description="a method of the model that returns names: no_weight_decay (timm)"
+        default=None,
+        description="a method of the model that returns names: no_weight_decay (timm)",
     )
     optional: bool = Field(default=False, description="whether it may match nothing")
     lr_scale: Scale | None = Field(default=None, description="multiplies the learning rate")
@@ -98,6 +99,13 @@ class GroupRule(BaseModel):
                 re.compile(text)
             except re.error as error:
                 raise ValueError(f"{text!r} is no regular expression: {error}") from error
+        return value
+
+    @field_validator("listed_by")
+    @classmethod
+    def _must_be_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not value.isidentifier():
+            raise ValueError("Input should be the name of a method")
         return value
 
     @model_validator(mode="after")

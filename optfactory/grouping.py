@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from optfactory.group_rules import RULES_FIELD, GroupRule, rules_of
@@ -42,8 +43,11 @@ class Grouping:
     idle: dict[str, str] = field(default_factory=dict)
 
 
-def group_parameters(params: Params, config: OptimizerConfig) -> Grouping:
+def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None = None) -> Grouping:
     """Read parameters and sort them into groups by the config's rules.
+
+    Args:
+        lr: the learning rate as a tensor, instead of the config's.
 
     Raises:
         ConfigError: nothing to optimize, or parameters that cannot be. What is wrong with rules is
@@ -53,21 +57,22 @@ def group_parameters(params: Params, config: OptimizerConfig) -> Grouping:
     groups = read_params(params, origins)
     rules = rules_of(config)
     if not rules:
-        return Grouping(groups)
+        live = {} if lr is None else {"lr": lr}
+        return Grouping([{**live, **group} for group in groups])
     named = all("param_names" in group for group in groups if group["params"])
     matchers = {label: Matcher(rule, origins) for label, rule in rules.items()}
-    problems = [
-        f"{RULES_FIELD}.{label}.{problem}"
-        for label, matcher in matchers.items()
-        for problem in matcher.problems(named)
-    ]
-    if problems:
-        return Grouping(groups, problems)
+    problems = []
+    for label, matcher in list(matchers.items()):
+        found = matcher.problems(named)
+        problems += [f"{RULES_FIELD}.{label}.{problem}" for problem in found]
+        if found:
+            del matchers[label]  # it cannot match anything, and that has been said
+    base = config.lr if lr is None else lr
     sorted_groups: list[dict[str, Any]] = []
     used: set[str] = set()
     for group in groups:
-        found, hit = _split(group, matchers, config, problems)
-        sorted_groups += found
+        parts, hit = _split(group, matchers, base, problems)
+        sorted_groups += parts
         used |= hit
     unmatched, idle = _without_effect(matchers, used, origins)
     return Grouping(sorted_groups, problems, unmatched, idle)
@@ -104,7 +109,7 @@ class _Hit:
 def _split(
     group: Mapping[str, Any],
     matchers: Mapping[str, Matcher],
-    config: OptimizerConfig,
+    lr: float | Tensor,
     problems: list[str],
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """One group as several, each of the parameters that the same rules match; and those rules."""
@@ -121,7 +126,7 @@ def _split(
         if hits not in found:
             problem = _conflict(hits, names[index] if names else f"params[{index}]")
             problems += [problem] if problem else []
-            found[hits] = _new_group(own, hits, config)
+            found[hits] = _new_group(own, hits, lr)
         found[hits]["params"].append(tensor)
         if names:
             found[hits].setdefault("param_names", []).append(names[index])
@@ -141,7 +146,7 @@ def _conflict(hits: tuple[_Hit, ...], place: str) -> str:
 
 
 def _new_group(
-    own: Mapping[str, Any], hits: tuple[_Hit, ...], config: OptimizerConfig
+    own: Mapping[str, Any], hits: tuple[_Hit, ...], lr: float | Tensor
 ) -> dict[str, Any]:
     """A group without parameters yet, with what the rules and then the user's group say."""
     overrides: dict[str, Any] = {}
@@ -152,19 +157,22 @@ def _new_group(
             lr_scale = hit.rule.lr_scale
         if hit.rule.layer_decay is not None:
             layer_scale = hit.rule.layer_decay ** (hit.last - hit.layer)
-    merged = {**overrides, **own}
-    scale = lr_scale * layer_scale
-    if scale != 1.0:
-        merged["lr"] = _scaled(merged.get("lr", config.lr), scale)
+    merged = {"lr": lr, **overrides, **own}
+    merged["lr"] = _scaled(merged["lr"], lr_scale * layer_scale)
     labels = [hit.label if not hit.last else f"{hit.label}[{hit.layer}]" for hit in hits]
     labels = [str(own["name"]), *labels] if "name" in own else labels or [DEFAULT]
     return {**merged, "name": "+".join(labels), "params": []}
 
 
 def _scaled(lr: Any, scale: float) -> Any:
-    """A learning rate times a factor; what is no number stays for the schema to refuse."""
+    """A learning rate times a factor; what is no number stays for the schema to refuse.
+
+    A tensor is copied: schedulers change each group's in place.
+    """
+    if isinstance(lr, bool) or (isinstance(lr, Tensor) and lr.dtype == torch.bool):
+        return lr
     if isinstance(lr, Tensor):
-        return lr * scale
+        return lr.clone() if scale == 1.0 else lr * scale
     try:
         return float(lr) * scale
     except (TypeError, ValueError):

@@ -7,18 +7,14 @@ A network of n blocks has the layers 0 (what comes before the blocks, such as em
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-
-# "encoder.layer.11.output.weight": a list of blocks, a number, and a parameter in that block.
-_IN_A_LIST = re.compile(r"(?:(?P<list>.*?)\.)?(?P<number>\d+)\.")
 
 Sized = tuple[str, int]
 
 
 class LayerNumbers:
-    """The layer of each parameter.
+    """The layers of a sequence of parameters.
 
     Args:
         parameters: name and number of elements of every parameter, in the model's order.
@@ -26,6 +22,7 @@ class LayerNumbers:
             elements and is in no other.
 
     Attributes:
+        layers: the layer of each parameter.
         lists: the names of the lists of blocks, in order; empty if there are none.
         last: the number of the layer behind the blocks.
     """
@@ -39,33 +36,26 @@ class LayerNumbers:
         self.lists = list(dict.fromkeys(name for name, _ in numbers))
         self.last = len(numbers) + 1
         behind = max((i for i, place in enumerate(places) if place), default=-1)
-        self._layers: dict[str, int] = {}
+        self.layers: list[int] = []
         layer = 0
-        for index, ((name, _), place) in enumerate(zip(parameters, places, strict=True)):
+        for index, place in enumerate(places):
             if place:
                 layer = numbers[place]
             # Between blocks, a parameter belongs to the block before it.
-            self._layers[name] = layer if index <= behind else self.last
-
-    def of(self, name: str) -> int:
-        """The layer of the parameter of this name."""
-        return self._layers[name]
+            self.layers.append(layer if index <= behind else self.last)
 
 
 def _block_of(name: str, blocks: str | None) -> tuple[str, int] | None:
-    """The list and the number of the block that a parameter is in, if any."""
-    for found in _IN_A_LIST.finditer(name) if blocks is None else _all_lists(name):
-        inside = (found["list"] or "", int(found["number"]))
-        if blocks is None or fnmatchcase(inside[0], blocks):
-            return inside
+    """The list and the number of the block that a parameter is in, the outermost one that fits.
+
+    In "encoder.layer.11.output.weight" that is block 11 of "encoder.layer".
+    """
+    parts = name.split(".")
+    for place, part in enumerate(parts[:-1]):
+        inside = ".".join(parts[:place])
+        if part.isdecimal() and (blocks is None or fnmatchcase(inside, blocks)):
+            return inside, int(part)
     return None
-
-
-def _all_lists(name: str) -> list[re.Match[str]]:
-    """Every list that a parameter is in, the outermost first."""
-    ends = [match.end() for match in re.finditer(r"(?:^|\.)\d+\.", name)]
-    pattern = re.compile(r"(?:(?P<list>.*)\.)?(?P<number>\d+)\.")
-    return [match for end in ends if (match := pattern.fullmatch(name, 0, end))]
 
 
 def _largest(parameters: Sequence[Sized], places: Sequence[tuple[str, int] | None]) -> str | None:

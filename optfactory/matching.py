@@ -9,7 +9,10 @@ from torch import Tensor
 
 from optfactory.group_rules import GroupRule
 from optfactory.layers import LayerNumbers
-from optfactory.origins import Origin, Origins, plain_name
+from optfactory.origins import Origin, Origins
+
+_NO_NAMES = "the parameters have no names; pass the model or model.named_parameters()"
+_NO_MODEL = "needs the model; pass it in place of its parameters"
 
 
 class Matcher:
@@ -22,31 +25,45 @@ class Matcher:
         globs = [re.compile(translate(text)).match for text in rule.match]
         expressions = [re.compile(text).search for text in rule.regex]
         self._name_tests = [tests for tests in (globs, expressions) if tests]
-        self._listed = _listed_names(origins, rule.listed_by) if rule.listed_by else None
-        self.layers = _layers(rule, origins)
+        self._listed: set[str] | None = None
+        self._failure = ""
+        if rule.listed_by is not None:
+            self._listed, self._failure = _listed_names(origins, rule.listed_by)
+        self._find_layers()
+
+    def _find_layers(self) -> None:
+        """Number the layers, if the rule tells them apart."""
+        self.layers: LayerNumbers | None = None
+        self._layer_of: dict[int, int] = {}
+        if self.rule.layer_decay is None:
+            return
+        parameters = list(self._origins.all())
+        sizes = [(origin.names[0], tensor.numel()) for tensor, origin in parameters]
+        self.layers = LayerNumbers(sizes, self.rule.blocks)
+        ids = [id(tensor) for tensor, _ in parameters]
+        self._layer_of = dict(zip(ids, self.layers.layers, strict=True))
 
     def problems(self, named: bool) -> list[str]:
         """What the rule needs to know, and the parameters do not say."""
-        rule = self.rule
-        by_name = [key for key in rule.matchers if key in ("match", "regex")]
-        by_name += ["layer_decay"] if rule.layer_decay is not None else []
-        problems = []
-        if not named:
-            problems += [
-                f"{key}: the parameters have no names; pass the model or model.named_parameters()"
-                for key in by_name
-            ]
-        if not self._origins.models:
-            problems += [
-                f"{key}: needs the model; pass it in place of its parameters"
-                for key in ("modules", "listed_by")
-                if key in rule.matchers
-            ]
-        elif self._listed is None and rule.listed_by and not rule.optional:
-            problems.append(f"listed_by: the model has no method {rule.listed_by!r}")
-        if named and self.layers and not self.layers.lists:
-            wanted = f"named {rule.blocks!r}" if rule.blocks else "in the model"
-            problems.append(f"layer_decay: there is no list of blocks {wanted}; set blocks to one")
+        problems = [] if self.rule.optional else self._unknown(named)
+        if self.layers is not None:
+            if not named:
+                problems.append(f"layer_decay: {_NO_NAMES}")
+            elif not self.layers.lists:
+                wanted = f"named {self.rule.blocks!r}" if self.rule.blocks else "in the model"
+                problems.append(f"layer_decay: there is no list of blocks {wanted}")
+        return problems
+
+    def _unknown(self, named: bool) -> list[str]:
+        """What keeps matchers from matching anything."""
+        keys = self.rule.matchers
+        by_name = [] if named else [key for key in keys if key in ("match", "regex")]
+        problems = [f"{key}: {_NO_NAMES}" for key in by_name]
+        if not self._origins.places:
+            by_model = [key for key in keys if key in ("modules", "listed_by")]
+            problems += [f"{key}: {_NO_MODEL}" for key in by_model]
+        elif self._failure:
+            problems.append(f"listed_by: {self._failure}")
         return problems
 
     def hits(self, tensor: Tensor) -> bool:
@@ -57,34 +74,33 @@ class Matcher:
         names = origin.names if origin else []
         if not all(any(test(n) for test in tests for n in names) for tests in self._name_tests):
             return False
-        if self.rule.listed_by and not any(name in (self._listed or ()) for name in names):
+        if self.rule.listed_by is not None and not (self._listed or set()) & set(names):
             return False
         return not self.rule.modules or _owned_by(origin, self.rule.modules)
 
     def layer(self, tensor: Tensor) -> tuple[int, int]:
         """The layer of a parameter, by its first name, and the last one; 0 without layers."""
-        origin = self._origins.of(tensor)
-        if self.layers is None or origin is None:
+        if self.layers is None or not self.layers.lists or id(tensor) not in self._layer_of:
             return 0, 0
-        return self.layers.of(origin.names[0]), self.layers.last
+        return self._layer_of[id(tensor)], self.layers.last
 
 
-def _listed_names(origins: Origins, method: str) -> set[str] | None:
-    """The names that models, or modules inside them, return by a method; None if none has it."""
-    found = [
-        {plain_name(f"{prefix}.{name}" if prefix else str(name), model) for name in listing()}
-        for model in origins.models
-        for prefix, module in model.named_modules()
-        if callable(listing := getattr(module, method, None))
-    ]
-    return set().union(*found) if found else None
-
-
-def _layers(rule: GroupRule, origins: Origins) -> LayerNumbers | None:
-    if rule.layer_decay is None:
-        return None
-    sizes = [(origin.names[0], tensor.numel()) for tensor, origin in origins.all()]
-    return LayerNumbers(sizes, rule.blocks)
+def _listed_names(origins: Origins, method: str) -> tuple[set[str] | None, str]:
+    """The names that models, or modules inside them, return by a method; or why there are none."""
+    found: set[str] | None = None
+    for place in origins.places:
+        listing = getattr(place.module, method, None)
+        if not callable(listing):
+            continue
+        try:
+            names = [place.name(name) for name in listing()]
+        # Whatever the user's method raises, or a method that is no listing of names.
+        except Exception as error:
+            kind = type(place.module).__name__
+            why = f"{kind}.{method}() does not return names: {type(error).__name__}: {error}"
+            return None, why
+        found = (found or set()) | set(names)
+    return found, "" if found is not None else f"the model has no method {method!r}"
 
 
 def _owned_by(origin: Origin | None, globs: tuple[str, ...]) -> bool:

@@ -53,15 +53,18 @@ class Optimizer2State(Optimizer):
         params: a Module, tensors, (name, tensor) pairs, or param-group dicts whose own
             hyperparameters override the config's.
         config: a resolved config.
+        lr: the learning rate as a tensor that schedules change in place, instead of the config's.
 
     Raises:
         ConfigError: parameters or a group's hyperparameters are refused.
     """
 
-    def __init__(self, params: Params, config: OptimizerConfig) -> None:
+    def __init__(
+        self, params: Params, config: OptimizerConfig, *, lr: Tensor | None = None
+    ) -> None:
         self.config = config
         self._plan: StepPlan | None = None
-        grouping = group_parameters(params, config)
+        grouping = group_parameters(params, config, lr)
         name_all_or_none(grouping.groups)
         check_groups(grouping, config)
         super().__init__(grouping.groups, self._hyperparameters(config))
@@ -70,6 +73,8 @@ class Optimizer2State(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; hyperparameters it does not state come from the config.
+
+        Rules for param groups are for building the optimizer: they do not split this group.
 
         Raises:
             ConfigError: a hyperparameter or parameter is refused; the optimizer is unchanged.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optfactory.errors import ConfigError
-from optfactory.origins import Origins, plain_name
+from optfactory.origins import Origins, without_wrappers
 from optfactory.validation import config_error
 
 NamedTensor = tuple[str, Tensor]
@@ -73,29 +73,18 @@ def read_group(group: object, index: int, origins: Origins | None = None) -> dic
     result = {key: value for key, value in group.items() if key != "params"}
     if any(isinstance(entry, tuple) for entry in entries):
         pairs = [_pair(entry, place) for entry in entries]
-        origins.add_named(pairs)
-        result["param_names"] = [name for name, _ in pairs]
         entries = [tensor for _, tensor in pairs]
+        origins.add_named(pairs)
+        result["param_names"] = [without_wrappers(name) for name, _ in pairs]
+    elif entries and len(result.get("param_names", ())) == len(entries):
+        origins.add_named(zip(result["param_names"], entries, strict=True))
     result["params"] = entries
     return result
 
 
-def with_lr(params: Params, lr: Tensor) -> Params:
-    """The same parameters as groups that hold a learning rate, unless they have their own."""
-    if isinstance(params, nn.Module):
-        return [{"lr": lr, "params": params}]
-    if isinstance(params, _NO_LISTS) or not isinstance(params, Iterable):
-        return params  # `read_params` says what is wrong with it
-    entries = list(params)
-    if entries and isinstance(entries[0], Mapping):
-        return [{"lr": lr, **group} for group in cast("list[Mapping[str, Any]]", entries)]
-    return [{"lr": lr, "params": entries}]
-
-
 def _trainable(module: nn.Module, origins: Origins) -> list[NamedTensor]:
     origins.add_model(module)
-    pairs = module.named_parameters()
-    return [(plain_name(name, module), p) for name, p in pairs if p.requires_grad]
+    return [(origins.name(p), p) for p in module.parameters() if p.requires_grad]
 
 
 def _ordered(params: object, place: str) -> list[Any]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from optfactory.errors import ConfigError
-from optfactory.group_rules import RULES_FIELD, GroupRule
+from optfactory.group_rules import RULES_FIELD, GroupRule, rules_of
 from optfactory.schema import OptimizerConfig, family_class
 
 # torch's and other libraries' switches that configs carry along, each with what to do about it.
@@ -27,6 +27,7 @@ FOREIGN_KEYS = {
     "nesterov": "this family has none; drop the key",
     "max_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
     "clip_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
+    "param_groups": "rules belong to the optimizer's config, not to a rule or a group",
     "args": "write its entries as keys of the config",
     "optim_args": "write its entries as keys of the config",
 }
@@ -61,7 +62,7 @@ def validate(model: type[Config], values: Mapping[str, object], path: str, title
     problems += _rule_problems(model, values, path)
     if problems:
         raise config_error(title, problems)
-    return config
+    return _with_plain_rules(config)
 
 
 def config_error(title: str, problems: list[str]) -> ConfigError:
@@ -72,10 +73,13 @@ def config_error(title: str, problems: list[str]) -> ConfigError:
 
 def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A config's values with those that a param group states in their place."""
-    merged = {**values, **overrides}
-    if overrides.get("is_paged") is False and "page_dir" not in overrides:
-        merged["page_dir"] = None  # the optimizer's folder is not what this group asked for
-    return merged
+    dropped: list[str] = []  # what the optimizer asks for beside what the group does without
+    if overrides.get("is_paged") is False:
+        dropped += ["page_dir", "page_memory"]
+    if str(overrides.get("optim_bits")) == "32":
+        dropped += ["block_wise", "signed_map", "second_moment_floor"]
+    kept = {key: value for key, value in values.items() if key not in dropped}
+    return {**kept, **overrides}
 
 
 def _rule_problems(model: type[OptimizerConfig], values: Mapping[str, Any], path: str) -> list[str]:
@@ -102,11 +106,27 @@ def _rule_problems(model: type[OptimizerConfig], values: Mapping[str, Any], path
         problems += [
             _problem(family, place, item, GroupRule.model_fields)
             for item in items
-            if (item["loc"], item["msg"]) not in known
+            if item["loc"][0] in overrides or (item["loc"], item["msg"]) not in known
         ]
         if "name" in overrides:
             problems.append(f"{place}.name: a group cannot change the optimizer; drop the key")
     return problems
+
+
+def _with_plain_rules(config: Config) -> Config:
+    """The config with what its rules override in the form of the schema's fields."""
+    rules = rules_of(config)
+    if not rules:
+        return config
+    family = family_class(type(config))
+    base = config.model_dump(exclude={RULES_FIELD})
+    plain = {}
+    for label, rule in rules.items():
+        own = rule.overrides
+        checked = family.model_validate(overridden(base, own)).model_dump()
+        matchers = rule.model_dump(exclude=set(own))
+        plain[label] = GroupRule.model_validate({**matchers, **{key: checked[key] for key in own}})
+    return config.model_copy(update={RULES_FIELD: plain})
 
 
 def _errors(model: type[OptimizerConfig], values: Mapping[str, object]) -> list[ErrorDetails]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.optimizer import Optimizer2State
-from optfactory.param_groups import Params, with_lr
+from optfactory.param_groups import Params
 
 Betas = tuple[float, float]
 
@@ -42,9 +42,8 @@ class Named(Optimizer2State):
         if values.get("max_unorm") == 1.0 and values.get("trust_ratio") == "lamb":
             values.pop("max_unorm")
         config = resolve(self._name, **values)
-        if isinstance(values.get("lr"), Tensor):
-            params = with_lr(params, values["lr"])
-        super().__init__(params, config)
+        lr = values.get("lr")
+        super().__init__(params, config, lr=lr if isinstance(lr, Tensor) else None)
 
     def _block_wise(self) -> bool:
         return bool(self._own_defaults.get("block_wise", True))

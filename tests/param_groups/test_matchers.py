@@ -32,6 +32,16 @@ BLOCK_0 = {name for name in names_of(Net()) if name.startswith("blocks.0.")}
         ({"regex": r"blocks\.0\."}, BLOCK_0),
         ({"regex": [r"^head", r"bias$"]}, BIASES | {"head.weight"}),
         ({"regex": r"^(head|embed)\.weight$"}, {"head.weight", "embed.weight"}),
+        # Each expression stands alone: its flags, groups and references are its own.
+        ({"regex": ["(?i)^HEAD", r"^norm\.b"]}, {"head.weight", "head.bias", "norm.bias"}),
+        (
+            {"regex": ["(?P<x>^head)", "(?P<x>^embed)"]},
+            {n for n in WEIGHTS | BIASES if n[0] in "he"},
+        ),
+        (
+            {"regex": [r"(z)\1", r"(.)i\1s|(b).*\.m.*\2i"]},
+            {"blocks.0.mix.bias", "blocks.1.mix.bias"},
+        ),
         ({"modules": "LayerNorm"}, NORMS),
         ({"modules": "*Norm"}, NORMS),
         ({"modules": ["Embedding", "LayerNorm"]}, NORMS | {"embed.weight"}),
