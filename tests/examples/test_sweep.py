@@ -1,0 +1,152 @@
+"""examples/sweep.py as a user runs it: two names trained, earlier figures, its table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["steps=12", "warmup=2", "eval_every=6", "eval_batches=2", "batch=4", "context=16"]
+TINY += ["model.width=64", "model.depth=1", "model.heads=2"]
+HEADER = "| optimizer | validation loss | bytes of state a parameter |\n|---|---|---|\n"
+MARKED = "# Title\n\n<!-- sweep -->\nold\n<!-- /sweep -->\n\nrest\n"
+
+pytestmark = pytest.mark.slow
+
+
+def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "sweep.py"), *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def comparison() -> ModuleType:
+    """The module that makes tables and pictures; scripts find it beside them."""
+    pytest.importorskip("matplotlib")
+    file = ROOT / "examples" / "lm" / "comparison.py"
+    spec = importlib.util.spec_from_file_location("comparison_of_the_sweep", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_of(name: str, val_loss: float = 2.0, state_bytes: int = 800) -> dict[str, Any]:
+    figures = {"optimizer": name, "val_loss": val_loss, "state_bytes": state_bytes}
+    return {**figures, "parameters": 100, "unigram_loss": 3.0}
+
+
+RUNS = [run_of("adam"), run_of("adam8bit", 2.25, 203), run_of("paged_adam")]
+TABLE = f"{HEADER}| `adam`, `paged_adam` | 2.0000 | 8.00 |\n| `adam8bit` | 2.2500 | 2.03 |\n"
+
+
+def test_two_names_are_trained_and_end_with_the_same_bits(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400, encoding="utf-8")
+    (tmp_path / "page.md").write_text(MARKED)
+    files = ("--json", "runs.json", "--plot", "runs.png", "--markdown", "page.md")
+    done = sweep(tmp_path, "--names", "*adam8bit", *files, "--", f"data={text}", *TINY)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    assert [run["optimizer"] for run in runs] == ["adam8bit", "paged_adam8bit"]
+    keys = {"optimizer", "val_loss", "state_bytes", "parameters", "unigram_loss"}
+    assert all(run.keys() == keys for run in runs)
+    first, second = ({k: run[k] for k in keys - {"optimizer"}} for run in runs)
+    assert first == second  # paging changes no bit
+    assert 2 < first["state_bytes"] / first["parameters"] < 8
+    ratio = first["state_bytes"] / first["parameters"]
+    row = f"| `adam8bit`, `paged_adam8bit` | {first['val_loss']:.4f} | {ratio:.2f} |\n"
+    assert done.stdout.endswith(HEADER + row)
+    assert (tmp_path / "page.md").read_text() == MARKED.replace("old", f"\n{HEADER}{row}")
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
+    # Nothing else is left where it ran.
+    expected = {"text.txt", "page.md", "runs.json", "runs.png"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_earlier_figures_are_shown_without_training(tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps(RUNS))
+    (tmp_path / "page.md").write_text(MARKED)
+    words = ("--from", "runs.json", "--plot", "runs.pdf", "--json", "again.json")
+    done = sweep(tmp_path, *words, "--markdown", "page.md", "--names", "nothing is trained")
+    assert (done.returncode, done.stdout, done.stderr) == (0, TABLE, "")
+    assert json.loads((tmp_path / "again.json").read_text()) == RUNS
+    assert (tmp_path / "runs.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "page.md").read_text() == MARKED.replace("old", f"\n{TABLE}")
+
+
+def test_a_file_without_markers_is_refused_and_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps(RUNS))
+    (tmp_path / "page.md").write_text("# Title\n")
+    done = sweep(tmp_path, "--from", "runs.json", "--markdown", "page.md")
+    assert done.returncode != 0
+    assert "page.md has no lines <!-- sweep --> and <!-- /sweep -->" in done.stderr
+    assert (tmp_path / "page.md").read_text() == "# Title\n"
+
+
+# ---- pieces -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<!-- sweep -->\n",
+        "<!-- /sweep -->\n",
+        "<!-- /sweep -->\n<!-- sweep -->\n",
+        "<!-- sweep --> \n<!-- /sweep -->\n",
+        "<!-- bench -->\n<!-- /bench -->\n",
+    ],
+)
+def test_both_markers_are_needed_in_order(
+    text: str, comparison: ModuleType, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match=r"page\.md has no lines"):
+        comparison.write_between_markers(page, "new\n")
+    assert page.read_text() == text
+
+
+def test_writing_twice_is_writing_once(comparison: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"é\n{MARKED}é\n", encoding="utf-8")
+    texts = []
+    for text in ("new\n", "newer\n", "newer\n"):
+        comparison.write_between_markers(page, text)
+        texts.append(page.read_text(encoding="utf-8"))
+    assert texts[0] == f"é\n{MARKED}é\n".replace("old", "\nnew\n")
+    assert texts[1] == texts[2] == texts[0].replace("new", "newer")
+
+
+def test_names_share_a_line_only_with_the_same_loss_and_bytes(comparison: ModuleType) -> None:
+    runs = [run_of("a"), run_of("b", 2.0 + 1e-15), run_of("c", state_bytes=801), run_of("d")]
+    assert [names for names, _ in comparison.same_results(runs)] == [["a", "d"], ["b"], ["c"]]
+    assert comparison.markdown(RUNS) == TABLE
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_picture_of_many_names(ending: str, comparison: ModuleType, tmp_path: Path) -> None:
+    runs = [run_of(f"name{i}", 2 + i // 2, 100 * (i // 2 + 1)) for i in range(18)]
+    file = tmp_path / f"runs.{ending}"
+    comparison.plot(runs, file)
+    assert file.stat().st_size > 1000
+    if ending == "svg":
+        text = file.read_text()
+        assert all(f"<!-- name{i}" in text for i in range(0, 18, 2))
+    assert comparison.plt.get_fignums() == []

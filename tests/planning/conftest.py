@@ -1,0 +1,60 @@
+"""Fixtures of the planning tests: surroundings, and the command in this process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from optfactory.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+Factory = Callable[..., str]
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(fixed_conditions: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, since nothing here computes, and no GPU, whatever this machine has."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `optfactory plan` in this process: exit code, stdout, stderr."""
+
+    def run_command(*words: object) -> tuple[int, str, str]:
+        try:
+            code = main(["plan", *map(str, words)])
+        except SystemExit as stop:  # argparse's own way out
+            code = int(str(stop.code))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run_command
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Factory]:
+    """Writes a module into the current, else empty folder; gives what `--model` takes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+
+    def write(text: str = "", attribute: str = "make") -> str:
+        name = f"planned_{os.getpid()}_{next(_numbers)}"
+        head = "import torch\nfrom torch import nn\n"
+        (tmp_path / f"{name}.py").write_text(f"{head}{text}\n", encoding="utf-8")
+        return f"{name}:{attribute}"
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("planned_"):
+            del sys.modules[name]
