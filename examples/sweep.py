@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lm.comparison import markdown, plot, write_between_markers
+from lm.comparison import find_markers, markdown, plot, write_between_markers
 
 HERE = Path(__file__).parent
 
@@ -50,11 +50,15 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="put the table there")
     parser.add_argument("overrides", nargs="*", metavar="k=v", help="for train_lm.py")
     arguments = parser.parse_args()
+    if arguments.markdown:
+        find_markers(arguments.markdown)  # before the work
     if arguments.source:
         runs = json.loads(arguments.source.read_text(encoding="utf-8"))
     else:
         with tempfile.TemporaryDirectory() as folder:
             runs = train_all(arguments.names, arguments.overrides, Path(folder))
+    if not runs:
+        parser.error(f"no optimizer matches {arguments.names!r}; see optfactory list")
     print(markdown(runs), end="")
     if arguments.json:
         arguments.json.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")

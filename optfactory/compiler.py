@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from optfactory.errors import KernelCompileError, NoCompilerError
+from optfactory.errors import ConfigError, KernelCompileError, NoCompilerError
 from optfactory.processor import cpuinfo, forced_set
 
 CACHE_VARIABLE = "OPTFACTORY_CACHE"
@@ -40,8 +40,15 @@ def _attempts() -> list[list[str]]:
 
 
 def find_compiler() -> list[str] | None:
-    """The C++ compiler's command: the variable CXX, else the first of c++, g++, clang++."""
-    named = shlex.split(os.environ.get("CXX", ""))
+    """The C++ compiler's command: the variable CXX, else the first of c++, g++, clang++.
+
+    Raises:
+        ConfigError: CXX cannot be read as a command.
+    """
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise ConfigError(f"CXX is no command: {error} (got {os.environ['CXX']!r})") from error
     candidates = [named] if named else [["c++"], ["g++"], ["clang++"]]
     return next((command for command in candidates if shutil.which(command[0])), None)
 
@@ -109,10 +116,13 @@ def _compile(compiler: list[str], flags: list[str], source: str, target: Path) -
         text, library = Path(build, "kernel.cpp"), Path(build, "kernel.so")
         text.write_text(source, encoding="utf-8")
         command = [*compiler, *FLAGS, "-shared", *flags, str(text), "-o", str(library)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode == 0:
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return str(error)
+        if result.returncode == 0 and library.is_file():
             os.replace(library, target)
-        return result.stderr[-4000:]
+        return result.stderr[-4000:] or "nothing"
 
 
 def _digest(source: str, compiler: list[str], flags: list[str]) -> str:
@@ -161,6 +171,14 @@ def cache_folder() -> Path:
     return _temporary_cache()
 
 
+_TEMPORARY = "optfactory-kernels-"
+
+
 @cache
 def _temporary_cache() -> Path:
-    return Path(tempfile.mkdtemp(prefix="optfactory-kernels-"))
+    return Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether a cache folder is of this process alone, because none could be had that stays."""
+    return folder.name.startswith(_TEMPORARY)

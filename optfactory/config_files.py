@@ -12,7 +12,7 @@ import yaml
 
 from optfactory._resources import data_dir
 from optfactory.errors import UnknownOptimizerError
-from optfactory.registry import canonical_name, get_optimizer_info, list_optimizers
+from optfactory.registry import get_optimizer_info, list_optimizers
 from optfactory.schema import OptimizerConfig
 from optfactory.shipped_rules import list_rules, rules_folder
 
@@ -24,19 +24,20 @@ def config_folder() -> Path:
     return data_dir("configs") / "optimizer"
 
 
-def shipped_file(name: str) -> Path:
-    """The shipped YAML file of an optimizer, or of rules for param groups.
+def shipped_text(name: str) -> tuple[str, str]:
+    """The name and the YAML of an optimizer, or of rules for param groups, to make one's own.
 
     Raises:
         UnknownOptimizerError: there is neither an optimizer nor rules of that name.
     """
     if name in list_rules():
-        return rules_folder() / f"{name}.yaml"
+        return name, (rules_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     try:
-        return config_folder() / f"{canonical_name(name)}.yaml"
+        info = get_optimizer_info(name)
     except UnknownOptimizerError as error:
         rules = ", ".join(list_rules())
         raise UnknownOptimizerError(f"{error} Rules for param groups are {rules}.") from None
+    return info.name, f"# {info.description}\n{render(info.config_class(name=info.name))}"
 
 
 def render(config: OptimizerConfig) -> str:
@@ -91,8 +92,7 @@ def write_files(folder: Path) -> list[str]:
 
 def _file_of(name: str) -> str:
     info = get_optimizer_info(name)
-    header = f"{_GENERATED} from the schema; do not edit\n# {info.description}\n"
-    return header + render(info.config_class(name=name))
+    return f"{_GENERATED} from the schema; do not edit\n{shipped_text(info.name)[1]}"
 
 
 def _scalar(value: object) -> str:

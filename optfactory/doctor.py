@@ -19,13 +19,14 @@ import torch
 
 from optfactory import __version__, prebuilt
 from optfactory.backends import BACKEND_VARIABLE, backend_for
-from optfactory.compiler import CACHE_VARIABLE, cache_folder, find_compiler
+from optfactory.compiler import CACHE_VARIABLE, cache_folder, find_compiler, is_temporary
 from optfactory.errors import OptFactoryError
 from optfactory.factory import build_optimizer
-from optfactory.processor import INSTRUCTIONS_VARIABLE, runnable_sets
+from optfactory.processor import INSTRUCTIONS_VARIABLE, forced_set, runnable_sets
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 _LEAST_TORCH = (2, 6)
+_MEND = "mend what the message names"
 _VARIABLES = (BACKEND_VARIABLE, INSTRUCTIONS_VARIABLE, CACHE_VARIABLE, "CXX", "CUDA_PATH")
 
 
@@ -46,8 +47,8 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        remedy = f"\n{'':24}-> {self.remedy}" if self.remedy else ""
-        return f"{self.status:7}{self.what:17}{self.found}{remedy}"
+        remedy = f"\n{'':31}-> {self.remedy}" if self.remedy else ""
+        return f"{self.status:7}{self.what:23} {self.found}{remedy}"
 
     def as_dict(self) -> dict[str, str]:
         """The finding as JSON has it."""
@@ -57,13 +58,31 @@ class Finding:
 def checks() -> list[Finding]:
     """Look at everything; no finding stops the next one."""
     found: list[Finding] = []
-    for look in (_versions, _variables, _compiler, _cache, _cuda, _devices):
+    for look in (
+        _versions,
+        _variables,
+        _processor,
+        _instructions,
+        _compiler,
+        _cache,
+        _cuda,
+        _devices,
+    ):
+        what = look.__name__.strip("_")
         try:
             found += look()
         # Whatever goes wrong here is what the user wants to be told.
         except Exception as error:
-            found.append(Finding(look.__name__.strip("_"), BROKEN, _brief(error)))
+            found.append(_broken(what, error))
     return found
+
+
+def _broken(what: str, error: Exception) -> Finding:
+    """What went wrong, and the remedy: messages of this package end in theirs."""
+    if isinstance(error, OptFactoryError):
+        text, _, remedy = str(error).partition("; ")
+        return Finding(what, BROKEN, text.partition("\n")[0], remedy.partition("\n")[0] or _MEND)
+    return Finding(what, BROKEN, f"{type(error).__name__}: {error}".partition("\n")[0], _MEND)
 
 
 def _versions() -> Iterator[Finding]:
@@ -86,31 +105,41 @@ def _variables() -> Iterator[Finding]:
             yield Finding(name, NOTE, f"is set to {os.environ[name]!r}")
 
 
-def _compiler() -> Iterator[Finding]:
-    command = find_compiler()
+def _processor() -> Iterator[Finding]:
     sets = ", ".join(item.name for item in runnable_sets()) or "unknown"
     yield Finding("processor", OK, f"{platform.machine()}; instruction sets: {sets}")
+
+
+def _instructions() -> Iterator[Finding]:
+    forced = forced_set()
+    if forced:
+        yield Finding("instructions", NOTE, f"{INSTRUCTIONS_VARIABLE} insists on {forced.name}")
+
+
+def _compiler() -> Iterator[Finding]:
     if prebuilt.available():
         yield Finding("prebuilt kernels", OK, str(prebuilt.FOLDER))
+    command = find_compiler()
     if command:
         yield Finding("C++ compiler", OK, " ".join(command))
     else:
-        remedy = "install g++ or clang++, or name one in the variable CXX"
-        yield Finding("C++ compiler", NOTE, "none found", remedy)
+        named = os.environ.get("CXX")
+        found = f"CXX names {named!r}, which is not there" if named else "none found"
+        remedy = "install g++ or clang++, or name one that exists in the variable CXX"
+        yield Finding("C++ compiler", NOTE, found, remedy)
 
 
 def _cache() -> Iterator[Finding]:
     folder = cache_folder()
     kernels = list(folder.glob("*.so"))
     size = sum(kernel.stat().st_size for kernel in kernels) / 1e6
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        remedy = f"name a folder that can be written to in {CACHE_VARIABLE}"
-        yield Finding("kernel cache", BROKEN, f"{folder}: {error.strerror}", remedy)
-    else:
-        yield Finding("kernel cache", OK, f"{folder}: {len(kernels)} kernels, {size:.1f} MB")
+    found = f"{folder}: {len(kernels)} kernels, {size:.1f} MB"
+    if is_temporary(folder):
+        remedy = f"name a folder that only you can write to in {CACHE_VARIABLE}"
+        yield Finding("kernel cache", NOTE, f"{folder}, compiled anew by every process", remedy)
+        return
+    with tempfile.TemporaryFile(dir=folder):
+        yield Finding("kernel cache", OK, found)
 
 
 def _cuda() -> Iterator[Finding]:
@@ -145,21 +174,26 @@ def _devices() -> Iterator[Finding]:
 
 
 def _step(device: torch.device) -> Finding:
-    """Take a step of 8-bit state on a device, and compare it with the first step of AdamW."""
-    told: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
+    """Take a step of 8-bit state on a device, and compare it with what every Adam does first."""
+    what = f"step on {device}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is found here too
             name = backend_for(device).name
             error = _first_step_error(device)
-        except (OptFactoryError, RuntimeError) as problem:
-            return Finding(f"step on {device}", BROKEN, "failed", _brief(problem))
-        told = [str(item.message) for item in caught]
+    except Exception as problem:
+        return _broken(what, problem)
     if not error <= 1e-5:
         found = f"backend '{name}' is wrong by {error:.1e}"
-        return Finding(f"step on {device}", BROKEN, found, "please report this as a bug")
-    status, why = (NOTE, told[0]) if told else (OK, _reason(name))
-    return Finding(f"step on {device}", status, f"backend '{name}': {why}")
+        return Finding(what, BROKEN, found, "please report this as a bug")
+    if name != "reference":
+        how = "CUDA kernels, compiled by NVRTC" if name == "cuda" else "kernels for this processor"
+        prebuilt_only = name == "cpu" and not find_compiler()
+        return Finding(what, OK, f"backend '{name}': {how}{', prebuilt' * prebuilt_only}")
+    if os.environ.get(BACKEND_VARIABLE) == "reference":
+        return Finding(what, OK, f"plain torch operations, as {BACKEND_VARIABLE} asks")
+    why = "there is no compiler" if device.type == "cpu" else "there are no kernels for it"
+    return Finding(what, NOTE, f"plain torch operations, because {why}: slower")
 
 
 def _first_step_error(device: torch.device) -> float:
@@ -169,16 +203,3 @@ def _first_step_error(device: torch.device) -> float:
     build_optimizer("adamw8bit", [parameter], lr=1.0, eps=0.0).step()
     apart = (parameter.detach() + parameter.grad.sign()).abs().max()
     return float(apart)
-
-
-def _reason(name: str) -> str:
-    """Why a device has a backend, where nothing stands in the way of a better one."""
-    if name == "reference":
-        return f"plain torch operations, as {BACKEND_VARIABLE} asks"
-    if name == "cuda":
-        return "CUDA kernels, compiled by NVRTC"
-    return "kernels for this processor" + ("" if find_compiler() else ", prebuilt")
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from optfactory import backends
@@ -17,12 +18,18 @@ from optfactory.schema import OptimizerConfig, family_class
 from optfactory.validation import config_error, overridden, validate
 
 
-def group_config(group: Mapping[str, Any], config: OptimizerConfig, place: str) -> OptimizerConfig:
+def group_config(
+    group: Mapping[str, Any],
+    config: OptimizerConfig,
+    place: str,
+    planned: torch.device | None = None,
+) -> OptimizerConfig:
     """The checked config of one group; it may differ from the optimizer's in what a name locks.
 
     Args:
         config: the optimizer's.
         place: where the group stands, for messages.
+        planned: where its parameters will be, if not where they are; need not exist.
 
     Raises:
         ConfigError: a hyperparameter is refused, or does not fit the group's parameters.
@@ -31,15 +38,22 @@ def group_config(group: Mapping[str, Any], config: OptimizerConfig, place: str) 
     title = f"optimizer '{config.name}'"
     values = overridden(config.model_dump(exclude={RULES_FIELD}), overrides)
     checked = validate(family_class(type(config)), values, place, title)
-    problem = _placement_problem(checked, group["params"])
+    devices = {p.device for p in group["params"] if not p.is_meta}
+    problem = _placement_problem(checked, {planned} if planned else devices)
+    problem = problem or _backend_problem(checked, devices if planned is None else set())
     problem = problem or _rounding_problem(checked, group["params"])
     if problem:
         raise config_error(title, [f"{place}.{problem}"])
     return checked
 
 
-def check_groups(grouping: Grouping, config: OptimizerConfig) -> list[OptimizerConfig]:
+def check_groups(
+    grouping: Grouping, config: OptimizerConfig, planned: torch.device | None = None
+) -> list[OptimizerConfig]:
     """The config of each group; refuses bad rules and all bad groups at once.
+
+    Args:
+        planned: as for `group_config`.
 
     Raises:
         ConfigError: lists every problem.
@@ -48,7 +62,8 @@ def check_groups(grouping: Grouping, config: OptimizerConfig) -> list[OptimizerC
     configs = []
     for index, group in enumerate(grouping.groups):
         try:
-            configs.append(group_config(group, config, group_place(group, index, config)))
+            place = group_place(group, index, config)
+            configs.append(group_config(group, config, place, planned))
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
@@ -67,15 +82,12 @@ def annotations_of(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: group[key] for key in ANNOTATIONS if key in group}
 
 
-def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
+def _placement_problem(config: OptimizerConfig, devices: set[torch.device]) -> str:
     """Why a group's state cannot live where its config says; empty if it can."""
-    kinds = {p.device.type for p in params} - {"meta"}
+    kinds = {device.type for device in devices}
     other = sorted(kinds - {"cpu", "cuda"})
     if config.is_paged and other:
         return f"is_paged: paged state is available on CPUs and CUDA devices, got one on {other[0]}"
-    gpus = [p.device for p in params if p.device.type == "cuda"]
-    if config.is_paged and gpus and backends.backend_for(gpus[0]).name == "reference":
-        return "is_paged: the portable backend cannot page state of GPU parameters; use the kernels"
     if config.page_memory != "auto" and kinds and "cuda" not in kinds:
         return f"page_memory: is for CUDA parameters, got parameters on {sorted(kinds)}; drop it"
     folder = config.page_dir
@@ -83,20 +95,22 @@ def _placement_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
         return f"page_dir: is for CPU parameters, got parameters on {sorted(kinds)}; drop it"
     if folder is not None and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
         return f"page_dir: not a folder that can be written to (got {folder!r})"
-    return _capture_problem(config, params)
+    return ""
+
+
+def _backend_problem(config: OptimizerConfig, devices: set[torch.device]) -> str:
+    """Why the backends of these devices cannot do what the config says; empty if they can."""
+    asked = devices if config.is_paged or config.capturable else set()
+    for device in asked:
+        backend = backends.backend_for(device)
+        if config.capturable and not backend.supports_capture:
+            return f"capturable: needs parameters on a CUDA device, got one on '{device}'; drop it"
+        if config.is_paged and device.type == "cuda" and backend.name == "reference":
+            return "is_paged: the portable backend cannot page state of GPU parameters; use kernels"
+    return ""
 
 
 def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in params):
         return ""
     return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
-
-
-def _capture_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    if not config.capturable:
-        return ""
-    devices = {p.device for p in params if p.device.type != "meta"}
-    unable = [device for device in devices if not backends.backend_for(device).supports_capture]
-    if unable:
-        return f"capturable: needs parameters on a CUDA device, got one on '{unable[0]}'; drop it"
-    return ""

@@ -53,9 +53,13 @@ def _read_comparison(value: object) -> object:
 
 _TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Texts = Annotated[tuple[str, ...], BeforeValidator(_read_texts), WithJsonSchema(_TEXTS)]
-Comparison = Annotated[
-    str, BeforeValidator(_read_comparison), WithJsonSchema({"type": ["string", "integer"]})
-]
+_NDIM = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": f"^\\s*{_COMPARISON.pattern}\\s*$"},
+    ]
+}
+Comparison = Annotated[str, BeforeValidator(_read_comparison), WithJsonSchema(_NDIM)]
 Scale = Annotated[float, BeforeValidator(read_number), Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, BeforeValidator(read_number), Field(gt=0, le=1)]
 

@@ -56,6 +56,8 @@ def _of(name: str) -> dict[str, Any]:
     rule["properties"] |= {key: _without_default(value) for key, value in own.items()}
     rule["additionalProperties"] = False
     rules["additionalProperties"] = {"anyOf": [rule, {"type": "null"}]}
+    told = {key: rules.pop(key) for key in ("description", "default")}
+    schema["properties"][RULES_FIELD] = {"anyOf": [rules, {"type": "null"}], **told}
     for key, value in config_class.locked.items():
         description = schema["properties"][key]["description"]
         schema["properties"][key] = {"const": value, "description": description}

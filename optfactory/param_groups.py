@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optfactory.errors import ConfigError
 from optfactory.origins import Origins, without_wrappers
@@ -152,6 +153,8 @@ def parameter_problem(tensor: object) -> str | None:
     """Why a tensor cannot be optimized, or None if it can."""
     if not isinstance(tensor, Tensor):
         return f"must be a tensor, got {_kind(tensor)}"
+    if is_lazy(tensor):
+        return "is not initialized (its module is lazy); run a batch through the model first"
     if tensor.layout != torch.strided:
         return f"must be dense, got layout {tensor.layout}; call .to_dense() on it"
     if tensor.dtype not in SUPPORTED_DTYPES:

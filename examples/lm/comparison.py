@@ -59,11 +59,18 @@ def plot(runs: Runs, path: Path) -> None:
     plt.close(figure)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the lines of `MARKERS` in a file."""
+def find_markers(path: Path) -> tuple[str, str]:
+    """What stands before and behind the lines of `MARKERS` in a file."""
     begin, end = MARKERS
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"{path} has no lines {begin.strip()} and {end.strip()}")
+        raise SystemExit(f"{path} has no lines {begin.strip()} and {end.strip()}")
+    return before, after
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Replace what stands between the lines of `MARKERS` in a file."""
+    before, after = find_markers(path)
+    begin, end = MARKERS
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

@@ -63,18 +63,15 @@ def check(arguments: argparse.Namespace) -> int:
 
 def copy(arguments: argparse.Namespace) -> int:
     """`optfactory copy`."""
-    from optfactory.config_files import shipped_file
+    from optfactory.config_files import shipped_text
 
-    source = shipped_file(arguments.name)
-    target = Path(arguments.folder, source.name)
-    if target.exists() and not arguments.force:
-        raise UsageError(f"{target} is there already; give --force to replace it")
+    name, text = shipped_text(arguments.name)
+    target = Path(arguments.folder, f"{name}.yaml")
     try:
+        if target.exists() and not arguments.force:
+            raise UsageError(f"{target} is there already; give --force to replace it")
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Without the line that says it is generated: the copy is the user's.
-        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if not line.startswith("# generated")]
-        target.write_text("".join(kept), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
     if arguments.json:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import sys
 from pathlib import Path
 
 from optfactory.cli.output import print_json
@@ -23,7 +25,8 @@ def plan(arguments: argparse.Namespace) -> int:
     read_size(arguments.memory)
     # The config and the size first: both are checked in no time, and the model may be slow to make.
     config = resolve(read_config(arguments.source, arguments.overrides))
-    model = load_model(arguments.model, arguments.dtype)
+    with contextlib.redirect_stdout(sys.stderr):  # what a user's code prints is no result
+        model = load_model(arguments.model, arguments.dtype)
     planned = plan(config, model, device=arguments.device, memory=arguments.memory)
     if arguments.json:
         print_json(planned.as_dict())
@@ -38,8 +41,10 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def _picture(text: str) -> Path:
     path = Path(text)
-    if path.suffix not in _PICTURES:
+    if path.suffix.lower() not in _PICTURES:
         raise UsageError(f"--plot takes a file ending in {', '.join(_PICTURES)}, got {text!r}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot: there is no folder {path.parent}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; run: pip install matplotlib")
     return path

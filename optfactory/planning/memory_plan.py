@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optfactory import memory
 from optfactory.errors import ConfigError
@@ -30,7 +30,7 @@ from optfactory.schema import OptimizerConfig
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*((?P<prefix>[KMGT])(?P<binary>i?))?B?")
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*((?P<prefix>[KMGT])(?P<binary>i?))?B?", re.I)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class MemoryPlan:
         Args:
             shares: of another name's state, in place of this one's.
         """
-        device = self.shares[0].device
+        device = self.shares[0].device if self.shares else "cpu"
         state = self.shares if shares is None else shares
         all_shares = [s for s in self.shares if s.what != STATE]
         all_shares += [s for s in state if s.what == STATE]
@@ -185,7 +185,7 @@ def plan(
     """
     config = resolve(cfg, **overrides)
     size = read_size(memory)
-    target = None if device is None else torch.device(device)
+    target = _read_device(device)
     params = _kept(model)
     laid_out = lay_out(params, config, target)
     module = model if isinstance(model, nn.Module) else None
@@ -216,11 +216,23 @@ def read_size(text: str | int | None) -> int | None:
     if text is None:
         return None
     found = _SIZE.fullmatch(str(text).strip())
-    if found is None or float(found["number"]) <= 0:
+    if found is None or len(found["number"]) > 20 or float(found["number"]) <= 0:
         raise ConfigError(f"memory is a size such as '24GiB' or '80GB', got {text!r}")
     base = 1024 if found["binary"] else 1000
-    power = " KMGT".index(found["prefix"] or " ")
-    return int(float(found["number"]) * base**power)
+    power = " KMGT".index((found["prefix"] or " ").upper())
+    return max(1, round(float(found["number"]) * int(base**power)))
+
+
+def _read_device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device is one such as 'cpu' or 'cuda', got {device!r}: {why}"
+        ) from error
 
 
 def _kept(params: Any) -> Any:
@@ -229,7 +241,8 @@ def _kept(params: Any) -> Any:
         return params
     if isinstance(params, Mapping):
         return {key: _kept(value) if key == "params" else value for key, value in params.items()}
-    if isinstance(params, (Iterator, list, tuple)):
+    unordered = isinstance(params, (Tensor, str, set, frozenset))
+    if isinstance(params, Iterable) and not unordered:
         entries = list(params)
         return [_kept(entry) if isinstance(entry, Mapping) else entry for entry in entries]
     return params

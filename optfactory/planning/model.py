@@ -35,8 +35,9 @@ def load_model(text: str, dtype: str | None = None) -> nn.Module:
         factory = importlib.import_module(name)
         for part in attribute.split("."):
             factory = getattr(factory, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--model {text!r} cannot be loaded: {error}") from error
+    # A user's module may raise anything while it is loaded, and may even leave.
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"--model {text!r} cannot be loaded: {_told(error)}") from error
     model = factory if isinstance(factory, nn.Module) else _call(factory, text)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"--model {text!r} returned a {type(model).__name__}, not a Module")
@@ -50,12 +51,18 @@ def _call(factory: object, text: str) -> object:
         with torch.device("meta"), _WithoutInitialization():
             return factory()
     # Whatever a user's code raises: it ran in a way that it was perhaps not written for.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"--model {text!r} failed on the meta device, where tensors have no data: "
-            f"{type(error).__name__}: {error}; write a function without arguments that builds the "
+            f"{_told(error)}; write a function without arguments that builds the "
             "bare model, or call optfactory.plan(cfg, model) from Python"
         ) from error
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 class _WithoutInitialization(TorchFunctionMode):

@@ -42,13 +42,17 @@ def plot(plan: MemoryPlan, path: Path) -> None:
             ends = [end + size for end, size in zip(ends, sizes, strict=True)]
         for line, end in enumerate(ends):
             axes.text(end, line, f" {end:.3g}", va="center")
-        if plan.memory is not None:
+        end, label = 1.08 * max(ends), "GiB, without activations"
+        if plan.memory is not None and plan.memory / _GIB > 2 * end:
+            label += f"; {plan.memory / _GIB:.3g} GiB are available"
+        elif plan.memory is not None:
+            end = max(end, 1.04 * plan.memory / _GIB)
             axes.axvline(plan.memory / _GIB, color="black", linestyle="--", linewidth=1)
             axes.text(plan.memory / _GIB, -0.7, "available", ha="center", va="bottom")
         axes.set_yticks(range(len(bars)), [other.name for other in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_xlim(0, 1.08 * max(ends))
-        axes.set_xlabel("GiB, without activations")
+        axes.set_xlim(0, end)
+        axes.set_xlabel(label)
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(path, dpi=300)
 

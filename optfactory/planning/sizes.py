@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from optfactory import memory
+from optfactory.errors import BackendError
 from optfactory.group_config import check_groups
 from optfactory.grouping import Grouping, group_parameters
+from optfactory.managed import concurrent_managed_access
 from optfactory.param_groups import Params, parameter_names
 from optfactory.schema import OptimizerConfig
 from optfactory.state import StateLayout
@@ -67,7 +70,9 @@ def lay_out(params: Params, config: OptimizerConfig, device: torch.device | None
         ConfigError: parameters, rules or groups are refused; rules that match nothing are not.
     """
     grouping = group_parameters(params, config)
-    configs = check_groups(replace(grouping, unmatched={}), config)
+    all_meta = all(p.is_meta for group in grouping.groups for p in group["params"])
+    planned = torch.device("cpu") if device is None and all_meta else device
+    configs = check_groups(replace(grouping, unmatched={}), config, planned)
     slots: list[Slot] = []
     devices = []
     for index, (group, checked) in enumerate(zip(grouping.groups, configs, strict=True)):
@@ -105,15 +110,15 @@ def model_shares(
     """
     trained = [slot.parameter for slot in slots]
     kinds: list[tuple[str, Iterable[Tensor]]] = [
-        (PARAMETERS, model.parameters() if model else trained),
-        (BUFFERS, model.buffers() if model else ()),
+        (PARAMETERS, model.parameters() if model is not None else trained),
+        (BUFFERS, model.buffers() if model is not None else ()),
         (GRADIENTS, trained),
     ]
     sizes: Counter[tuple[str, str, int, str]] = Counter()
     for what, tensors in kinds:
         for tensor in tensors:
             key = (what, planned_device(tensor, device).type, 8 * tensor.itemsize, memory.RESIDENT)
-            sizes[key] += tensor.numel() * tensor.itemsize
+            sizes[key] += _nbytes(tensor)
     return _shares(sizes)
 
 
@@ -124,12 +129,27 @@ def planned_device(tensor: Tensor, device: torch.device | None) -> torch.device:
     return torch.device("cpu") if tensor.is_meta else tensor.device
 
 
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes; of quantized and sparse ones, what they are made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_nbytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    if tensor.layout is torch.strided:
+        return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
+    if tensor.layout is torch.sparse_coo:
+        return _nbytes(tensor._indices()) + _nbytes(tensor._values())
+    return _nbytes(tensor.values()) * 2  # compressed rows or columns: indices take about as much
+
+
 def _placed(group: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]:
-    """A group's values; where no GPU is there to be asked, it is planned to support all."""
-    asks = device.type == "cuda" and group["page_memory"] == "auto"
-    if asks and not torch.cuda.is_available():
-        return {**group, "page_memory": memory.MANAGED}
-    return group
+    """A group's values; where no GPU can be asked, it is planned to support managed memory."""
+    if device.type != "cuda" or group["page_memory"] != "auto" or not group["is_paged"]:
+        return group
+    managed = True
+    if torch.cuda.is_available():
+        index = torch.cuda.current_device() if device.index is None else device.index
+        with contextlib.suppress(BackendError):  # without CuPy
+            managed = concurrent_managed_access(torch.device("cuda", index))
+    return {**group, "page_memory": memory.MANAGED if managed else memory.PINNED}
 
 
 def _shares(sizes: Counter[tuple[str, str, int, str]]) -> list[Share]:

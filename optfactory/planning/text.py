@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ _SHOWN = 3  # names of tensors in one line
 def render(plan: MemoryPlan) -> str:
     """All tables of a plan."""
     parts = [_title(plan), _groups(plan), _shares(plan), _wide(plan), _others(plan)]
-    parts += [f"{plan_problem}" for plan_problem in plan.unmatched.values()]
+    parts += plan.unmatched.values()
     parts += [f"param_groups.{label}: {why}" for label, why in plan.idle.items()]
     return "\n\n".join(filter(None, parts))
 
@@ -86,9 +87,8 @@ def _wide(plan: MemoryPlan) -> str:
 
 def _kind(reason: str) -> str:
     """A reason without the number that differs from tensor to tensor."""
-    return "; ".join(
-        part.split(", ", 1)[-1] if part[0].isdigit() else part for part in reason.split("; ")
-    )
+    parts = [re.sub(r"^\d+ elements, ", "", part) for part in reason.split("; ")]
+    return "; ".join(re.sub(r"^(rows) of \d+ elements,", r"\1", part) for part in parts)
 
 
 def _others(plan: MemoryPlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "exclusiveMaximum": lambda limit, value: not _is(value, "number") or value < limit,
     "minItems": lambda limit, value: not _is(value, "array") or len(value) >= limit,
     "maxItems": lambda limit, value: not _is(value, "array") or len(value) <= limit,
+    "pattern": lambda want, value: not _is(value, "string") or bool(re.search(want, value)),
     "required": lambda keys, value: not _is(value, "object") or set(keys) <= value.keys(),
     "type": lambda want, value: any(_is(value, t) for t in ([want] if str(want) == want else want)),
 }

@@ -73,7 +73,8 @@ ALLOWED = {
     "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
     "planning": {
         *("errors", "factory", "group_rules", "registry", "schema"),
-        *("group_config", "grouping", "memory", "param_groups", "report", "state", "step_plan"),
+        *("group_config", "grouping", "managed", "memory", "param_groups", "report", "state"),
+        "step_plan",
     },
     "doctor": {
         "__init__",

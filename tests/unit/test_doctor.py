@@ -122,7 +122,7 @@ def test_as_text_there_is_a_line_for_each_finding_and_its_remedy(ask: Ask) -> No
     assert code == 1
     assert {line.split()[0] for line in lines} <= {"ok", "note", "broken", "->"}
     broken = next(i for i, line in enumerate(lines) if line.startswith("broken"))
-    assert lines[broken + 1].startswith(" " * 24 + "-> ")
+    assert lines[broken + 1].startswith(" " * 31 + "-> ")
 
 
 def test_it_runs_as_a_program() -> None:
@@ -164,7 +164,7 @@ def test_a_compiler_that_fails(found: Find, tmp_path: Path) -> None:
     code, findings = found(CXX="false", OPTFACTORY_CACHE=str(tmp_path), **COMPILE)
     assert code == 1
     assert findings["step on cpu"]["status"] == "broken"
-    assert "false could not compile" in findings["step on cpu"]["remedy"]
+    assert "false could not compile" in findings["step on cpu"]["found"]
     assert "OPTFACTORY_BACKEND=reference" in findings["step on cpu"]["remedy"]
 
 
@@ -190,8 +190,9 @@ def test_a_cache_that_others_can_write_to(found: Find, tmp_path: Path) -> None:
 @pytest.mark.parametrize("choice", ["nonsense", "armv8-a", ""])
 def test_instructions_that_do_not_exist_here(choice: str, found: Find) -> None:
     code, findings = found(OPTFACTORY_INSTRUCTIONS=choice)
-    said = f"OPTFACTORY_INSTRUCTIONS is {choice!r}; allowed are auto, native"
-    assert (code, said in told(findings, "broken")) == (1, True)
+    assert code == 1
+    assert f"OPTFACTORY_INSTRUCTIONS is {choice!r}" in findings["instructions"]["found"]
+    assert "allowed are auto, native" in findings["instructions"]["remedy"]
     assert findings["processor"]["status"] == "ok"
 
 

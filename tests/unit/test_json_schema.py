@@ -122,6 +122,8 @@ RULES: list[tuple[Any, bool]] = [
     ({"match": [3], "lr": 1}, False),
     ({"ndim": 1.5, "lr": 1}, False),
     ({"ndim": [1], "lr": 1}, False),
+    ({"ndim": "abc", "lr": 1}, False),
+    ({"ndim": -1, "lr": 1}, False),
     ({"match": "a", "lr": -1}, False),
     ({"match": "a", "lr_scale": 0}, False),
     ({"layer_decay": 1.01}, False),
