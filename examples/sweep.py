@@ -51,7 +51,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="k=v", help="for train_lm.py")
     arguments = parser.parse_args()
     if arguments.markdown:
-        find_markers(arguments.markdown)  # before the work
+        try:
+            find_markers(arguments.markdown)  # before the work
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
     if arguments.source:
         runs = json.loads(arguments.source.read_text(encoding="utf-8"))
     else:

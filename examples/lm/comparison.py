@@ -65,7 +65,7 @@ def find_markers(path: Path) -> tuple[str, str]:
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"{path} has no lines {begin.strip()} and {end.strip()}")
+        raise ValueError(f"{path} has no lines {begin.strip()} and {end.strip()}")
     return before, after
 
 
