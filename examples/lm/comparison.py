@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ Runs = list[dict[str, Any]]
 MARKERS = ("<!-- sweep -->\n", "<!-- /sweep -->\n")
 # Okabe & Ito's colors, which color-blind readers can tell apart.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+MARKERS_OF_POINTS = ["o", "s", "X", "D", "^", "v"]
 
 
 def same_results(runs: Runs) -> list[tuple[list[str], dict[str, Any]]]:
@@ -37,24 +39,24 @@ def markdown(runs: Runs) -> str:
 
 def plot(runs: Runs, path: Path) -> None:
     """Final loss against bytes of state, one point for names with the same results."""
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    points = same_results(runs)
-    for color, (names, run) in zip(COLORS * len(points), points, strict=False):
-        axes.scatter(run["state_bytes"] / 1e6, run["val_loss"], color=color, s=36, zorder=2)
-        label = "\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2))
-        axes.annotate(
-            label,
-            (run["state_bytes"] / 1e6, run["val_loss"]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    styles = zip(COLORS, MARKERS_OF_POINTS, strict=True)
+    for (names, run), (color, marker) in zip(same_results(runs), cycle(styles), strict=False):
+        axes.scatter(
+            run["state_bytes"] / 1e6,
+            run["val_loss"],
             color=color,
+            marker=marker,
+            s=48,
+            alpha=0.8,
+            label=", ".join(names),
+            zorder=2,
         )
     axes.set(xlabel="optimizer state, MB", ylabel="validation loss, nats a character")
-    axes.set_xlim(0, 1.45 * max(run["state_bytes"] for run in runs) / 1e6)
-    axes.margins(y=0.25)
+    axes.set_xlim(0, 1.1 * max(run["state_bytes"] for run in runs) / 1e6)
+    axes.margins(y=0.2)
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
