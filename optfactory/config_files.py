@@ -91,8 +91,7 @@ def write_files(folder: Path) -> list[str]:
 
 
 def _file_of(name: str) -> str:
-    info = get_optimizer_info(name)
-    return f"{_GENERATED} from the schema; do not edit\n{shipped_text(info.name)[1]}"
+    return f"{_GENERATED} from the schema; do not edit\n{shipped_text(name)[1]}"
 
 
 def _scalar(value: object) -> str:

@@ -2,7 +2,7 @@
 
 A parameter's hyperparameters are the config's, then those of each matching rule, where the later
 one wins key by key, then those that its own param group states. Its learning rate is multiplied by
-`lr_scale` and `layer_decay` here, once, so that every scheduler of torch keeps the ratios.
+`lr_scale` and `layer_decay` here, once, so that schedulers which multiply it keep the ratios.
 """
 
 from __future__ import annotations

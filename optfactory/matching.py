@@ -25,7 +25,7 @@ class Matcher:
         globs = [re.compile(translate(text)).match for text in rule.match]
         expressions = [re.compile(text).search for text in rule.regex]
         self._name_tests = [tests for tests in (globs, expressions) if tests]
-        self._listed: set[str] | None = None
+        self._listed: set[str] = set()
         self._failure = ""
         if rule.listed_by is not None:
             self._listed, self._failure = _listed_names(origins, rule.listed_by)
@@ -74,7 +74,7 @@ class Matcher:
         names = origin.names if origin else []
         if not all(any(test(n) for test in tests for n in names) for tests in self._name_tests):
             return False
-        if self.rule.listed_by is not None and not (self._listed or set()) & set(names):
+        if self.rule.listed_by is not None and self._listed.isdisjoint(names):
             return False
         return not self.rule.modules or _owned_by(origin, self.rule.modules)
 
@@ -85,22 +85,23 @@ class Matcher:
         return self._layer_of[id(tensor)], self.layers.last
 
 
-def _listed_names(origins: Origins, method: str) -> tuple[set[str] | None, str]:
+def _listed_names(origins: Origins, method: str) -> tuple[set[str], str]:
     """The names that models, or modules inside them, return by a method; or why there are none."""
-    found: set[str] | None = None
+    found: set[str] = set()
+    failure = f"the model has no method {method!r}"
     for place in origins.places:
         listing = getattr(place.module, method, None)
         if not callable(listing):
             continue
         try:
-            names = [place.name(name) for name in listing()]
+            found.update([place.name(name) for name in listing()])
         # Whatever the user's method raises, or a method that is no listing of names.
         except Exception as error:
             kind = type(place.module).__name__
             why = f"{kind}.{method}() does not return names: {type(error).__name__}: {error}"
-            return None, why
-        found = (found or set()) | set(names)
-    return found, "" if found is not None else f"the model has no method {method!r}"
+            return set(), why
+        failure = ""
+    return found, failure
 
 
 def _owned_by(origin: Origin | None, globs: tuple[str, ...]) -> bool:

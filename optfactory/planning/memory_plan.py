@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optfactory import memory
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.group_rules import RULES_FIELD
+from optfactory.grouping import Grouping, group_parameters
 from optfactory.param_groups import Params
 from optfactory.planning.sizes import (
     STATE,
@@ -186,21 +187,21 @@ def plan(
     config = resolve(cfg, **overrides)
     size = read_size(memory)
     target = _read_device(device)
-    params = _kept(model)
-    laid_out = lay_out(params, config, target)
+    grouping = group_parameters(model, config)
+    laid_out = lay_out(grouping, config, target)
     module = model if isinstance(model, nn.Module) else None
     state = tuple(state_shares(laid_out))
     return MemoryPlan(
         config=config,
         groups=_groups(laid_out, config),
-        unmatched=laid_out.grouping.unmatched,
-        idle=laid_out.grouping.idle,
+        unmatched=grouping.unmatched,
+        idle=grouping.idle,
         report=report(laid_out.slots),
         shares=(*model_shares(module, laid_out.slots, target), *state),
         alternatives=tuple(
             Alternative(name, state)
             if name == config.name
-            else _alternative(name, config, params, target)
+            else _alternative(name, config, grouping, target)
             for name in list_optimizers()
         ),
         memory=size,
@@ -235,19 +236,6 @@ def _read_device(device: str | torch.device | None) -> torch.device | None:
         ) from error
 
 
-def _kept(params: Any) -> Any:
-    """The same parameters in a form that can be read again and again, for every other name."""
-    if isinstance(params, nn.Module):
-        return params
-    if isinstance(params, Mapping):
-        return {key: _kept(value) if key == "params" else value for key, value in params.items()}
-    unordered = isinstance(params, (Tensor, str, set, frozenset))
-    if isinstance(params, Iterable) and not unordered:
-        entries = list(params)
-        return [_kept(entry) if isinstance(entry, Mapping) else entry for entry in entries]
-    return params
-
-
 def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, ...]:
     whole = config.model_dump(exclude={"name", RULES_FIELD})
     groups = []
@@ -268,14 +256,14 @@ def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, .
 
 
 def _alternative(
-    name: str, config: OptimizerConfig, params: Params, device: torch.device | None
+    name: str, config: OptimizerConfig, grouping: Grouping, device: torch.device | None
 ) -> Alternative:
     stated = config.model_dump(exclude_unset=True, exclude={"optim_bits", "is_paged", "page_dir"})
     known = get_optimizer_info(name).config_class.model_fields
     values = {key: value for key, value in stated.items() if key in known}
     try:
         other = resolve({**values, "name": name})
-        return Alternative(name, tuple(state_shares(lay_out(params, other, device))))
+        return Alternative(name, tuple(state_shares(lay_out(grouping, other, device))))
     except ConfigError as error:
         problem = error.problems[0] if error.problems else str(error)
         return Alternative(name, (), problem)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from optfactory import memory
 from optfactory.errors import BackendError
 from optfactory.group_config import check_groups
-from optfactory.grouping import Grouping, group_parameters
+from optfactory.grouping import Grouping
 from optfactory.managed import concurrent_managed_access
-from optfactory.param_groups import Params, parameter_names
+from optfactory.param_groups import parameter_names
 from optfactory.schema import OptimizerConfig
 from optfactory.state import StateLayout
 from optfactory.step_plan import Slot
@@ -59,17 +59,17 @@ class LaidOut:
     devices: list[torch.device]
 
 
-def lay_out(params: Params, config: OptimizerConfig, device: torch.device | None) -> LaidOut:
+def lay_out(grouping: Grouping, config: OptimizerConfig, device: torch.device | None) -> LaidOut:
     """The layout of every trained parameter's state, as the optimizer of this config makes it.
 
     Args:
+        grouping: the parameters, sorted by the config's rules.
         device: where the parameters will be; None takes where they are, and the CPU for those on
             the meta device.
 
     Raises:
-        ConfigError: parameters, rules or groups are refused; rules that match nothing are not.
+        ConfigError: rules or groups are refused; rules that match nothing are not.
     """
-    grouping = group_parameters(params, config)
     all_meta = all(p.is_meta for group in grouping.groups for p in group["params"])
     planned = torch.device("cpu") if device is None and all_meta else device
     configs = check_groups(replace(grouping, unmatched={}), config, planned)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from optfactory.cli import main
+from tests.command_line import Run, runner
 
-Run = Callable[..., tuple[int, str, str]]
 Factory = Callable[..., str]
 
 _numbers = itertools.count()
@@ -29,16 +28,7 @@ def surroundings(fixed_conditions: None, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `optfactory plan` in this process: exit code, stdout, stderr."""
-
-    def run_command(*words: object) -> tuple[int, str, str]:
-        try:
-            code = main(["plan", *map(str, words)])
-        except SystemExit as stop:  # argparse's own way out
-            code = int(str(stop.code))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
+    return runner(capsys, "plan")
 
 
 @pytest.fixture

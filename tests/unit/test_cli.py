@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from optfactory import __version__, list_optimizers, resolve
-from optfactory.cli import main
 from optfactory.config_files import config_folder, write_files
+from tests.command_line import runner
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,16 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def run(capsys):
     """Run a command in this process: exit code, stdout, stderr."""
-
-    def run_command(*words):
-        try:
-            code = main(list(words))
-        except SystemExit as stop:  # argparse's own way out
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
+    return runner(capsys)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,16 @@ import yaml
 from optfactory import list_optimizers, list_rules, ready_rules, resolve
 from optfactory.cli import main
 from optfactory.config_files import config_folder
+from tests.command_line import Run, runner
 from tests.hydra_app import configs, run_app, write_app
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `optfactory copy` in this process: exit code, stdout, stderr."""
-
-    def run_command(*words: object) -> tuple[int, str, str]:
-        try:
-            code = main(["copy", *map(str, words)])
-        except SystemExit as stop:  # argparse's own way out
-            code = int(str(stop.code))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run_command
+    return runner(capsys, "copy")
 
 
 def shipped(name: str) -> str:
