@@ -10,17 +10,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from optfactory._resources import alias_configs
+from optfactory.rules.resources import alias_configs
 
 if TYPE_CHECKING:
     from optfactory import optim
+    from optfactory.checkpoints.files import load_checkpoint, save_checkpoint
+    from optfactory.config.ready_rules import list_rules, ready_rules
+    from optfactory.config.schema import OptimizerConfig
     from optfactory.factory import build_optimizer, resolve
     from optfactory.optimizer import Optimizer2State
     from optfactory.planning.memory_plan import plan
     from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
-    from optfactory.saving import load_checkpoint, save_checkpoint
-    from optfactory.schema import OptimizerConfig
-    from optfactory.shipped_rules import list_rules, ready_rules
 
 __version__ = "0.1.0"
 
@@ -45,17 +45,17 @@ __all__ = [
 # load on first use (PEP 562), so that an app that never builds an optimizer never pays for torch.
 _HOME = {
     "Optimizer2State": "optimizer",
-    "OptimizerConfig": "schema",
+    "OptimizerConfig": "config.schema",
     "OptimizerInfo": "registry",
     "build_optimizer": "factory",
     "get_optimizer_info": "registry",
     "list_optimizers": "registry",
-    "list_rules": "shipped_rules",
-    "load_checkpoint": "saving",
+    "list_rules": "config.ready_rules",
+    "load_checkpoint": "checkpoints.files",
     "plan": "planning.memory_plan",
-    "ready_rules": "shipped_rules",
+    "ready_rules": "config.ready_rules",
     "resolve": "factory",
-    "save_checkpoint": "saving",
+    "save_checkpoint": "checkpoints.files",
 }
 
 alias_configs()

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from optfactory import __version__, prebuilt
+from optfactory import __version__
 from optfactory.backends import BACKEND_VARIABLE, backend_for
-from optfactory.compiler import CACHE_VARIABLE, cache_folder, find_compiler, is_temporary
+from optfactory.build import prebuilt
+from optfactory.build.compiler import CACHE_VARIABLE, cache_folder, find_compiler, is_temporary
+from optfactory.build.processor import INSTRUCTIONS_VARIABLE, forced_set, runnable_sets
 from optfactory.errors import OptFactoryError
 from optfactory.factory import build_optimizer
-from optfactory.processor import INSTRUCTIONS_VARIABLE, forced_set, runnable_sets
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 _LEAST_TORCH = (2, 6)
@@ -153,7 +154,7 @@ def _cuda() -> Iterator[Finding]:
         return
     yield Finding("CUDA", OK, f"torch is built for {built_for} and sees {count} GPU(s)")
     # Not needed, and perhaps not installed, where there is no GPU.
-    from optfactory._cupy import load_cupy
+    from optfactory.memory.cupy import load_cupy
 
     try:
         cupy = load_cupy()

@@ -5,11 +5,11 @@ A family is a schema (`OptimizerConfig`, or `MomentsConfig` for those with Adam'
 text reads. `register` makes six names of it.
 """
 
-from optfactory.field_types import Beta, Betas, Number
+from optfactory.config.fields import Beta, Betas, Number
+from optfactory.config.schema import OptimizerConfig
 from optfactory.optimizers.moments import MomentsConfig, bias_corrections
 from optfactory.registry import register
-from optfactory.rules import StateSpec, UpdateRule
-from optfactory.schema import OptimizerConfig
+from optfactory.rules.language import StateSpec, UpdateRule
 
 __all__ = [
     "Beta",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from optfactory.config.schema import OptimizerConfig
+from optfactory.config.validation import config_error, validate
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.registry import canonical_name, get_optimizer_info
-from optfactory.schema import OptimizerConfig
-from optfactory.validation import config_error, validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from optfactory.groups.parameters import Params
     from optfactory.optimizer import Optimizer2State
-    from optfactory.param_groups import Params
 
 # Keys with which Hydra's `instantiate` addresses a node; they configure Hydra, not the optimizer.
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}

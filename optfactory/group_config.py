@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from optfactory import backends
+from optfactory.config.group_rules import RULES_FIELD, rules_of
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.validation import config_error, overridden, validate
 from optfactory.errors import ConfigError
-from optfactory.group_rules import RULES_FIELD, rules_of
-from optfactory.grouping import Grouping
-from optfactory.param_groups import ANNOTATIONS
-from optfactory.schema import OptimizerConfig, family_class
-from optfactory.validation import config_error, overridden, validate
+from optfactory.groups.grouping import Grouping
+from optfactory.groups.parameters import ANNOTATIONS
 
 
 def group_config(

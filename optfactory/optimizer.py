@@ -11,25 +11,27 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from optfactory import backends, checkpoint, gradients, memory
+from optfactory import backends
 from optfactory.backends import WARM_UP
+from optfactory.checkpoints import convert, layouts, reading
+from optfactory.checkpoints.own import FORMAT_VERSION
+from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import BackendError
-from optfactory.exchange import convert, layouts
-from optfactory.exchange.own_layout import FORMAT_VERSION
 from optfactory.group_config import annotations_of, check_groups, group_config, group_place
-from optfactory.group_rules import RULES_FIELD
-from optfactory.grouping import group_parameters
-from optfactory.param_groups import (
+from optfactory.groups.grouping import group_parameters
+from optfactory.groups.parameters import (
     Params,
     check_parameters,
     name_all_or_none,
     parameter_names,
     read_group,
 )
-from optfactory.report import MemoryReport, report
-from optfactory.schema import OptimizerConfig
-from optfactory.state import StateLayout
-from optfactory.step_plan import Bucket, Slot, StepPlan
+from optfactory.memory import placement
+from optfactory.state.layout import StateLayout
+from optfactory.step import gradients
+from optfactory.step.plan import Bucket, Slot, StepPlan
+from optfactory.step.report import MemoryReport, report
 
 
 class Optimizer2State(Optimizer):
@@ -230,12 +232,12 @@ class Optimizer2State(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, dict(state_dict))
             state_dict = state_dict if changed is None else changed
-        saved_groups, saved_state = checkpoint.parts(state_dict)
+        saved_groups, saved_state = reading.parts(state_dict)
         layout = layouts.recognize(saved_groups, saved_state)
-        groups = checkpoint.read_groups(saved_groups, self.param_groups, self.config, layout)
+        groups = reading.read_groups(saved_groups, self.param_groups, self.config, layout)
         plan = self._current_plan()
-        states = checkpoint.read_states(saved_state, saved_groups, plan.slots, layout)
-        fresh = {slot: checkpoint.target_state(slot) for slot in states}
+        states = reading.read_states(saved_state, saved_groups, plan.slots, layout)
+        fresh = {slot: reading.target_state(slot) for slot in states}
         self._synchronize()
         for group, saved in zip(self.param_groups, groups, strict=True):
             group.update(saved)
@@ -264,7 +266,7 @@ class Optimizer2State(Optimizer):
     def _synchronize(self) -> None:
         """Wait until pinned state is whole: a step leaves while it is still copied to the host."""
         slots = self._current_plan().slots
-        for device in {s.parameter.device for s in slots if s.layout.where == memory.PINNED}:
+        for device in {s.parameter.device for s in slots if s.layout.where == placement.PINNED}:
             torch.cuda.synchronize(device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -275,9 +277,9 @@ class Optimizer2State(Optimizer):
         super().__setstate__(state)
         # Copies and unpickled tensors are ordinary memory; paged state goes back to its file.
         for slot in self._current_plan().slots:
-            if slot.state and slot.layout.where != memory.RESIDENT:
+            if slot.state and slot.layout.where != placement.RESIDENT:
                 entries, slot.state = slot.state, slot.allocate()
-                checkpoint.copy_states(slot, entries)
+                reading.copy_states(slot, entries)
                 self.state[slot.parameter] = slot.state
 
 

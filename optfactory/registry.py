@@ -22,11 +22,17 @@ from typing import Any, Literal, TypeVar, overload
 from pydantic import Field, create_model
 
 from optfactory import optimizers
+from optfactory.config.group_rules import RULES_FIELD, GroupRules
+from optfactory.config.names import (
+    OptimizerName,
+    alias_table,
+    names_of_family,
+    normalize,
+    unknown_name,
+)
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
-from optfactory.group_rules import RULES_FIELD, GroupRules
-from optfactory.naming import OptimizerName, alias_table, names_of_family, normalize, unknown_name
-from optfactory.rules import read_trust_ratio_text, read_update_text
-from optfactory.schema import OptimizerConfig
+from optfactory.rules.language import read_trust_ratio_text, read_update_text
 
 ENTRY_POINTS = "optfactory.optimizers"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from optfactory.backends.cuda import CudaBackend
+from optfactory.backends.cuda.backend import CudaBackend
 from tests.emulation.driver import EmulatedDriver
 from tests.sampling import keep_a_sample
 

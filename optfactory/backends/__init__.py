@@ -12,12 +12,12 @@ from functools import cache
 
 import torch
 
-from optfactory import prebuilt
 from optfactory.backends.base import WARM_UP, Backend
-from optfactory.backends.cpu import CpuBackend
-from optfactory.backends.cpu_prebuilt import PrebuiltBackend
-from optfactory.backends.reference import ReferenceBackend
-from optfactory.compiler import find_compiler
+from optfactory.backends.cpu.backend import CpuBackend
+from optfactory.backends.cpu.prebuilt import PrebuiltBackend
+from optfactory.backends.reference.backend import ReferenceBackend
+from optfactory.build import prebuilt
+from optfactory.build.compiler import find_compiler
 from optfactory.errors import ConfigError
 
 BACKEND_VARIABLE = "OPTFACTORY_BACKEND"
@@ -66,8 +66,8 @@ def _backend_without_compiler() -> Backend:
 
 def _cuda_backend() -> Backend:
     # Not needed, and perhaps not installed, where there is no GPU.
-    from optfactory.backends.cuda import CudaBackend
-    from optfactory.backends.cupy_driver import cupy_driver
+    from optfactory.backends.cuda.backend import CudaBackend
+    from optfactory.backends.cuda.cupy_driver import cupy_driver
 
     return CudaBackend(cupy_driver())
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from optfactory.step_plan import Bucket
+from optfactory.step.plan import Bucket
 
 WARM_UP = (
     "a CUDA graph is being captured, but the optimizer's state and tables for these parameters do "

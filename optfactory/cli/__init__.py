@@ -13,8 +13,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
+from optfactory.catalog.overrides import UsageError
 from optfactory.cli import parser
-from optfactory.config_input import UsageError
 from optfactory.errors import OptFactoryError
 
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from optfactory.catalog.overrides import UsageError, read_config
 from optfactory.cli.output import print_json
-from optfactory.config_input import UsageError, read_config
 from optfactory.factory import resolve
 from optfactory.registry import get_optimizer_info, list_optimizers
 
@@ -41,7 +41,7 @@ def _row(name: str) -> dict[str, object]:
 def show(arguments: argparse.Namespace) -> int:
     """`optfactory show`."""
     # Deferred like Hydra: only few commands need a YAML writer.
-    from optfactory.config_files import render
+    from optfactory.catalog.files import render
 
     config = resolve(read_config(arguments.source, arguments.overrides))
     if arguments.json:
@@ -63,7 +63,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def copy(arguments: argparse.Namespace) -> int:
     """`optfactory copy`."""
-    from optfactory.config_files import shipped_text
+    from optfactory.catalog.files import shipped_text
 
     name, text = shipped_text(arguments.name)
     target = Path(arguments.folder, f"{name}.yaml")
@@ -83,7 +83,7 @@ def copy(arguments: argparse.Namespace) -> int:
 
 def schema(arguments: argparse.Namespace) -> int:
     """`optfactory schema`; JSON with and without `--json`."""
-    from optfactory.json_schema import all_names, one_name
+    from optfactory.catalog.json_schema import all_names, one_name
 
     print_json(one_name(arguments.name) if arguments.name else all_names())
     return 0
@@ -91,7 +91,7 @@ def schema(arguments: argparse.Namespace) -> int:
 
 def configs(arguments: argparse.Namespace) -> int:
     """`optfactory configs`."""
-    from optfactory.config_files import check_files, config_folder, write_files
+    from optfactory.catalog.files import check_files, config_folder, write_files
 
     folder = config_folder()
     if arguments.write:

@@ -8,8 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from optfactory.catalog.overrides import UsageError, read_config
 from optfactory.cli.output import print_json
-from optfactory.config_input import UsageError, read_config
 
 DTYPES = ("float32", "bfloat16", "float16")
 _PICTURES = (".png", ".pdf", ".svg")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing_extensions import Unpack
 
+from optfactory.groups.parameters import Params
 from optfactory.optim.arguments import AdamOptions
 from optfactory.optim.named import Betas, Named
-from optfactory.param_groups import Params
 
 
 class Adam(Named):

@@ -6,9 +6,9 @@ from types import MappingProxyType
 
 from typing_extensions import Unpack
 
+from optfactory.groups.parameters import Params
 from optfactory.optim.arguments import LambOptions
 from optfactory.optim.named import Betas, Named
-from optfactory.param_groups import Params
 
 
 class LAMB(Named):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
+from optfactory.groups.parameters import Params
 from optfactory.optimizer import Optimizer2State
-from optfactory.param_groups import Params
 
 Betas = tuple[float, float]
 

@@ -15,7 +15,7 @@ from optfactory.optimizers.moments import (
     bias_corrections,
     moment_scalars,
 )
-from optfactory.rules import UpdateRule
+from optfactory.rules.language import UpdateRule
 
 ADAM = UpdateRule("adam", MOMENTS, MOMENT_SCALARS)
 ADAM_AMSGRAD = UpdateRule("adam_amsgrad", (*MOMENTS, MAX_MOMENT), MOMENT_SCALARS)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from optfactory.field_types import Number
+from optfactory.config.fields import Number
 from optfactory.optimizers.adam import AdamConfig
 
 

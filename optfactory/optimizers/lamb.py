@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from optfactory.field_types import Bounds, Number
+from optfactory.config.fields import Bounds, Number
 from optfactory.optimizers.moments import (
     MAX_MOMENT,
     MOMENT_SCALARS,
@@ -18,7 +18,7 @@ from optfactory.optimizers.moments import (
     bias_corrections,
     moment_scalars,
 )
-from optfactory.rules import UpdateRule
+from optfactory.rules.language import UpdateRule
 
 LAMB_SCALARS = (
     *(*MOMENT_SCALARS, "bias_ratio", "direction_decay"),

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from optfactory.field_types import Betas, Number
-from optfactory.rules import StateSpec
-from optfactory.schema import OptimizerConfig
+from optfactory.config.fields import Betas, Number
+from optfactory.config.schema import OptimizerConfig
+from optfactory.rules.language import StateSpec
 
 MOMENTS = (StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False))
 MAX_MOMENT = StateSpec("max_exp_avg_sq", signed=False)

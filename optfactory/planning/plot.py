@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from optfactory import memory
-from optfactory.planning.memory_plan import MemoryPlan
+from optfactory.memory import placement
+from optfactory.planning.figures import PlanFigures
 from optfactory.planning.sizes import STATE, Share
 
 # Okabe & Ito's colors, which color-blind readers can tell apart.
@@ -26,7 +26,7 @@ _GIB = 1024**3
 _STYLE = {"font.size": 7, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def plot(plan: MemoryPlan, path: Path) -> None:
+def plot(plan: PlanFigures, path: Path) -> None:
     """Draw a plan into a file; its ending says in which format."""
     bars = [other for other in plan.alternatives if not other.problem]
     base = [share for share in plan.shares if share.what != STATE]
@@ -64,5 +64,5 @@ def _size(shares: list[Share], kind: str) -> int:
 def _kind(share: Share) -> str:
     if share.what != STATE:
         return share.what
-    paged = "" if share.place == memory.RESIDENT else "paged "
+    paged = "" if share.place == placement.RESIDENT else "paged "
     return f"{paged}{share.bits}-bit state"

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optfactory import memory
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import BackendError
 from optfactory.group_config import check_groups
-from optfactory.grouping import Grouping
-from optfactory.managed import concurrent_managed_access
-from optfactory.param_groups import parameter_names
-from optfactory.schema import OptimizerConfig
-from optfactory.state import StateLayout
-from optfactory.step_plan import Slot
+from optfactory.groups.grouping import Grouping
+from optfactory.groups.parameters import parameter_names
+from optfactory.memory import placement
+from optfactory.memory.managed import concurrent_managed_access
+from optfactory.state.layout import StateLayout
+from optfactory.step.plan import Slot
 
 PARAMETERS, BUFFERS, GRADIENTS, STATE = "parameters", "buffers", "gradients", "state"
 
@@ -95,7 +95,7 @@ def state_shares(laid_out: LaidOut) -> list[Share]:
     for slot, device in zip(laid_out.slots, laid_out.devices, strict=True):
         bits = 8 if slot.layout.quantized else 32
         for spec in slot.layout.tensors.values():
-            home = device if spec.where == memory.PINNED else spec.home(device)
+            home = device if spec.where == placement.PINNED else spec.home(device)
             sizes[STATE, home.type, bits, spec.where] += spec.nbytes
     return _shares(sizes)
 
@@ -117,7 +117,12 @@ def model_shares(
     sizes: Counter[tuple[str, str, int, str]] = Counter()
     for what, tensors in kinds:
         for tensor in tensors:
-            key = (what, planned_device(tensor, device).type, 8 * tensor.itemsize, memory.RESIDENT)
+            key = (
+                what,
+                planned_device(tensor, device).type,
+                8 * tensor.itemsize,
+                placement.RESIDENT,
+            )
             sizes[key] += _nbytes(tensor)
     return _shares(sizes)
 
@@ -149,7 +154,7 @@ def _placed(group: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]
         index = torch.cuda.current_device() if device.index is None else device.index
         with contextlib.suppress(BackendError):  # without CuPy
             managed = concurrent_managed_access(torch.device("cuda", index))
-    return {**group, "page_memory": memory.MANAGED if managed else memory.PINNED}
+    return {**group, "page_memory": placement.MANAGED if managed else placement.PINNED}
 
 
 def _shares(sizes: Counter[tuple[str, str, int, str]]) -> list[Share]:

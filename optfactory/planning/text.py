@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from optfactory.planning.memory_plan import MemoryPlan
+from optfactory.planning.figures import PlanFigures
 
 _SHOWN = 3  # names of tensors in one line
 
 
-def render(plan: MemoryPlan) -> str:
+def render(plan: PlanFigures) -> str:
     """All tables of a plan."""
     parts = [_title(plan), _groups(plan), _shares(plan), _wide(plan), _others(plan)]
     parts += plan.unmatched.values()
@@ -30,13 +28,13 @@ def human(nbytes: int) -> str:
     return f"{nbytes} B" if unit == "B" else f"{size:.2f} {unit}"
 
 
-def _title(plan: MemoryPlan) -> str:
+def _title(plan: PlanFigures) -> str:
     tensors = sum(len(group.parameters) for group in plan.groups)
     elements = sum(group.elements for group in plan.groups)
     return f"{plan.config.name} for {tensors} trained tensors of {elements:,} elements"
 
 
-def _groups(plan: MemoryPlan) -> str:
+def _groups(plan: PlanFigures) -> str:
     rows = [
         [
             group.name,
@@ -49,7 +47,7 @@ def _groups(plan: MemoryPlan) -> str:
     return _table(["group", "tensors", "elements", "overrides"], rows, "<>><")
 
 
-def _shares(plan: MemoryPlan) -> str:
+def _shares(plan: PlanFigures) -> str:
     rows = [
         [s.what, s.device, str(s.bits), s.place, f"{s.nbytes:,}", human(s.nbytes)]
         for s in plan.shares
@@ -70,7 +68,7 @@ def _shares(plan: MemoryPlan) -> str:
     return lines
 
 
-def _wide(plan: MemoryPlan) -> str:
+def _wide(plan: PlanFigures) -> str:
     """The tensors whose state is not as small or as movable as the config asks, by reason."""
     reasons: dict[str, list[str]] = {}
     for row in plan.report.rows:
@@ -91,7 +89,7 @@ def _kind(reason: str) -> str:
     return "; ".join(re.sub(r"^(rows) of \d+ elements,", r"\1", part) for part in parts)
 
 
-def _others(plan: MemoryPlan) -> str:
+def _others(plan: PlanFigures) -> str:
     rows = []
     for other in plan.alternatives:
         mark = "*" if other.name == plan.config.name else ""

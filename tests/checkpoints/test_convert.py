@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optfactory.codec import BlockGrid
-from optfactory.exchange.convert import decode, enclosing_blocks, quantize
-from optfactory.quantmap import SIGNED
+from optfactory.checkpoints.convert import decode, enclosing_blocks, quantize
+from optfactory.state.codec import BlockGrid
+from optfactory.state.quantmap import SIGNED
 from tests.checkpoints.harness import array, decoded, encoded, same
 
 
@@ -58,7 +58,7 @@ def test_enclosing_blocks(
 def test_conversion_in_parts_is_conversion_as_a_whole(
     shape: tuple[int, ...], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optfactory.exchange.convert._CHUNK", 600)
+    monkeypatch.setattr("optfactory.checkpoints.convert._CHUNK", 600)
     values = torch.randn(shape)
     quantized = quantize(values, BlockGrid.of(shape, block), SIGNED)
     codes, scales = encoded(array(values), "exp_avg", block=block)

@@ -97,7 +97,7 @@ def test_2000_steps_end_at_the_loss_of_32_bits(name: str, deviation: Deviation) 
 def test_paged_state_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that paged names end at the same loss."""
     assert name.removeprefix("paged_") in UNPAGED
-    monkeypatch.setattr("optfactory.memory.PAGED_MIN_NUMEL", 1000)
+    monkeypatch.setattr("optfactory.memory.placement.PAGED_MIN_NUMEL", 1000)
     (losses, params), (other_losses, other) = (
         _trained(each, 200) for each in (name, name.removeprefix("paged_"))
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer
-from optfactory.backends.cuda import CudaBackend
+from optfactory.backends.cuda.backend import CudaBackend
 from tests.emulation.guarded import Guarded, poison
 from tests.emulation.harness import (
     NATIVE,

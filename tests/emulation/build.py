@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optfactory.compiler import CACHE_VARIABLE, find_compiler
+from optfactory.build.compiler import CACHE_VARIABLE, find_compiler
 from optfactory.errors import KernelCompileError
 
 _FOLDER = Path(__file__).parent

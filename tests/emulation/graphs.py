@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optfactory.backends.cuda_driver import CudaModule
+from optfactory.backends.cuda.driver import CudaModule
 from tests.emulation.driver import EmulatedDriver
 
 aten = torch.ops.aten

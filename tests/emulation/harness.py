@@ -18,10 +18,10 @@ from torch import Tensor
 
 from optfactory import Optimizer2State, get_optimizer_info, list_optimizers, resolve
 from optfactory.backends import Backend
-from optfactory.backends.cpu import CpuBackend
-from optfactory.backends.cuda import CudaBackend
+from optfactory.backends.cpu.backend import CpuBackend
+from optfactory.backends.cuda.backend import CudaBackend
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
-from optfactory.schema import OptimizerConfig
 from tests.emulation.driver import EmulatedDriver
 from tests.emulation.guarded import Guarded
 from tests.numerics.harness import DTYPES, gradient

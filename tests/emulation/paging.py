@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import Optimizer2State, memory
-from optfactory.backends import cuda_paging
+from optfactory import Optimizer2State
+from optfactory.backends.cuda import paging as cuda_paging
+from optfactory.memory import placement
 from tests.emulation.guarded import Guarded
 
 PAGED_MIN_NUMEL = 3000
@@ -40,18 +41,18 @@ class Pages:
         patch.setattr(cuda_paging, "PIECE_BYTES", PIECE_BYTES)
         patch.setattr(cuda_paging, "prefetch", self._prefetch)
         patch.setattr(cuda_paging, "torch", _TorchWithGuards(self.guarded))
-        patch.setattr(memory, "managed_tensor", self._managed_tensor)
+        patch.setattr(placement, "managed_tensor", self._managed_tensor)
         patch.setattr(torch.cuda, "synchronize", self._synchronize)
 
     def _pretend_devices(self, patch: pytest.MonkeyPatch, where: tuple[str, ...]) -> None:
-        placement = memory.placement
+        place_for = placement.place_for
 
         def on_gpu(numel: int, device: torch.device, is_paged: bool, _: str) -> tuple[str, str]:
             chosen = where[numel % len(where)]
-            return placement(numel, torch.device("cuda", 0), is_paged, chosen)
+            return place_for(numel, torch.device("cuda", 0), is_paged, chosen)
 
-        patch.setattr(memory, "PAGED_MIN_NUMEL", PAGED_MIN_NUMEL)
-        patch.setattr(memory, "placement", on_gpu)
+        patch.setattr(placement, "PAGED_MIN_NUMEL", PAGED_MIN_NUMEL)
+        patch.setattr(placement, "place_for", on_gpu)
 
     def _prefetch(self, tensor: Tensor, device: torch.device) -> None:
         self.prefetched.append((tensor.data_ptr(), tensor.numel() * tensor.element_size()))

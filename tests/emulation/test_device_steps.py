@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer
-from optfactory.backends.reference import ReferenceBackend
+from optfactory.backends.reference.backend import ReferenceBackend
 from tests.emulation.harness import Shape, emulator, give_gradients, held, on, values
 from tests.unit.harness import needs_compiler
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optfactory import Optimizer2State, build_optimizer
-from optfactory.backends.reference import ReferenceBackend
+from optfactory.backends.reference.backend import ReferenceBackend
 from tests.emulation.harness import (
     NATIVE,
     Shape,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer
-from optfactory.backends.cuda import CudaBackend
-from optfactory.backends.cuda_tables import LiveTable
+from optfactory.backends.cuda.backend import CudaBackend
+from optfactory.backends.cuda.tables import LiveTable
 from optfactory.errors import BackendError
 from tests.emulation.graphs import Graph, GraphDriver
 from tests.emulation.harness import (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer
-from optfactory.backends import cuda_tables
+from optfactory.backends.cuda import tables as cuda_tables
 from tests.emulation.driver import EmulatedDriver
 from tests.emulation.harness import (
     NATIVE,

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import Optimizer2State, build_optimizer, memory
-from optfactory.backends import cuda_paging
+from optfactory import Optimizer2State, build_optimizer
+from optfactory.backends.cuda import paging as cuda_paging
+from optfactory.memory import placement
 from tests.emulation.harness import (
     Shape,
     assert_same,
@@ -40,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lamb": {"name": "paged_lamb"},
     "lamb8bit": {"name": "paged_lamb8bit", "min_8bit_size": 1},
 }
-KINDS = [memory.PINNED, memory.MANAGED]
+KINDS = [placement.PINNED, placement.MANAGED]
 
 
 @pytest.fixture(params=KINDS)
@@ -51,7 +52,7 @@ def pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Pages:
-    return Pages(monkeypatch, memory.PINNED)
+    return Pages(monkeypatch, placement.PINNED)
 
 
 def build(options: dict[str, Any]) -> Optimizer2State:
@@ -80,7 +81,7 @@ def large_states(optimizer: Optimizer2State) -> list[Tensor]:
         tensor
         for slot in optimizer._current_plan().slots
         for key, tensor in slot.state.items()
-        if slot.layout.tensors[key].where != memory.RESIDENT
+        if slot.layout.tensors[key].where != placement.RESIDENT
     ]
 
 
@@ -109,7 +110,7 @@ def test_all_kinds_in_one_bucket(label: str, monkeypatch: pytest.MonkeyPatch) ->
     Pages(monkeypatch, *KINDS)
     with on(emulator()[0]):
         paged, plain = build(OPTIONS[label]), unpaged(OPTIONS[label])
-        assert set(places(paged)) == {*KINDS, memory.RESIDENT}
+        assert set(places(paged)) == {*KINDS, placement.RESIDENT}
         train((paged, plain), range(2))
     assert_same(paged, plain)
     assert len(belts(paged)) == 2
@@ -190,7 +191,7 @@ def test_statistics_put_nothing_back(
 def test_managed_pages_are_asked_for_once_a_pass(
     label: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = Pages(monkeypatch, memory.MANAGED)
+    pages = Pages(monkeypatch, placement.MANAGED)
     backend, driver = emulator()
     with on(backend):
         optimizer = build(OPTIONS[label])
@@ -217,14 +218,14 @@ def test_managed_pages_are_asked_for_once_a_pass(
 
 def test_the_report_says_where_state_is_and_why_not(pages: Pages) -> None:
     optimizer = build(OPTIONS["adamw8bit"])
-    where = next(place for place in places(optimizer) if place != memory.RESIDENT)
+    where = next(place for place in places(optimizer) if place != placement.RESIDENT)
     assert where in KINDS
     for row, shape in zip(optimizer.memory_report().rows, SHAPES, strict=True):
         numel = torch.Size(shape).numel()
-        assert row.where == (where if numel >= 3000 else memory.RESIDENT)
+        assert row.where == (where if numel >= 3000 else placement.RESIDENT)
         assert ("fewer than 3000: not paged" in row.reason) == (numel < 3000)
     assert where in str(optimizer.memory_report())
-    assert places(unpaged(OPTIONS["adamw8bit"])) == [memory.RESIDENT] * len(SHAPES)
+    assert places(unpaged(OPTIONS["adamw8bit"])) == [placement.RESIDENT] * len(SHAPES)
 
 
 def reloaded(optimizer: Optimizer2State) -> Optimizer2State:
@@ -253,7 +254,7 @@ def test_copies_are_paged_and_go_on(way: str, pages: Pages) -> None:
         assert places(other) == places(optimizer)
         mine, theirs = large_states(optimizer), large_states(other)
         assert not {t.data_ptr() for t in mine} & {t.data_ptr() for t in theirs}
-        is_managed = memory.MANAGED in places(other)
+        is_managed = placement.MANAGED in places(other)
         assert pages.managed == ([t.nbytes for t in theirs] if is_managed else [])
         assert_same(optimizer, other)
         train((optimizer, other), range(2, 4))
@@ -269,4 +270,4 @@ def test_pinned_state_is_read_when_it_is_whole(way: str, pages: Pages) -> None:
         train((optimizer,), range(1))
         assert pages.waits == 0
         COPIES[way](optimizer) if way in COPIES else optimizer.state_dict()
-    assert (pages.waits > 0) == (memory.PINNED in places(optimizer))
+    assert (pages.waits > 0) == (placement.PINNED in places(optimizer))

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from optfactory import build_optimizer, memory
-from optfactory.backends.cuda_paging import PinnedStates, cut
-from optfactory.backends.cuda_tables import UNQUANTIZED_BLOCK, ChunkRange
-from optfactory.state import absmax_key
-from optfactory.step_plan import Slot
+from optfactory import build_optimizer
+from optfactory.backends.cuda.paging import PinnedStates, cut
+from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK, ChunkRange
+from optfactory.memory import placement
+from optfactory.state.layout import absmax_key
+from optfactory.step.plan import Slot
 from tests.emulation.harness import Shape, values
 from tests.emulation.paging import Pages
 
@@ -35,7 +36,7 @@ piece_sizes = pytest.mark.parametrize("piece_bytes", PIECES)
 
 @pytest.fixture(autouse=True)
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Pages:
-    return Pages(monkeypatch, memory.PINNED)
+    return Pages(monkeypatch, placement.PINNED)
 
 
 def slots_of(name: str, shapes: list[Shape]) -> list[tuple[int, Slot, ChunkRange]]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from optfactory.backends import cuda
-from optfactory.codegen import KernelVariant, cuda_source
+from optfactory.backends.cuda import backend as cuda
+from optfactory.rules.codegen import KernelVariant, cuda_source
 from tests.emulation.bench import Bench
 from tests.emulation.harness import CASES, PAIRS, Shape, emulator, needs_fma
 from tests.emulation.views import Fences, Views

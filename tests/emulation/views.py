@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from optfactory import Optimizer2State, build_optimizer
-from optfactory.backends.cuda import CudaBackend
+from optfactory.backends.cuda.backend import CudaBackend
 from tests.emulation.fenced import fenced
 from tests.emulation.guarded import Guarded
 from tests.emulation.harness import (

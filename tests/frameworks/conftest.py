@@ -9,5 +9,5 @@ import torch
 @pytest.fixture(autouse=True)
 def small_and_paged(fixed_conditions: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of a small model are paged under paged names, and one thread is enough for them."""
-    monkeypatch.setattr("optfactory.memory.PAGED_MIN_NUMEL", 1000)
+    monkeypatch.setattr("optfactory.memory.placement.PAGED_MIN_NUMEL", 1000)
     torch.set_num_threads(1)

@@ -8,5 +8,5 @@ import pytest
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """State is paged from 1000 elements on, and moves in many pieces."""
-    monkeypatch.setattr("optfactory.memory.PAGED_MIN_NUMEL", 1000)
-    monkeypatch.setattr("optfactory.backends.cuda_paging.PIECE_BYTES", 2**15)
+    monkeypatch.setattr("optfactory.memory.placement.PAGED_MIN_NUMEL", 1000)
+    monkeypatch.setattr("optfactory.backends.cuda.paging.PIECE_BYTES", 2**15)

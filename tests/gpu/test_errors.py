@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from optfactory import Optimizer2State, build_optimizer
-from optfactory._cupy import load_cupy
-from optfactory.backends import cuda
-from optfactory.backends.cuda import CudaBackend
-from optfactory.backends.cupy_driver import CupyDriver, CupyModule
+from optfactory.backends.cuda import backend as cuda
+from optfactory.backends.cuda.backend import CudaBackend
+from optfactory.backends.cuda.cupy_driver import CupyDriver, CupyModule
 from optfactory.errors import ConfigError, KernelCompileError, StateError
+from optfactory.memory.cupy import load_cupy
 from tests.gpu.harness import DEVICE, content, give, gradients, needs_gpu, parameters, train
 
 pytestmark = needs_gpu

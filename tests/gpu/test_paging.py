@@ -87,7 +87,7 @@ def test_the_size_of_pieces_changes_no_bit(
 ) -> None:
     """Down to a chunk at a time: each buffer is then used again many times in a step."""
     resident = trained(name.removeprefix("paged_"), parameters(DEVICE, SHAPES))
-    monkeypatch.setattr("optfactory.backends.cuda_paging.PIECE_BYTES", piece)
+    monkeypatch.setattr("optfactory.backends.cuda.paging.PIECE_BYTES", piece)
     paged = trained(name, parameters(DEVICE, SHAPES), page_memory=memory)
     assert_same_training(paged, resident)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer, get_optimizer_info
-from optfactory.backends.cupy_driver import CupyModule
+from optfactory.backends.cuda.cupy_driver import CupyModule
 from tests.conftest import has_compiler
 from tests.gpu.harness import (
     DEVICE,

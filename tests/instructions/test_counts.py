@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from optfactory.compiler import find_compiler
-from optfactory.processor import INSTRUCTIONS_VARIABLE, runnable_sets
+from optfactory.build.compiler import find_compiler
+from optfactory.build.processor import INSTRUCTIONS_VARIABLE, runnable_sets
 
 ROOT = Path(__file__).parents[2]
 COUNTER = Path(__file__).with_name("count.py")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
+from optfactory.config.schema import family_class
 from optfactory.errors import ConfigError
-from optfactory.schema import family_class
 from tests.numerics.harness import bits, gradient
 
 FAMILIES = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optfactory import quantmap
-from optfactory.quantmap import LINE_MARGIN, QuantizationMap
+from optfactory.state import quantmap
+from optfactory.state.quantmap import LINE_MARGIN, QuantizationMap
 from tests.reference import quantization as q
 
 CODECS = {"signed": q.SIGNED_CODEC, "unsigned": q.UNSIGNED_CODEC}
@@ -15,7 +15,7 @@ both_maps = pytest.mark.parametrize("which", MAPS)
 
 
 def by_lines(y: np.ndarray, qmap: QuantizationMap, floors: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What kernels/cpu_codec.h computes: distances from the code of zero, and which are certain."""
+    """What kernels/cpu/codec.h computes: distances from the code of zero, and which are certain."""
     numbers, splits, lines = qmap.line_tables(floors)
     size = np.maximum(np.abs(y), np.float32(2.0**-23))
     exponent = (size.view(np.uint32) >> 23) % 32

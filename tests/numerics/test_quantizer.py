@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from optfactory import build_optimizer, codec, quantmap
+from optfactory import build_optimizer
+from optfactory.state import codec, quantmap
 from tests.devices import here, host
 from tests.reference import quantization as q
 from tests.reference.tables import SIGNED_SHA256, UNSIGNED_SHA256, sha256

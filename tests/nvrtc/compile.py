@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from optfactory.backends.nvrtc import compile_cubin, nvrtc_version
+from optfactory.backends.cuda.nvrtc import compile_cubin, nvrtc_version
 from optfactory.errors import BackendError
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_origin
 import pytest
 
 from optfactory import get_optimizer_info, list_optimizers, resolve
-from optfactory.backends.cuda_tables import UNQUANTIZED_BLOCK
-from optfactory.backends.nvrtc import COMPILE_OPTIONS, compile_cubin
-from optfactory.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
+from optfactory.backends.cuda.nvrtc import COMPILE_OPTIONS, compile_cubin
+from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK
 from optfactory.errors import ConfigError, KernelCompileError
-from optfactory.rules import UpdateRule
+from optfactory.rules.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
+from optfactory.rules.language import UpdateRule
 from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
 
 pytestmark = [needs_nvrtc, pytest.mark.slow]

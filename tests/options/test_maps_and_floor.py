@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from optfactory import build_optimizer, quantmap
+from optfactory import build_optimizer
+from optfactory.state import quantmap
 from tests.numerics.harness import DTYPES, Twin, gradient, parameters, quantized
 from tests.options.tools import (
     SHAPES,

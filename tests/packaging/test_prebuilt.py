@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from optfactory.backends import cpu
-from optfactory.processor import own_sets, runnable_sets
+from optfactory.backends.cpu import backend as cpu
+from optfactory.build.processor import own_sets, runnable_sets
 from tests.conftest import has_compiler
 from tests.packaging.conftest import ROOT, Installation, build_wheel, install
 
@@ -168,7 +168,7 @@ def test_other_wheels_have_none(wheel, tmp_path):
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=300)
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("/optfactory/_wheel/hook.py") for name in archive.getnames())
+        assert any(name.endswith("/optfactory/build/wheel/hook.py") for name in archive.getnames())
     built = build_wheel(tmp_path / "from_sdist", sdist, kernels="auto")
     assert built.name == wheel.name
     assert not (ROOT / "optfactory" / "_prebuilt").exists()
@@ -236,7 +236,7 @@ CUSTOM = """
 import warnings
 import torch
 from optfactory import Optimizer2State, resolve
-from optfactory.rules import StateSpec, UpdateRule
+from optfactory.rules.language import StateSpec, UpdateRule
 
 config = resolve("adamw8bit")
 class Custom(type(config)):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import list_optimizers, resolve
-from optfactory.group_rules import GroupRule
+from optfactory.config.group_rules import GroupRule
 from tests.param_groups.harness import Net, Rules, built, got
 
 RULES: Rules = {

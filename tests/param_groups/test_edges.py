@@ -13,7 +13,7 @@ from torch import nn
 
 from optfactory import resolve
 from optfactory.errors import ConfigError, StateError
-from optfactory.layers import LayerNumbers
+from optfactory.groups.layers import LayerNumbers
 from tests.param_groups.harness import Net, built, got, marked
 from tests.param_groups.test_layers import numbers
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from optfactory.layers import LayerNumbers
+from optfactory.groups.layers import LayerNumbers
 from tests.param_groups.harness import Net, Rules, built, got, problems
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 from optfactory import build_optimizer, list_optimizers, list_rules, ready_rules, resolve
-from optfactory._resources import data_dir
 from optfactory.errors import ConfigError
+from optfactory.rules.resources import data_dir
 from tests.param_groups.harness import Net, built, got, labels, marked
 
 DEPTH = 3

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from optfactory import build_optimizer, plan
-from optfactory.memory import PAGED_MIN_NUMEL
+from optfactory.memory.placement import PAGED_MIN_NUMEL
 from optfactory.planning.memory_plan import MemoryPlan
 from tests.planning.harness import NAMES, Odd, on_meta, state_shares
 

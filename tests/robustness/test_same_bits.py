@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optfactory import Optimizer2State, build_optimizer, resolve
-from optfactory.backends import cpu
+from optfactory.backends.cpu import tables as cpu
 from tests.robustness.harness import (
     FAMILIES,
     NAMES,

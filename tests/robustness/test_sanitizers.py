@@ -25,7 +25,7 @@ PLANTED = {
 }
 SCRIPT = """
 import ctypes, sys, torch
-from optfactory.compiler import load_library
+from optfactory.build.compiler import load_library
 x = torch.zeros(5)
 library = load_library(sys.argv[1], "planted")
 print(library.BUG(*(ctypes.c_long(a) for a in (ARGUMENTS,))))

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import Optimizer2State, build_optimizer, list_optimizers, memory
+from optfactory import Optimizer2State, build_optimizer, list_optimizers
 from optfactory.errors import ConfigError
+from optfactory.memory import placement
 from tests.conftest import on_cpus
 from tests.devices import randn
 from tests.torch_api.harness import (
@@ -226,19 +227,19 @@ def test_state_goes_to_the_folder_of_its_group(tmp_path: Path) -> None:
 
 def test_the_default_folder_is_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: "/dev/shm")
-    monkeypatch.setattr(memory, "_in_memory", lambda folder: folder == "/dev/shm")
-    assert memory.default_page_dir() == "/var/tmp"
-    monkeypatch.setattr(memory, "_in_memory", lambda folder: False)
-    assert memory.default_page_dir() == "/dev/shm"
+    monkeypatch.setattr(placement, "_in_memory", lambda folder: folder == "/dev/shm")
+    assert placement.default_page_dir() == "/var/tmp"
+    monkeypatch.setattr(placement, "_in_memory", lambda folder: False)
+    assert placement.default_page_dir() == "/dev/shm"
 
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no file system in memory")
 def test_file_systems_in_memory_are_recognised(tmp_path: Path) -> None:
-    assert memory._in_memory("/dev/shm")
+    assert placement._in_memory("/dev/shm")
     link = tmp_path / "link"
     link.symlink_to("/dev/shm")
-    assert memory._in_memory(str(link))
-    assert not memory._in_memory("/proc")
+    assert placement._in_memory(str(link))
+    assert not placement._in_memory("/proc")
 
 
 # ---- no room -------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_a_copy_is_independent_and_trains_on_the_same(
     backend: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("optfactory.memory.PAGED_MIN_NUMEL", 1000)
+    monkeypatch.setattr("optfactory.memory.placement.PAGED_MIN_NUMEL", 1000)
     optimizer = build_optimizer(name, parameters())
     train(optimizer, range(steps))
     before = snapshot(optimizer)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from optfactory import backends
-from optfactory.backends import cpu
+from optfactory.backends.cpu import backend as cpu
 
 
 @pytest.fixture

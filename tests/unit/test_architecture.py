@@ -7,107 +7,55 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "optfactory"
 
-# module or subpackage -> what it may import of ours; modules of one subpackage may import each
-# other. A change here is a change of the architecture: keep the arrows pointing one way.
+# Each room, a folder or a file of the package, and which others it may import, from the ground up;
+# files of one folder may import each other. A change here is a change of the architecture: keep the
+# arrows pointing one way.
 ALLOWED = {
-    # configuration: no torch
     "errors": set(),
-    "_resources": {"errors"},
-    "naming": {"errors"},
-    "options": set(),
-    "rules": {"errors", "_resources", "options"},
-    "field_types": set(),
-    "group_rules": {"field_types"},
-    "schema": {"errors", "field_types", "rules"},
-    "validation": {"errors", "group_rules", "schema"},
-    "optimizers": {"errors", "field_types", "rules", "schema"},
-    "registry": {"errors", "group_rules", "naming", "optimizers", "rules", "schema"},
+    # configuration: no torch
+    "rules": {"errors"},
+    "config": {"errors", "rules"},
+    "optimizers": {"config", "rules"},
+    "registry": {"config", "errors", "optimizers", "rules"},
+    "catalog": {"config", "errors", "registry", "rules"},
+    "build": {"config", "errors", "optimizers", "registry", "rules"},
     # engine
-    "quantmap": {"errors"},
-    "codec": {"errors", "options", "quantmap"},
-    "codegen": {"errors", "_resources", "options", "rules"},
-    "processor": {"errors"},
-    "compiler": {"errors", "processor"},
-    "prebuilt": {"compiler", "processor"},
-    "_cupy": {"errors"},
-    "managed": {"errors", "_cupy"},
-    "memory": {"errors", "managed"},
-    "origins": set(),
-    "layers": set(),
-    "param_groups": {"errors", "origins", "validation"},
-    "matching": {"group_rules", "layers", "origins"},
-    "grouping": {"group_rules", "matching", "origins", "param_groups", "schema"},
-    "state": {"errors", "codec", "memory", "options", "quantmap", "rules", "schema"},
-    "facts": set(),
-    "step_plan": {"errors", "facts", "options", "param_groups", "rules", "schema", "state"},
-    "backends": {
-        *("errors", "_resources", "_cupy", "rules"),
-        *("codec", "codegen", "compiler", "step_plan", "prebuilt", "quantmap", "state"),
-        *("memory", "managed", "options"),
-    },
-    "exchange": {
-        *("errors", "field_types", "options", "registry", "rules", "schema", "validation"),
-        *("codec", "step_plan", "quantmap", "state"),
-    },
-    "checkpoint": {"errors", "exchange", "step_plan", "registry", "schema", "validation"},
-    "saving": {"errors"},
-    "report": {"step_plan", "state"},
-    "gradients": set(),
-    "group_config": {
-        *("errors", "group_rules", "schema", "validation"),
-        *("backends", "grouping", "param_groups"),
-    },
+    "memory": {"errors"},
+    "state": {"config", "errors", "memory", "rules"},
+    "groups": {"config", "errors"},
+    "step": {"config", "errors", "groups", "rules", "state"},
+    "backends": {"build", "errors", "memory", "rules", "state", "step"},
+    "checkpoints": {"config", "errors", "registry", "rules", "state", "step"},
+    "group_config": {"backends", "config", "errors", "groups"},
     "optimizer": {
-        *("errors", "gradients", "group_rules", "schema"),
-        *("backends", "checkpoint", "exchange", "memory"),
-        *("group_config", "grouping", "param_groups", "report", "state", "step_plan"),
+        *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
+        *("memory", "state", "step"),
     },
     # what users call
-    "extend": {"field_types", "optimizers", "registry", "rules", "schema"},
-    "optim": {"errors", "factory", "optimizer", "param_groups"},
-    "factory": {"errors", "optimizer", "param_groups", "registry", "schema", "validation"},
-    "shipped_rules": {"_resources", "errors"},
-    "config_files": {"_resources", "errors", "shipped_rules", "registry", "schema"},
-    "json_schema": {"group_rules", "registry"},
-    "config_input": {"errors", "registry"},
-    "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
+    "factory": {"config", "errors", "groups", "optimizer", "registry"},
+    "extend": {"config", "optimizers", "registry", "rules"},
+    "optim": {"errors", "factory", "groups", "optimizer"},
     "planning": {
-        *("errors", "factory", "group_rules", "registry", "schema"),
-        *("group_config", "grouping", "managed", "memory", "param_groups", "report", "state"),
-        "step_plan",
+        *("config", "errors", "factory", "group_config", "groups"),
+        *("memory", "registry", "state", "step"),
     },
-    "doctor": {
-        "__init__",
-        "_cupy",
-        "backends",
-        "compiler",
-        "errors",
-        "factory",
-        "prebuilt",
-        "processor",
-    },
+    "doctor": {"__init__", "backends", "build", "errors", "factory", "memory"},
+    "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
     "cli": {
-        *("__init__", "config_files", "config_input", "errors", "factory", "json_schema"),
-        *("registry", "bench", "doctor", "planning"),
+        *("__init__", "bench", "catalog", "config", "doctor", "errors", "factory"),
+        *("planning", "registry"),
     },
     "__main__": {"cli"},
-    "__init__": {
-        *("_resources", "optim", "factory", "optimizer", "planning", "registry", "shipped_rules"),
-        *("saving", "schema"),
-    },  # lazily
-    # builds what wheels carry, where neither torch nor an installed optfactory need be
-    "_wheel": {
-        *("errors", "optimizers", "registry", "rules", "schema"),
-        *("codegen", "compiler", "prebuilt", "processor"),
+    "__init__": {  # lazily
+        *("checkpoints", "config", "factory", "optim", "optimizer", "planning"),
+        *("registry", "rules"),
     },
     # Hydra loads it in every app, so it stands alone; and nothing imports it
     "_hydra_plugin": set(),
 }
 TORCH_FREE = {
-    *("errors", "_resources", "naming", "options", "rules", "schema", "optimizers", "registry"),
-    *("field_types", "group_rules", "json_schema", "shipped_rules", "validation"),
-    *("config_files", "config_input", "cli", "__main__", "__init__", "_hydra_plugin"),
-    *("processor", "compiler", "prebuilt", "_wheel"),
+    *("errors", "rules", "config", "optimizers", "registry", "catalog", "build"),
+    *("cli", "__main__", "__init__", "_hydra_plugin"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -144,7 +92,7 @@ UNITS = {unit_of(path) for path in FILES}
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_in_the_allowed_direction(path):
     unit = unit_of(path)
-    assert unit in ALLOWED, f"say in ALLOWED what the new module '{unit}' may import"
+    assert unit in ALLOWED, f"say in ALLOWED what the new room '{unit}' may import"
     assert set(our_imports(path)) <= ALLOWED[unit] | {unit}
 
 
@@ -157,10 +105,45 @@ def test_the_configuration_half_never_imports_torch(path):
     assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "cupy", "numpy"}
 
 
+def module_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported(path):
+    """Modules of the package that a file imports; a package's `__init__` only where it is named."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name for name in below if name in MODULES]
+            whole = [node.module] if node.module in MODULES and len(found) < len(below) else []
+            yield from (*found, *whole)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def refuse_cycles(needs):
+    while needs:
+        leaves = {name for name, others in needs.items() if not others & needs.keys()}
+        assert leaves, f"a cycle among {sorted(needs)}"
+        needs = {name: others for name, others in needs.items() if name not in leaves}
+
+
 def test_the_allowed_directions_have_no_cycle():
     # `__init__` is the exception: it defers its imports, and the CLI reads the version from it.
-    rest = {unit: needs - {"__init__"} for unit, needs in ALLOWED.items() if unit != "__init__"}
-    while rest:
-        leaves = {unit for unit, needs in rest.items() if not needs & rest.keys()}
-        assert leaves, f"a cycle among {sorted(rest)}"
-        rest = {unit: needs for unit, needs in rest.items() if unit not in leaves}
+    refuse_cycles(
+        {room: needs - {"__init__"} for room, needs in ALLOWED.items() if room != "__init__"}
+    )
+
+
+def test_no_files_import_each_other_in_a_circle():
+    refuse_cycles(
+        {
+            name: set(modules_imported(path)) - {name, "optfactory"}
+            for name, path in MODULES.items()
+            if name != "optfactory"
+        }
+    )

@@ -10,7 +10,7 @@ import torch
 
 from optfactory import build_optimizer
 from optfactory.backends import backend_for
-from optfactory.compiler import compile_library
+from optfactory.build.compiler import compile_library
 from optfactory.errors import ConfigError, KernelCompileError, OptFactoryError
 from tests.conftest import has_compiler
 from tests.unit.harness import needs_compiler, programs, step

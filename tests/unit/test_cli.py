@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from optfactory import __version__, list_optimizers, resolve
-from optfactory.config_files import config_folder, write_files
+from optfactory.catalog.files import config_folder, write_files
 from tests.command_line import runner
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +260,7 @@ def test_configs_check_passes_in_this_checkout(run):
 
 
 def test_configs_check_reports_drift_and_write_mends_it(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("optfactory.config_files.config_folder", lambda: tmp_path)
+    monkeypatch.setattr("optfactory.catalog.files.config_folder", lambda: tmp_path)
     write_files(tmp_path)
     (tmp_path / "adam.yaml").write_text("name: adam\n")
     err = refused(run("configs", "--check"))

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from optfactory import list_optimizers, list_rules, ready_rules, resolve
+from optfactory.catalog.files import config_folder
 from optfactory.cli import main
-from optfactory.config_files import config_folder
 from tests.command_line import Run, runner
 from tests.hydra_app import configs, run_app, write_app
 

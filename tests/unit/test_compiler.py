@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from optfactory import compiler, resolve
-from optfactory.codegen import KernelVariant, cpp_source
-from optfactory.compiler import compile_library, find_compiler
+from optfactory import resolve
+from optfactory.build import compiler
+from optfactory.build.compiler import compile_library, find_compiler
 from optfactory.errors import KernelCompileError
+from optfactory.rules.codegen import KernelVariant, cpp_source
 from tests.unit.harness import needs_compiler, programs, step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ def test_a_second_process_uses_the_first_ones_kernels(
 def test_several_processes_may_compile_the_same_kernel_at_once(cache: Path) -> None:
     command = [
         sys.executable, "-c",
-        "import sys, time, ctypes; from optfactory.compiler import compile_library\n"
+        "import sys, time, ctypes; from optfactory.build.compiler import compile_library\n"
         "time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
         "print(ctypes.CDLL(str(compile_library(sys.argv[1], 'probe'))).answer())",
         SOURCE, str(time.time() + 1.0),

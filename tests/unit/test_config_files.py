@@ -5,7 +5,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from optfactory import get_optimizer_info, list_optimizers, resolve
-from optfactory.config_files import check_files, config_folder, render, write_files
+from optfactory.catalog.files import check_files, config_folder, render, write_files
 
 NAMES = list_optimizers()
 

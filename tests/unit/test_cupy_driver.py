@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from optfactory import _cupy, managed
-from optfactory.backends import cupy_driver as cupy_driver_module
-from optfactory.backends import nvrtc
-from optfactory.backends.cupy_driver import CupyDriver, cupy_driver
+from optfactory.backends.cuda import cupy_driver as cupy_driver_module
+from optfactory.backends.cuda import nvrtc
+from optfactory.backends.cuda.cupy_driver import CupyDriver, cupy_driver
 from optfactory.errors import BackendError, KernelCompileError, OptFactoryError
+from optfactory.memory import cupy, managed
 from tests.unit.fake_cupy import CUDARuntimeError, FakeCupy
 
 DEVICE = torch.device("cuda", 1)
 SOURCE = 'extern "C" __global__ void f(float* p) {}'
 CACHES = (
-    *(_cupy.load_cupy, nvrtc.nvrtc_version, managed.concurrent_managed_access),
+    *(cupy.load_cupy, nvrtc.nvrtc_version, managed.concurrent_managed_access),
     *(cupy_driver, cupy_driver_module._multiprocessors),
 )
 
@@ -52,7 +52,7 @@ def refusal() -> str:
 
 
 def test_importing_the_driver_loads_no_cupy() -> None:
-    code = "import sys, optfactory.backends.cupy_driver, optfactory.managed;"
+    code = "import sys, optfactory.backends.cuda.cupy_driver, optfactory.memory.managed;"
     code += "sys.exit(any(name.startswith('cupy') for name in sys.modules))"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -22,7 +22,7 @@ PUBLIC = [
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(optfactory.__path__, "optfactory.")
-    if not info.name.startswith(("optfactory._hydra_plugin", "optfactory._wheel"))
+    if not info.name.startswith(("optfactory._hydra_plugin", "optfactory.build.wheel"))
     and not info.name.endswith("__main__")
 )
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import build_optimizer, facts
-from optfactory.facts import Facts
+from optfactory import build_optimizer
+from optfactory.step import facts
+from optfactory.step.facts import Facts
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "shape": lambda x: x[:3],

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import optfactory
-from optfactory._resources import data_dir
 from optfactory.errors import OptFactoryError
+from optfactory.rules.resources import data_dir
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_the_package_itself_loads_no_dependency():
         "from optfactory import list_optimizers; list_optimizers()",
         "from optfactory import get_optimizer_info; get_optimizer_info('adamw_bnb_8bit')",
         "from optfactory.cli import main; main(['show', 'adam8bit', 'lr=3e-4'])",
-        "from optfactory import config_files; config_files.expected_files()",
+        "from optfactory.catalog import files; files.expected_files()",
     ],
 )
 def test_configs_are_checked_without_torch(code):
@@ -67,14 +67,14 @@ def test_the_shipped_folders_are_found_as_files(kind):
 
 
 def test_a_missing_folder_is_named_with_the_places_searched(monkeypatch, tmp_path):
-    monkeypatch.setattr("optfactory._resources._PACKAGE", tmp_path / "optfactory")
+    monkeypatch.setattr("optfactory.rules.resources._PACKAGE", tmp_path / "optfactory")
     with pytest.raises(OptFactoryError, match=r"'kernels' is missing: looked in .*Reinstall"):
         data_dir("kernels")
 
 
 def test_a_strangers_folder_beside_an_installed_package_is_not_taken(monkeypatch, tmp_path):
     (tmp_path / "kernels").mkdir()  # as in site-packages, where `kernels` is another project's
-    monkeypatch.setattr("optfactory._resources._PACKAGE", tmp_path / "optfactory")
+    monkeypatch.setattr("optfactory.rules.resources._PACKAGE", tmp_path / "optfactory")
     with pytest.raises(OptFactoryError, match="missing"):
         data_dir("kernels")
 

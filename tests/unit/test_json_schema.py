@@ -12,14 +12,14 @@ import yaml
 
 from optfactory import (
     get_optimizer_info,
-    json_schema,
     list_optimizers,
     list_rules,
     ready_rules,
     resolve,
 )
+from optfactory.catalog import json_schema
+from optfactory.catalog.files import config_folder
 from optfactory.cli import main
-from optfactory.config_files import config_folder
 from optfactory.errors import ConfigError
 from tests.unit.json_schema_checker import ANNOTATIONS, APPLICATORS, CHECKS, accepts
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from optfactory import _cupy
-from optfactory.managed import concurrent_managed_access, managed_tensor, prefetch
+from optfactory.memory import cupy
+from optfactory.memory.managed import concurrent_managed_access, managed_tensor, prefetch
 from tests.unit.fake_cupy import FakeCupy, ManagedMemory
 
 DEVICE = torch.device("cuda", 1)
@@ -20,12 +20,12 @@ PREFERRED_LOCATION, ACCESSED_BY = 3, 5
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
-    for cached in (_cupy.load_cupy, concurrent_managed_access):
+    for cached in (cupy.load_cupy, concurrent_managed_access):
         cached.cache_clear()
     machine = FakeCupy()
     machine.install(monkeypatch)
     yield machine
-    for cached in (_cupy.load_cupy, concurrent_managed_access):
+    for cached in (cupy.load_cupy, concurrent_managed_access):
         cached.cache_clear()
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from optfactory import build_optimizer, compiler, prebuilt, processor, resolve
+from optfactory import build_optimizer, resolve
 from optfactory.backends import backend_for
-from optfactory.backends.cpu import CpuBackend
-from optfactory.backends.reference import ReferenceBackend
-from optfactory.codegen import KernelVariant, cpp_source
-from optfactory.compiler import compile_library, find_compiler
+from optfactory.backends.cpu.backend import CpuBackend
+from optfactory.backends.reference.backend import ReferenceBackend
+from optfactory.build import compiler, prebuilt, processor
+from optfactory.build.compiler import compile_library, find_compiler
+from optfactory.build.processor import INSTRUCTION_SETS, InstructionSet
 from optfactory.errors import BackendError, ConfigError, NoCompilerError
-from optfactory.processor import INSTRUCTION_SETS, InstructionSet
+from optfactory.rules.codegen import KernelVariant, cpp_source
 from tests.unit.harness import needs_compiler, programs, step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,7 +255,7 @@ def compiler_sets() -> list[InstructionSet]:
 # A runtime that another library brought, invisible to others, is the one that kernels find.
 SHARE = """
 import ctypes, sys
-from optfactory import prebuilt
+from optfactory.build import prebuilt
 
 assert "torch" not in sys.modules
 assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optfactory import processor
-from optfactory.compiler import find_compiler
+from optfactory.build import processor
+from optfactory.build.compiler import find_compiler
 from optfactory.errors import BackendError, ConfigError
 from tests.unit.harness import needs_compiler
 

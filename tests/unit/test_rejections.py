@@ -258,6 +258,6 @@ def test_nothing_is_allocated_for_a_refused_config(monkeypatch: pytest.MonkeyPat
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("allocated state")
 
-    monkeypatch.setattr("optfactory.memory.allocate", fail)
+    monkeypatch.setattr("optfactory.memory.placement.allocate", fail)
     with pytest.raises(ConfigError):
         build_optimizer("adam8bit", [torch.ones(4096).requires_grad_()], amsgrad=True)

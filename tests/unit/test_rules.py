@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import get_optimizer_info, list_optimizers, resolve, rules
-from optfactory._resources import data_dir
-from optfactory.compiler import compile_library
+from optfactory import get_optimizer_info, list_optimizers, resolve
+from optfactory.build.compiler import compile_library
 from optfactory.errors import ConfigError
-from optfactory.rules import (
+from optfactory.rules import language
+from optfactory.rules.language import (
     FUNCTIONS,
     StateSpec,
     UpdateRule,
     read_trust_ratio_text,
     read_update_text,
 )
+from optfactory.rules.resources import data_dir
 from tests.conftest import has_compiler
 
 RULE = UpdateRule(
@@ -37,13 +38,13 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that takes the place of kernels/."""
     (tmp_path / "rules").mkdir()
     (tmp_path / "trust_ratios").mkdir()
-    monkeypatch.setattr(rules, "data_dir", lambda kind: tmp_path)
-    rules._read.cache_clear()
+    monkeypatch.setattr(language, "data_dir", lambda kind: tmp_path)
+    language._read.cache_clear()
     yield tmp_path
-    rules._read.cache_clear()
+    language._read.cache_clear()
 
 
-def read(folder: Path, text: str) -> rules.RuleText:
+def read(folder: Path, text: str) -> language.RuleText:
     (folder / "rules" / "probe.cuh").write_text(text)
     return read_update_text(RULE)
 
@@ -217,7 +218,7 @@ def test_every_rule_text_of_every_name_is_read() -> None:
 
 
 def test_every_function_of_the_subset_is_defined_for_kernels() -> None:
-    prelude = (data_dir("kernels") / "prelude.cuh").read_text()
+    prelude = (data_dir("kernels") / "shared" / "prelude.cuh").read_text()
     for name, count in FUNCTIONS.items():
         definition = prelude.partition(f"OPT_FN float {name}(")[2].partition(")")[0]
         assert definition.count(",") == count - 1, name
@@ -248,7 +249,9 @@ HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @pytest.fixture(scope="module")
 def conversions(kernel_cache: Path) -> ctypes.CDLL:
-    source = (data_dir("kernels") / "prelude.cuh").read_text().replace("#pragma once\n", "")
+    source = (
+        (data_dir("kernels") / "shared" / "prelude.cuh").read_text().replace("#pragma once\n", "")
+    )
     return ctypes.CDLL(str(compile_library(source + CONVERT, "conversions")))
 
 

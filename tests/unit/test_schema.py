@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import build_optimizer, get_optimizer_info, resolve
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
-from optfactory.schema import OptimizerConfig
 from tests.unit.harness import BLOCK_SIZES, NAMES, NUMBERS, refusal
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers, registry
-from optfactory._wheel import kernels
-from optfactory._wheel.variants import prebuilt_variants
-from optfactory.backends import cpu
+from optfactory.backends.cpu import backend as cpu
+from optfactory.build.processor import own_sets
+from optfactory.build.wheel import kernels
+from optfactory.build.wheel.variants import prebuilt_variants
 from optfactory.errors import ConfigError
 from optfactory.optimizers.adam import AdamConfig
-from optfactory.processor import own_sets
 from tests.unit.harness import NAMES
 
 VARIANTS = prebuilt_variants()

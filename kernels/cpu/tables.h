@@ -1,0 +1,106 @@
+// The tables that optfactory/backends/cpu/backend.py fills for the kernels of update.cpp, and how a block
+// of elements is read from a tensor and written back.
+
+static_assert(BLOCK % kStride == 0, "a block is a number of strides");
+
+#if QUANTIZED
+using Stored = uint8_t;
+#else
+using Stored = float;
+#endif
+
+// ---- tables shared with optfactory/backends/cpu/backend.py: every field is 8 bytes -------------------
+
+struct Tensor {
+  PARAM* p;
+  const GRAD* g;
+  const int64_t* p_view;  // null if row-major contiguous, else [ndim, sizes..., strides...]
+  const int64_t* g_view;
+  int64_t rows;  // blocks run inside rows
+  int64_t cols;
+  int64_t scalars;      // its row in Bucket::scalars
+  int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
+  int64_t chunks;
+  int64_t number;       // of the parameter in its optimizer
+  PARAM* loss;          // what storing the parameter lost, if KAHAN
+  float* history;       // squared gradient norms, if CLIPS
+  void* state[STATES];  // float32, or uint8 codes
+  float* absmax[STATES];
+};
+
+struct Chunk {
+  int64_t tensor;
+  int64_t first_block;
+  int64_t end_block;
+};
+
+struct Bucket {
+  const Tensor* tensors;
+  const Chunk* chunks;
+  const Scalars* scalars;
+  double* partial_sums;   // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
+  float* partial_scales;  // [chunks][STATES], if TENSOR_WISE
+  float* ratios;          // [tensors]
+  float* factors;         // [tensors]: of gradients, if CLIPS
+  float* scales;          // [tensors][STATES]: of the new states, if TENSOR_WISE
+  int64_t tensor_count;
+  int64_t chunk_count;
+  int64_t threads;
+  QuantizationMap maps[STATES];
+};
+
+// ---- reading and writing one block of at most BLOCK elements ---------------------------------
+
+constexpr int kMaxDims = 64;  // as in torch
+
+// Calls visit(i, offset in memory) for n elements of a strided tensor, in row-major order.
+template <class Visit>
+OPT_FN void for_each_strided(const int64_t* view, int64_t first, int n, Visit visit) {
+  const int64_t ndim = view[0];
+  const int64_t* sizes = view + 1;
+  const int64_t* strides = sizes + ndim;
+  int64_t index[kMaxDims], offset = 0, rest = first;
+  for (int64_t d = ndim - 1; d >= 0; --d) {
+    index[d] = rest % sizes[d];
+    offset += index[d] * strides[d];
+    rest /= sizes[d];
+  }
+  for (int i = 0; i < n; ++i) {
+    visit(i, offset);
+    for (int64_t d = ndim - 1; d >= 0; --d) {
+      offset += strides[d];
+      if (++index[d] < sizes[d]) break;
+      offset -= sizes[d] * strides[d];
+      index[d] = 0;
+    }
+  }
+}
+
+// Copies n elements into a buffer of float32.
+template <class T>
+OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int n, float* buffer) {
+  if (view) {
+    for_each_strided(view, first, n,
+                     [&](int i, int64_t offset) { buffer[i] = to_float(base[offset]); });
+    return;
+  }
+#pragma omp simd
+  for (int i = 0; i < n; ++i) buffer[i] = to_float(base[first + i]);
+}
+
+// Writes a block of parameters back from such a buffer.
+OPT_FN void write_elements(const Tensor& t, int64_t first, int n, const float* block,
+                           uint32_t key) {
+  if (t.p_view) {
+    for_each_strided(t.p_view, first, n, [&](int i, int64_t offset) {
+      store_param(t.p + offset, block[i], key, first + i);
+    });
+  } else {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, first + i);
+  }
+#if KAHAN
+#pragma omp simd
+  for (int i = 0; i < n; ++i) store_loss(t.loss + first + i, block[i]);
+#endif
+}

@@ -1,0 +1,273 @@
+// The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
+//
+// optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
+// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of element.cuh,
+// the struct Scalars, kSigned[STATES], the rule texts as update_rule() and trust_ratio(), and then
+// element.cuh, cpu_codec.h, cpu_tables.h and cpu_blocks.h.
+//
+// Results do not depend on the number of threads: elements are independent, and norms are summed
+// per chunk and then over chunks in a fixed order.
+
+// ---- one block -------------------------------------------------------------------------------
+
+#if QUANTIZED
+// Blocks whose turn it is to be updated and to be encoded.
+struct Pipeline {
+  Pending pending[2];
+  int turn = 0;
+};
+
+// A first or a short block: rare enough to be compiled once, for any length.
+OPT_NOINLINE void update_alone(const Step& step, const Operands& o, const float* scales, int n,
+                               Pending& next, Pending& ready, Extremes* extremes) {
+  flush(step, ready);
+  update_strides<false>(step, o, scales, n, next, ready, extremes);
+}
+
+OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
+                         const float* new_scales, Pipeline& pipeline) {
+  Pending& next = pipeline.pending[pipeline.turn];
+  Pending& ready = pipeline.pending[pipeline.turn ^= 1];
+  Buffers buffers;
+  Extremes extremes[STATES];
+  Magnitudes found[STATES];
+  float scales[STATES];
+  prefetch(t, at);
+  const Operands o = operands(t, at, buffers);
+  read_scales(t, at, scales);
+  if (at.n == BLOCK && ready.is_usual()) {
+    update_strides<true>(step, o, scales, BLOCK, next, ready, extremes);
+    ready.n = 0;
+  } else {
+    update_alone(step, o, scales, at.n, next, ready, extremes);
+  }
+  write_back(t, at, step.scalars, o, buffers);
+  find_magnitudes(extremes, next.x, at.n, found);
+  next.n = at.n;
+  for (int j = 0; j < STATES; ++j) {
+    const float scale = TENSOR_WISE ? new_scales[j] : found[j].scale(kSigned[j], step.maps[j]);
+    if (!TENSOR_WISE) t.absmax[j][at.block] = scale;
+    next.codings[j] = Coding::of(scale);
+    next.codes[j] = static_cast<uint8_t*>(t.state[j]) + at.first;
+  }
+}
+
+OPT_FN void finish(const Step& step, Pipeline& pipeline) {
+  for (Pending& pending : pipeline.pending) flush(step, pending);
+}
+#else
+struct Pipeline {};
+
+OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, const float*,
+                         Pipeline&) {
+  Buffers buffers;
+  prefetch(t, at);
+  const Operands o = operands(t, at, buffers);
+  update_strides(o, at.n, step);
+  write_back(t, at, step.scalars, o, buffers);
+}
+
+OPT_FN void finish(const Step&, Pipeline&) {}
+#endif
+
+// Running sums of squares of a chunk. Each lane sums every kLanes-th element of a block, and the
+// lanes are added up in order at the end: the same bits for every instruction set.
+constexpr int kLanes = 16;
+struct Squares {
+  Doubles lanes[kLanes / kDoubles] = {};
+
+  // Adds those of kStride numbers.
+  OPT_MEMBER void add(const float* x) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kStride; i += kDoubles) {
+      Doubles& sum = lanes[i % kLanes / kDoubles];
+      sum = plus_square(sum, load<HalfFloats>(x + i));
+    }
+  }
+
+  OPT_MEMBER double sum() const {
+    double total = 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane / kDoubles][lane % kDoubles];
+    return total;
+  }
+};
+
+// Statistics of a chunk: sums over parameters and directions, the greatest of the new states.
+struct Statistics {
+  Squares p, u;
+  float scales[STATES] = {};
+};
+
+OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
+                             Statistics& statistics) {
+  Buffers buffers;
+  float scales[STATES];
+  Extremes extremes[STATES];
+  alignas(64) float fresh[STATES][TENSOR_WISE ? BLOCK : kStride];
+  prefetch(t, at);
+  const Operands o = operands(t, at, buffers);
+  read_scales(t, at, scales);
+  for (int i = 0; i < at.n; i += kStride) {
+    Strides states;
+    alignas(64) float u[kStride];
+    read_states(step, o, scales, i, states);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const int first = i + v * kWidth;
+      Floats x[STATES];
+#pragma GCC unroll 4
+      for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
+      const Floats own_u = apply_rule<TENSOR_WISE, false>(o, first, step, x);
+      store(u + v * kWidth, without_padding(own_u, first, at.n));
+#if TENSOR_WISE
+#pragma GCC unroll 4
+      for (int j = 0; j < STATES; ++j) {
+        x[j] = without_padding(x[j], first, at.n);
+        store(fresh[j] + first, x[j]);
+        extremes[j].add(x[j], kSigned[j]);
+      }
+#endif
+    }
+#if TRUST_RATIO
+    statistics.p.add(o.p + i);
+    statistics.u.add(u);
+#endif
+  }
+#if TENSOR_WISE
+  Magnitudes found[STATES];
+  find_magnitudes(extremes, fresh, at.n, found);
+  for (int j = 0; j < STATES; ++j)
+    statistics.scales[j] =
+        rule::max(statistics.scales[j], found[j].scale(kSigned[j], step.maps[j]));
+#endif
+}
+
+OPT_FN void block_norm(const Tensor& t, const Place& at, Squares& squares) {
+  alignas(64) float g[BLOCK] = {};
+  read_elements(t.g, t.g_view, at.first, at.n, g);
+  for (int i = 0; i < at.n; i += kStride) squares.add(g + i);
+}
+
+// ---- passes ----------------------------------------------------------------------------------
+
+// Runs body(chunk index, chunk, tensor) on all chunks, over the bucket's threads.
+template <class Body>
+OPT_FN void for_each_chunk(const Bucket& bucket, Body body) {
+  const int threads = int(bucket.threads);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+  for (int64_t c = 0; c < bucket.chunk_count; ++c) {
+    const Chunk& chunk = bucket.chunks[c];
+    body(c, chunk, bucket.tensors[chunk.tensor]);
+  }
+}
+
+// Runs body(place) on the blocks of a chunk.
+template <class Body>
+OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
+  const int64_t per_row = (t.cols + BLOCK - 1) / BLOCK;
+  for (int64_t block = chunk.first_block; block < chunk.end_block; ++block) {
+    const int64_t row = block / per_row, col = block % per_row * BLOCK;
+    const int64_t first = row * t.cols + col, left = t.cols - col;
+    body(Place{first, block, int(left < BLOCK ? left : BLOCK)});
+  }
+}
+
+// A tensor's sum over its chunks, in order.
+OPT_FN double sum_of(const Bucket& bucket, const Tensor& t, int k) {
+  double sum = 0.0;
+  for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+    sum += bucket.partial_sums[2 * c + k];
+  return sum;
+}
+
+extern "C" {
+
+// The size of the tables' rows, for the caller to check that both sides agree.
+int64_t optfactory_tensor_fields() { return sizeof(Tensor) / 8; }
+int64_t optfactory_bucket_fields() { return sizeof(Bucket) / 8; }
+int64_t optfactory_scalar_fields() { return sizeof(Scalars) / sizeof(float); }
+
+// Adds 1 to each tensor's step and reports the new values.
+void optfactory_advance(float* const* steps, float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] += 1.0f;
+}
+
+#if CLIPS
+// Squared norms of the gradients, and from each tensor's history the factor of its gradient.
+void optfactory_clip(const Bucket* bucket) {
+  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
+    Squares squares;
+    for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
+      block_norm(t, at, squares);
+    });
+    bucket->partial_sums[2 * c] = squares.sum();
+  });
+  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
+    const Tensor& t = bucket->tensors[i];
+    const Scalars& scalars = bucket->scalars[t.scalars];
+    bucket->factors[i] = 1.0f;
+    if (!note_norm(t.history, float(sum_of(*bucket, t, 0)), scalars)) continue;
+    float clip = bits_float(kInfinityBits);
+    for (int j = 0; j < kHistory; ++j) {
+      const float candidate = rank_candidate(t.history, j, scalars);
+      clip = candidate < clip ? candidate : clip;
+    }
+    bucket->factors[i] = clip_factor(t.history, clip, scalars);
+  }
+}
+#endif
+
+#if NEEDS_STATISTICS
+void optfactory_statistics(const Bucket* bucket) {
+  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
+    Statistics statistics;
+    const Step step = make_step(*bucket, chunk);
+    for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
+      block_statistics(t, at, step, statistics);
+    });
+    bucket->partial_sums[2 * c] = statistics.p.sum();
+    bucket->partial_sums[2 * c + 1] = statistics.u.sum();
+    for (int j = 0; TENSOR_WISE && j < STATES; ++j)
+      bucket->partial_scales[STATES * c + j] = statistics.scales[j];
+  });
+}
+
+void optfactory_finalize(const Bucket* bucket) {
+  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
+    const Tensor& t = bucket->tensors[i];
+#if TRUST_RATIO
+    const float p_norm = float(std::sqrt(sum_of(*bucket, t, 0)));
+    const float u_norm = float(std::sqrt(sum_of(*bucket, t, 1)));
+    bucket->ratios[i] = trust_ratio(p_norm, u_norm, bucket->scalars[t.scalars]);
+#endif
+#if TENSOR_WISE
+    for (int j = 0; j < STATES; ++j) {
+      float scale = 0.0f;
+      for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+        scale = rule::max(scale, bucket->partial_scales[STATES * c + j]);
+      bucket->scales[STATES * i + j] = scale;
+    }
+#endif
+  }
+}
+#endif
+
+void optfactory_update(const Bucket* bucket) {
+  for_each_chunk(*bucket, [&](int64_t, const Chunk& chunk, const Tensor& t) {
+    const float* new_scales = TENSOR_WISE ? bucket->scales + STATES * chunk.tensor : nullptr;
+    const Step step = make_step(*bucket, chunk);
+    Pipeline pipeline;
+    for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
+      update_block(t, at, step, new_scales, pipeline);
+    });
+    finish(step, pipeline);
+  });
+#if TENSOR_WISE
+  // Only now, because all of a tensor's blocks are decoded with the old scale.
+  for (int64_t i = 0; i < bucket->tensor_count; ++i)
+    for (int j = 0; j < STATES; ++j)
+      bucket->tensors[i].absmax[j][0] = bucket->scales[STATES * i + j];
+#endif
+}
+
+}  // extern "C"

@@ -1,0 +1,121 @@
+// The tables that the CUDA kernels walk over, and how a thread finds its elements.
+
+// ---- tables shared with optfactory/backends/cuda/tables.py: every field is 8 bytes ------------
+
+struct Tensor {
+  int64_t rows;  // blocks run inside rows
+  int64_t cols;
+  int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
+  int64_t chunks;
+  int64_t number;  // of the parameter in its optimizer
+  PARAM* loss;     // what storing the parameter lost, if KAHAN
+  float* history;  // squared gradient norms, if CLIPS
+};
+
+struct StatePointers {  // a tensor's state, or the part of it that is in device memory now
+  Stored* state[STATES];
+  float* absmax[STATES];
+};
+
+struct Chunk {
+  uint32_t tensor;
+  uint32_t states;  // index of its StatePointers
+  uint32_t first_block;
+  uint32_t blocks;
+};
+
+struct Bucket {
+  const Tensor* tensors;
+  const StatePointers* states;
+  const Chunk* chunks;
+  int64_t begin_chunk;  // this launch's part of the chunks
+  int64_t end_chunk;
+  // Columns with one entry per tensor: what may change from step to step.
+  PARAM* const* p;
+  const GRAD* const* g;
+  const int64_t* const* p_view;  // null if row-major contiguous, else [ndim, sizes..., strides...]
+  const int64_t* const* g_view;
+  const int64_t* scalar_row;
+  const Scalars* scalars;
+  double* partial_sums;      // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
+  uint32_t* partial_scales;  // [chunks][STATES]: patterns of float32, if TENSOR_WISE
+  float* ratios;             // [tensors]
+  float* factors;            // [tensors]: of gradients, if CLIPS
+  float* scales;             // [tensors][STATES]: of the new states, if TENSOR_WISE
+  int64_t tensor_count;
+  const float* grad_scale;  // null, or the factor to divide gradients by
+  const float* found_inf;   // null, or not 0 if this step must not change anything
+  MapPointers maps;
+};
+
+// ---- one chunk ----------------------------------------------------------------------------------
+
+// What a thread keeps of its chunk's tensor; what only the slow ways need is read again there.
+struct Work {
+  PARAM* p;
+  const GRAD* g;
+  const Scalars* scalars;
+  const StatePointers* states;
+  PARAM* loss;
+  const float* new_scales;
+  float factor;  // of the gradient
+  uint32_t key;  // of random bits
+  int64_t numel;
+  int64_t cols;
+  uint32_t tensor;
+  bool strided;
+  bool ragged;  // there are several rows, and each ends with a short block
+};
+
+OPT_FN Work open_chunk(const Bucket& bucket, const Chunk& chunk) {
+  const Tensor& tensor = bucket.tensors[chunk.tensor];
+  Work work;
+  work.p = bucket.p[chunk.tensor];
+  work.g = bucket.g[chunk.tensor];
+  work.scalars = bucket.scalars + bucket.scalar_row[chunk.tensor];
+  work.states = bucket.states + chunk.states;
+  work.loss = tensor.loss;
+  work.new_scales = bucket.scales + STATES * chunk.tensor;
+  work.factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
+  work.key = STOCHASTIC ? random_key(tensor.number, *work.scalars) : 0u;
+  work.numel = tensor.rows * tensor.cols;
+  work.cols = tensor.cols;
+  work.tensor = chunk.tensor;
+  work.strided = bucket.p_view[chunk.tensor] || bucket.g_view[chunk.tensor];
+  work.ragged = tensor.rows > 1;
+  return work;
+}
+
+OPT_FN Place place_of(const Work& work, uint32_t block, bool exists) {
+  Place at;
+  at.lane = int(threadIdx.x) % kTeam;
+  at.block = block;
+  at.first = int64_t(block) * BLOCK;
+  int64_t left = work.numel - at.first;
+  if (work.ragged) {
+    const uint32_t per_row = uint32_t((work.cols + BLOCK - 1) / BLOCK);
+    const uint32_t row = block / per_row;
+    const int64_t col = int64_t(block - row * per_row) * BLOCK;
+    at.first = row * work.cols + col;
+    left = work.cols - col;
+  }
+  at.n = !exists ? 0 : left < BLOCK ? int(left) : BLOCK;
+  at.vectorized = !work.strided & is_aligned(work.p + at.first) & is_aligned(work.g + at.first);
+#pragma unroll
+  for (int j = 0; j < STATES; ++j)
+    at.vectorized = at.vectorized & is_aligned(work.states->state[j] + at.first);
+  if (KAHAN) at.vectorized = at.vectorized & is_aligned(work.loss + at.first);
+  return at;
+}
+
+// Runs body(work, place) for every block of elements of a chunk; teams without a block take part
+// with a place of no elements, since all threads meet where scales are reduced.
+template <class Body>
+OPT_FN void for_each_block(const Bucket& bucket, const Chunk& chunk, Body body) {
+  const Work work = open_chunk(bucket, chunk);
+  const uint32_t end = chunk.first_block + chunk.blocks;
+  for (uint32_t first = chunk.first_block; first < end; first += kTeams) {
+    const uint32_t block = first + threadIdx.x / kTeam;
+    body(work, place_of(work, block, block < end));
+  }
+}

@@ -1,0 +1,203 @@
+// The CUDA kernels: one launch per bucket and pass, whatever the number of tensors.
+//
+// optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
+// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of element.cuh,
+// the struct Scalars, kSigned[STATES], and the rule texts as update_rule() and trust_ratio(); then
+// element.cuh, cuda_memory.cuh, cuda_codec.cuh, cuda_tables.cuh and cuda_elements.cuh.
+//
+// A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
+// thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring
+// threads (a team) share the scale of its 8-bit state. Results depend neither on the grid nor on
+// its order: elements are independent, and norms are summed per chunk and then over chunks in a
+// fixed order.
+
+// A tensor's sum over its chunks in a fixed order, which the first thread gets.
+OPT_FN double sum_of_chunks(const Bucket& bucket, const Tensor& tensor, SumBuffer& buffer, int k) {
+  double sum = 0.0, none = 0.0;
+  for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS)
+    sum += bucket.partial_sums[2 * (tensor.first_chunk + c) + k];
+  sum_over_threads(buffer, &sum, &none);
+  return sum;
+}
+
+OPT_FN bool is_skipped(const Bucket& bucket) {
+  return bucket.found_inf && *bucket.found_inf != 0.0f;
+}
+
+// ---- passes -------------------------------------------------------------------------------------
+
+// The rule on element i of a thread: new states, and the direction u.
+template <bool kStore>
+OPT_FN float apply_rule(const Work& work, Values& x, int i, bool stay) {
+  float states[STATES];
+#pragma unroll
+  for (int j = 0; j < STATES; ++j) states[j] = x.states[j][i];
+  const float g = rule_gradient(x.g[i], work.factor);
+  const float u = update_rule<kStore>(x.p[i], g, stay, states, *work.scalars);
+  const bool keep = !QUANTIZED || are_finite(states);
+#pragma unroll
+  for (int j = 0; kStore && j < STATES; ++j) x.states[j][i] = keep ? states[j] : 0.0f;
+  return u;
+}
+
+extern "C" {
+
+#if CLIPS
+__global__ void __launch_bounds__(THREADS, 2) optfactory_square_gradients(const Bucket bucket) {
+  OPT_SHARED(SumBuffer, sums);
+  for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
+    double g_sum = 0.0, none = 0.0;
+    for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
+      float g[kVector];
+      read_gradient(bucket, work, at, g);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) g_sum += double(g[i]) * double(g[i]);
+    });
+    sum_over_threads(sums, &g_sum, &none);
+    if (threadIdx.x == 0) bucket.partial_sums[2 * c] = g_sum;
+  }
+}
+
+// From each tensor's history of norms the factor of its gradient.
+__global__ void __launch_bounds__(THREADS, 2) optfactory_clip(const Bucket bucket) {
+  OPT_SHARED(SumBuffer, sums);
+  if (is_skipped(bucket)) return;
+  for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
+    const Tensor& tensor = bucket.tensors[t];
+    const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
+    const double sum = sum_of_chunks(bucket, tensor, sums, 0);
+    if (threadIdx.x >= kWarp) continue;
+    const int noted = threadIdx.x == 0 && note_norm(tensor.history, float(sum), scalars);
+    __syncwarp();  // the other lanes read what the first one notes
+    const bool clips = __any_sync(kAllLanes, noted);
+    uint32_t least = kInfinityBits;  // patterns of numbers that are not negative are ordered
+    for (int j = threadIdx.x; clips && j < kHistory; j += kWarp) {
+      const uint32_t candidate = float_bits(rank_candidate(tensor.history, j, scalars));
+      least = least < candidate ? least : candidate;
+    }
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+      const uint32_t other = __shfl_xor_sync(kAllLanes, least, lanes);
+      least = least < other ? least : other;
+    }
+    if (threadIdx.x == 0)
+      bucket.factors[t] = clips ? clip_factor(tensor.history, bits_float(least), scalars) : 1.0f;
+  }
+}
+#endif
+
+#if NEEDS_STATISTICS
+__global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket bucket) {
+  OPT_SHARED(Shared, shared);
+  OPT_SHARED(SumBuffer, sums);
+  load_maps(shared, bucket.maps);
+  int turn = 0;
+  for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
+    double p_sum = 0.0, u_sum = 0.0;
+    uint32_t scales[STATES] = {};
+    for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
+      Elements elements;
+      Values x;
+      read(bucket, work, at, elements);
+      decode(shared, bucket, elements, x);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const bool stay = stays(x.g[i]), exists = position(at, i) < at.n;
+        const double u = apply_rule<TENSOR_WISE>(work, x, i, stay);
+        p_sum += exists ? double(x.p[i]) * double(x.p[i]) : 0.0;
+        u_sum += exists && !stay ? u * u : 0.0;
+      }
+#if TENSOR_WISE
+#pragma unroll
+      for (int j = 0; j < STATES; ++j) {
+        const uint32_t own = scale_of(shared, at, j, x.states[j]);
+        scales[j] = scales[j] > own ? scales[j] : own;
+      }
+#endif
+    });
+#if TENSOR_WISE
+    max_over_threads(shared, turn++, scales);
+    if (threadIdx.x == 0)
+      for (int j = 0; j < STATES; ++j) bucket.partial_scales[STATES * c + j] = scales[j];
+#endif
+#if TRUST_RATIO
+    sum_over_threads(sums, &p_sum, &u_sum);
+    if (threadIdx.x == 0) {
+      bucket.partial_sums[2 * c] = p_sum;
+      bucket.partial_sums[2 * c + 1] = u_sum;
+    }
+#endif
+  }
+}
+
+__global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket bucket) {
+  OPT_SHARED(Shared, shared);
+  OPT_SHARED(SumBuffer, sums);
+  int turn = 0;
+  for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
+    const Tensor& tensor = bucket.tensors[t];
+#if TRUST_RATIO
+    const double p_sum = sum_of_chunks(bucket, tensor, sums, 0);
+    const double u_sum = sum_of_chunks(bucket, tensor, sums, 1);
+    if (threadIdx.x == 0) {
+      const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
+      bucket.ratios[t] = trust_ratio(float(::sqrt(p_sum)), float(::sqrt(u_sum)), scalars);
+    }
+#endif
+#if TENSOR_WISE
+    uint32_t scales[STATES] = {};
+    for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS) {
+      for (int j = 0; j < STATES; ++j) {
+        const uint32_t other = bucket.partial_scales[STATES * (tensor.first_chunk + c) + j];
+        scales[j] = scales[j] > other ? scales[j] : other;
+      }
+    }
+    max_over_threads(shared, turn++, scales);
+    if (threadIdx.x == 0)
+      for (int j = 0; j < STATES; ++j) bucket.scales[STATES * t + j] = bits_float(scales[j]);
+#endif
+  }
+}
+#endif
+
+__global__ void __launch_bounds__(THREADS, 2) optfactory_update(const Bucket bucket) {
+  OPT_SHARED(Shared, shared);
+  if (is_skipped(bucket)) return;
+  load_maps(shared, bucket.maps);
+  int turn = 0;
+  for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
+    const Chunk chunk = bucket.chunks[c];
+#if TRUST_RATIO
+    const float ratio = bucket.ratios[chunk.tensor];
+#else
+    const float ratio = 1.0f;
+#endif
+    for_each_block(bucket, chunk, [&](const Work& work, const Place& at) {
+      Elements elements;
+      Values x;
+      read(bucket, work, at, elements);
+      decode(shared, bucket, elements, x);
+      const float step = -work.scalars->step_size * ratio;
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const bool stay = stays(x.g[i]);
+        const float u = apply_rule<true>(work, x, i, stay);
+        x.p[i] = stay ? x.p[i] : moved(x.p[i], u, step, *work.scalars);
+      }
+      encode_params(work, at, x.p, elements);
+      encode_states(shared, work, at, turn++, x, elements);
+      write(bucket, work, at, elements);
+    });
+  }
+}
+
+#if TENSOR_WISE
+// Stores the new scales; only now, because all of a tensor's blocks are decoded with the old ones.
+__global__ void __launch_bounds__(THREADS, 2) optfactory_commit(const Bucket bucket) {
+  if (is_skipped(bucket)) return;
+  for (int64_t t = int64_t(blockIdx.x) * THREADS + threadIdx.x; t < bucket.tensor_count;
+       t += int64_t(gridDim.x) * THREADS)
+    for (int j = 0; j < STATES; ++j) bucket.states[t].absmax[j][0] = bucket.scales[STATES * t + j];
+}
+#endif
+
+}  // extern "C"

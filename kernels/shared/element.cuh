@@ -1,0 +1,138 @@
+// What happens to one element around the rule, the same on CPUs and GPUs. optfactory.rules.codegen
+// defines the macros: MAXIMIZES, CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC,
+// KAHAN, TENSOR_WISE, FLOORS, BITSANDBYTES; optfactory/rules/options.py says what they mean.
+
+#define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
+#define NEEDS_STATISTICS (TRUST_RATIO || TENSOR_WISE)
+
+// Whether an element with this gradient, as it came, stays out of the step.
+template <class F>
+OPT_FN typename Kind<F>::Mask stays(F g) {
+  typename Kind<F>::Mask stay = {};
+#if SKIPS_ZEROS
+  stay |= g == 0.0f;
+#endif
+#if KEEPS_NONFINITE || RESETS_NONFINITE
+  stay |= is_finite(g) == typename Kind<F>::Mask{};
+#endif
+  return stay;
+}
+
+// The gradient that the rule gets.
+template <class F>
+OPT_FN F rule_gradient(F g, float factor) {
+  const F clipped = CLIPS ? g * factor : g;
+  return MAXIMIZES ? -clipped : clipped;
+}
+
+OPT_FN float rounded_to_param(float x) {
+  PARAM stored;
+  store(&stored, x);
+  return to_float(stored);
+}
+
+// Whether all states of an element are finite. Elements of a block of 8-bit state share its scale,
+// so one that is not must not destroy it: it starts afresh in all states.
+template <class F>
+OPT_FN typename Kind<F>::Mask are_finite(const F* states) {
+  typename Kind<F>::Mask finite = is_finite(states[0]);
+  for (int j = 1; j < STATES; ++j) finite &= is_finite(states[j]);
+  return finite;
+}
+
+// The parameter after a step; bitsandbytes rounds it once more before the decay.
+template <class F>
+OPT_FN F moved(F p, F u, F step, const Scalars& k) {
+#if BITSANDBYTES
+  return Kind<F>::each(rule::fma(step, u, p), rounded_to_param) * k.decay;
+#else
+  return rule::fma(step, u, p * k.decay);
+#endif
+}
+
+// ---- storing 16-bit parameters -----------------------------------------------------------------
+
+OPT_FN uint32_t mix(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+// The step as a number; counts that no run reaches, which a state may hold all the same, are 0.
+OPT_FN int step_number(const Scalars& k) {
+  return k.step >= 0.0f && k.step < 0x1p30f ? int(k.step) : 0;
+}
+
+// Random bits that depend on seed, parameter, step and element alone.
+OPT_FN uint32_t random_key(int64_t number, const Scalars& k) {
+  return mix(mix(mix(uint32_t(k.seed)) ^ uint32_t(number)) ^ uint32_t(step_number(k)));
+}
+OPT_FN uint32_t random_bits(uint32_t key, int64_t element) {
+  return mix(mix(uint32_t(uint64_t(element) >> 32) ^ key) ^ uint32_t(element));
+}
+
+// Rounds up in magnitude with the probability of the part that is cut off.
+OPT_FN void store_random(float* target, float value, uint32_t) { *target = value; }
+OPT_FN void store_random(bfloat16* target, float value, uint32_t random) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t raised = (bits + (random & 0xffffu)) >> 16;
+  store(target, value);
+  target->bits = is_finite(value) ? uint16_t(raised) : target->bits;
+}
+OPT_FN void store_random(float16* target, float value, uint32_t random) {
+  const uint32_t bits = float_bits(value), sign = (bits & kSignBit) >> 16;
+  const uint32_t magnitude = bits & ~kSignBit;
+  const uint32_t normal = (magnitude - (112u << 23) + (random & 0x1fffu)) >> 13;
+  // Below 2^-14 in units of 2^-24; all numbers here are exact.
+  const float units = bits_float(magnitude < (113u << 23) ? magnitude : 0u) * 0x1p24f;
+  const uint32_t whole = uint32_t(units);
+  const bool up = (units - float(whole)) * 0x1p16f >= 0x1p16f - float(random & 0xffffu);
+  const uint32_t small = whole + (up ? 1u : 0u);
+  const uint32_t chosen = magnitude < (113u << 23) ? small : normal;
+  store(target, value);
+  const bool finite = is_finite(value);
+  target->bits = finite ? uint16_t(sign | (chosen < 0x7c00u ? chosen : 0x7c00u)) : target->bits;
+}
+
+OPT_FN void store_param(PARAM* target, float value, uint32_t key, int64_t element) {
+#if STOCHASTIC
+  store_random(target, value, random_bits(key, element));
+#else
+  store(target, value);
+#endif
+}
+
+// What is lost when a value is stored as a parameter; added back before the next step (Kahan).
+OPT_FN void store_loss(PARAM* target, float value) {
+  const float stored = rounded_to_param(value);
+  store(target, is_finite(stored) ? value - stored : 0.0f);
+}
+
+// ---- percentile clipping
+// -------------------------------------------------------------------------
+
+constexpr int kHistory = 100;
+
+// Notes a squared norm; returns whether there is one to clip by. The first norm above 0 fills the
+// whole history: zeros in it would stop the parameter for as many steps as they stay.
+OPT_FN bool note_norm(float* history, float sum, const Scalars& k) {
+  if (!is_finite(sum)) return false;
+  int noted = 0;
+  for (int i = 0; i < kHistory; ++i) noted += history[i] != 0.0f;
+  for (int i = 0; noted == 0 && i < kHistory; ++i) history[i] = sum;
+  history[step_number(k) % kHistory] = sum;
+  return true;
+}
+
+// An entry of the history if more than `percentile` entries are not greater, else infinity: the
+// least of these is the entry of that rank.
+OPT_FN float rank_candidate(const float* history, int j, const Scalars& k) {
+  int not_greater = 0;
+  for (int i = 0; i < kHistory; ++i) not_greater += history[i] <= history[j];
+  return not_greater > int(k.percentile) ? history[j] : bits_float(kInfinityBits);
+}
+
+OPT_FN float clip_factor(const float* history, float clip_sum, const Scalars& k) {
+  const float norm = rule::sqrt(history[step_number(k) % kHistory]), clip = rule::sqrt(clip_sum);
+  return norm > clip ? clip / norm : 1.0f;
+}

@@ -1,0 +1,61 @@
+"""The native CPU backend: one call of compiled C++ per bucket and pass."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+
+from optfactory.backends.cpu.tables import Tables
+from optfactory.build import prebuilt
+from optfactory.build.compiler import load_library
+from optfactory.rules.codegen import KernelVariant, cpp_source, dtype_name
+from optfactory.step.plan import Bucket, BucketKey
+
+
+class CpuBackend:
+    """Compiles a kernel per rule, dtypes and width at first use, and calls it on whole buckets."""
+
+    name = "cpu"
+    supports_capture = False
+    divides_gradients = False
+
+    def capturing(self, device: torch.device) -> bool:
+        return False
+
+    def prepare(self, buckets: Sequence[Bucket]) -> None:
+        fresh = [
+            bucket
+            for bucket in buckets
+            if bucket.tables is None or not bucket.tables.is_current(bucket)
+        ]
+        if not fresh:
+            return
+        # Compilers are processes of their own: missing kernels build side by side.
+        with ThreadPoolExecutor() as pool:
+            libraries = list(pool.map(_library, [_variant(bucket.key) for bucket in fresh]))
+        for bucket, library in zip(fresh, libraries, strict=True):
+            bucket.tables = Tables(bucket, library)
+
+    def update(self, bucket: Bucket) -> None:
+        bucket.tables.run(bucket)
+
+
+def _variant(key: BucketKey) -> KernelVariant:
+    return KernelVariant(
+        key.rule,
+        dtype_name(key.parameter),
+        dtype_name(key.gradient),
+        key.quantized,
+        key.block_size,
+        key.options,
+    )
+
+
+@cache
+def _library(variant: KernelVariant) -> ctypes.CDLL:
+    source = cpp_source(variant)
+    return prebuilt.load(source, variant.label) or load_library(source, variant.label)

@@ -1,0 +1,235 @@
+"""The tables that native kernels read for one bucket, laid out as kernels/cpu/tables.h says."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.rules.options import KernelOptions
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
+from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.step.plan import Bucket, Slot
+
+# Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
+_CHUNK_NUMEL = 65_536
+
+# Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
+_P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
+_NUMBER, _LOSS, _HISTORY, _STATES = range(9, 13)
+
+# Fields of Bucket in kernels/cpu/tables.h before the maps.
+_BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 10, 11
+
+
+@cache
+def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, ...]:
+    """A map as kernels read it: its values, the values' bytes in planes, all keys, and lines.
+
+    Keys are seen from their middle on: kernels index them with signed numbers.
+    """
+    qmap = map_for(signed, options.symmetric_map)
+    values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
+    planes = values.view(torch.uint8).view(256, 4).t().contiguous()
+    keys = torch.tensor(qmap.all_keys(options.floors), dtype=torch.int32, device="cpu")
+    return values, planes, keys[len(keys) // 2 :], _line_table(qmap, options.floors)
+
+
+def _line_table(qmap: QuantizationMap, floors: bool) -> Tensor:
+    """The lines of a map as the struct `Lines` of kernels/cpu/codec.h."""
+    numbers, splits, lines = qmap.line_tables(floors)
+    lines = lines + lines[-1:] * (16 - len(lines))
+    floats = [*splits, *(line.slope for line in lines), *(line.offset for line in lines)]
+    parts = [
+        torch.tensor(numbers, dtype=torch.int32, device="cpu"),
+        torch.tensor(floats, dtype=torch.float32, device="cpu").view(torch.int32),
+        torch.tensor([line.last for line in lines], dtype=torch.int32, device="cpu"),
+    ]
+    return torch.cat(parts)
+
+
+class Tables:
+    """The tables a kernel reads for one bucket, laid out as kernels/cpu/update.cpp declares them.
+
+    Built once per bucket; a step only refreshes the pointers that moved and the scalars.
+    """
+
+    def __init__(self, bucket: Bucket, library: ctypes.CDLL) -> None:
+        self.library = library
+        # Held, because the tables point into them; compared, because users may replace them.
+        self.state_tensors = bucket.state_tensors()
+        states = len(bucket.key.rule.states)
+        count = len(bucket.slots)
+        self.tensors = torch.tensor(
+            [_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64, device="cpu"
+        )
+        self.chunks = self._chunk_table(bucket)
+        self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
+        self.partial_scales = torch.zeros(len(self.chunks), states, device="cpu")
+        self.ratios = torch.ones(count, device="cpu")
+        self.factors = torch.ones(count, device="cpu")
+        self.scales = torch.zeros(count, states, device="cpu")
+        self.steps = (ctypes.c_void_p * count)(
+            *(slot.state["step"].data_ptr() for slot in bucket.slots)
+        )
+        self.step_values = (ctypes.c_float * count)()
+        self.scalar_rows = torch.empty(0, device="cpu")
+        self.scalar_indices: list[int] = []
+        self.pointers: tuple[list[int], list[int]] = ([], [])
+        self.views: list[Tensor] = []
+        self.strides: Any = None  # those that the views describe
+        self.bucket = (ctypes.c_int64 * (_BUCKET_FIELDS + 4 * states))()
+        self._check_layout(len(bucket.key.rule.all_scalars))
+        self._fill_bucket(bucket)
+
+    def is_current(self, bucket: Bucket) -> bool:
+        """Whether the states are still the tensors that the tables point to."""
+        now = bucket.state_tensors()
+        return len(now) == len(self.state_tensors) and all(map(is_, now, self.state_tensors))
+
+    def _check_layout(self, scalars: int) -> None:
+        """Both sides of the call must agree on the tables; a mismatch would corrupt memory."""
+        python = (self.tensors.shape[1], len(self.bucket), scalars)
+        native = tuple(
+            getattr(self.library, f"optfactory_{table}_fields")()
+            for table in ("tensor", "bucket", "scalar")
+        )
+        if python != native:
+            raise AssertionError(f"table layouts differ: {python} here, {native} in the kernel")
+
+    def _chunk_table(self, bucket: Bucket) -> Tensor:
+        """Cut every tensor into chunks of whole blocks, and note which chunks are whose."""
+        block_size = bucket.key.block_size
+        per_chunk = max(1, _CHUNK_NUMEL // block_size)
+        rows: list[list[int]] = []
+        for index, slot in enumerate(bucket.slots):
+            blocks = _native_blocks(slot, block_size)
+            self.tensors[index, _FIRST_CHUNK] = len(rows)
+            rows += [
+                [index, first, min(first + per_chunk, blocks)]
+                for first in range(0, blocks, per_chunk)
+            ]
+            self.tensors[index, _CHUNKS] = len(rows) - self.tensors[index, _FIRST_CHUNK]
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 3)
+
+    def _fill_bucket(self, bucket: Bucket) -> None:
+        states = bucket.key.rule.states
+        maps = [_map_tables(state.signed, bucket.key.options) for state in states]
+        self.bucket[:] = [
+            self.tensors.data_ptr(),
+            self.chunks.data_ptr(),
+            0,  # scalars: set at each step
+            self.partial_sums.data_ptr(),
+            self.partial_scales.data_ptr(),
+            self.ratios.data_ptr(),
+            self.factors.data_ptr(),
+            self.scales.data_ptr(),
+            len(bucket.slots),
+            len(self.chunks),
+            1,  # threads: set at each step
+            *(table.data_ptr() for tables in maps for table in tables),
+        ]
+
+    def run(self, bucket: Bucket) -> None:
+        """Advance the steps, then run the passes."""
+        if bucket.must_skip():
+            return
+        self._refresh_pointers(bucket)
+        count = ctypes.c_int64(len(bucket.slots))
+        self.library.optfactory_advance(self.steps, self.step_values, count)
+        rows, indices = bucket.scalar_rows(list(self.step_values))
+        self.scalar_rows = torch.tensor(rows, dtype=torch.float32, device="cpu")
+        if indices != self.scalar_indices:
+            self.tensors[:, _SCALARS] = torch.tensor(indices, device="cpu")
+            self.scalar_indices = indices
+        self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
+        self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
+        if bucket.key.options.clips:
+            self.library.optfactory_clip(self.bucket)
+        if bucket.key.needs_statistics:
+            self.library.optfactory_statistics(self.bucket)
+            self.library.optfactory_finalize(self.bucket)
+        self.library.optfactory_update(self.bucket)
+
+    def _refresh_pointers(self, bucket: Bucket) -> None:
+        parameters = bucket.parameters
+        pointers = (
+            list(map(Tensor.data_ptr, parameters)),
+            list(map(Tensor.data_ptr, bucket.gradients)),
+        )
+        if pointers != self.pointers:
+            self.tensors[:, _P] = torch.tensor(pointers[0], device="cpu")
+            self.tensors[:, _G] = torch.tensor(pointers[1], device="cpu")
+            self.pointers = pointers
+        if bucket.strides is None or bucket.strides is not self.strides:
+            self._refresh_views(parameters, bucket.gradients)
+            self.strides = bucket.strides
+
+    def _refresh_views(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """Describe the tensors that are not row-major contiguous, so that no copy is needed."""
+        if not self.views and all(map(Tensor.is_contiguous, chain(parameters, gradients))):
+            return
+        self.views = []
+        for column, tensors in ((_P_VIEW, parameters), (_G_VIEW, gradients)):
+            self.tensors[:, column] = torch.tensor(
+                [self._view(tensor) for tensor in tensors], device="cpu"
+            )
+
+    def _view(self, tensor: Tensor) -> int:
+        if tensor.is_contiguous():
+            return 0
+        self.views.append(
+            torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()], device="cpu")
+        )
+        return self.views[-1].data_ptr()
+
+
+# OpenMP's threads do not exist in a forked process, and GNU's runtime would wait for them for ever.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _thread_count() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _native_blocks(slot: Slot, block_size: int) -> int:
+    rows, cols = _native_shape(slot)
+    return rows * -(-cols // block_size)
+
+
+def _native_shape(slot: Slot) -> tuple[int, int]:
+    """Rows and columns in which a kernel walks a tensor; rows matter to 8-bit blocks only."""
+    grid = slot.layout.grid
+    return (grid.rows, grid.cols) if slot.layout.quantized else (1, grid.rows * grid.cols)
+
+
+def _tensor_row(slot: Slot) -> list[int]:
+    slot.layout.check(slot.name, slot.state, slot.parameter.device)
+    row = [0] * _STATES
+    row[_ROWS], row[_COLS] = _native_shape(slot)
+    row[_NUMBER] = slot.number
+    for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
+        row[column] = slot.state[key].data_ptr() if key in slot.state else 0
+    states = slot.layout.rule.states
+    if slot.layout.quantized:
+        row += [slot.state[codes_key(state)].data_ptr() for state in states]
+        row += [slot.state[absmax_key(state)].data_ptr() for state in states]
+    else:
+        row += [slot.state[state.name].data_ptr() for state in states]
+        row += [0] * len(states)
+    return row

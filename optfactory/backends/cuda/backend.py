@@ -1,0 +1,201 @@
+"""The CUDA backend: one launch per bucket and pass, on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from operator import is_
+
+import torch
+from torch import Tensor
+
+from optfactory.backends.base import WARM_UP
+from optfactory.backends.cuda.driver import CudaDriver, CudaModule
+from optfactory.backends.cuda.paging import conveyors
+from optfactory.backends.cuda.tables import (
+    UNQUANTIZED_BLOCK,
+    ChunkRange,
+    LiveTable,
+    StaticTables,
+    bucket_argument,
+    upload,
+    word,
+)
+from optfactory.errors import BackendError
+from optfactory.memory import placement
+from optfactory.rules.codegen import (
+    CUDA_THREADS,
+    KernelVariant,
+    cuda_source,
+    cuda_tables_source,
+    dtype_name,
+)
+from optfactory.step.plan import Bucket, BucketKey
+
+
+class CudaBackend:
+    """Compiles a kernel per rule, dtypes and width at first use, and launches it on whole buckets.
+
+    Args:
+        driver: compiles and launches; CuPy on GPUs.
+    """
+
+    name = "cuda"
+    supports_capture = True
+    divides_gradients = True
+
+    def __init__(self, driver: CudaDriver) -> None:
+        self._driver = driver
+        self._modules: dict[tuple[KernelVariant | None, torch.device], CudaModule] = {}
+
+    def capturing(self, device: torch.device) -> bool:
+        return self._driver.capturing(device)
+
+    def prepare(self, buckets: Sequence[Bucket]) -> None:
+        for bucket in buckets:
+            if bucket.tables is not None and bucket.tables.is_current(bucket):
+                continue
+            device = bucket.key.device
+            if self._driver.capturing(device):
+                raise BackendError(WARM_UP)
+            with self._driver.on(device):
+                kernels = self._module(_variant(bucket.key), device)
+                writer = self._module(None, device)
+                bucket.tables = _Tables(bucket, self._driver, kernels, writer)
+
+    def update(self, bucket: Bucket) -> None:
+        with self._driver.on(bucket.key.device):
+            bucket.tables.run(bucket)
+
+    def _module(self, variant: KernelVariant | None, device: torch.device) -> CudaModule:
+        """The compiled kernels of a variant; None stands for those that write tables."""
+        found = self._modules.get((variant, device))
+        if found is None:
+            source = cuda_tables_source() if variant is None else cuda_source(variant)
+            name = "tables" if variant is None else variant.label
+            found = self._driver.module(source, name, CUDA_THREADS, device)
+            self._modules[variant, device] = found
+        return found
+
+
+def _variant(key: BucketKey) -> KernelVariant:
+    block_size = key.block_size if key.quantized else UNQUANTIZED_BLOCK
+    return KernelVariant(
+        key.rule,
+        dtype_name(key.parameter),
+        dtype_name(key.gradient),
+        key.quantized,
+        block_size,
+        key.options,
+    )
+
+
+class _Tables:
+    """What one bucket needs on its device; built once, refreshed at every step."""
+
+    def __init__(
+        self, bucket: Bucket, driver: CudaDriver, kernels: CudaModule, writer: CudaModule
+    ) -> None:
+        device = bucket.key.device
+        self.driver, self.kernels, self.writer = driver, kernels, writer
+        # Held, because the tables point into them; compared, because users may replace them.
+        self.state_tensors = bucket.state_tensors()
+        for slot in bucket.slots:
+            slot.layout.check(slot.name, slot.state, slot.parameter.device)
+        ranges = _chunk_ranges(bucket)
+        paged = [
+            item
+            for item in zip(range(len(ranges)), bucket.slots, ranges, strict=True)
+            if item[1].layout.where in (placement.PINNED, placement.MANAGED)
+        ]
+        resident = [index for index in range(len(ranges)) if index not in {i for i, *_ in paged}]
+        self.resident = range(sum(ranges[index].count for index in resident))
+        self.conveyors = conveyors(paged, self.resident.stop, device)
+        order = resident + [i for belt in self.conveyors for i in belt.tensors()]
+        rows = [row for belt in self.conveyors for row in belt.pointer_rows()]
+        self.static = StaticTables(bucket, ranges, order, rows)
+        self.chunks = range(self.static.chunk_count)
+        self.live = LiveTable(len(bucket.slots), device, writer)
+        self.grid = driver.resident_blocks(device)
+        self.device_steps = _device_steps(bucket)
+        # torch's operations on thousands of single numbers would take longer than the update.
+        self.host_steps = (
+            [ctypes.c_float.from_address(slot.state["step"].data_ptr()) for slot in bucket.slots]
+            if self.device_steps is None
+            else []
+        )
+
+    def is_current(self, bucket: Bucket) -> bool:
+        """Whether the states are still the tensors that the tables point to."""
+        now = bucket.state_tensors()
+        return len(now) == len(self.state_tensors) and all(map(is_, now, self.state_tensors))
+
+    def run(self, bucket: Bucket) -> None:
+        """Advance the steps, then run the passes."""
+        if self.device_steps is None and bucket.must_skip():
+            return
+        live = self.live
+        if self.driver.capturing(bucket.key.device):
+            # The graph writes its tables at every replay: it gets its own, for as long as it may
+            # be replayed, which is as long as the parameters exist.
+            live = LiveTable(len(bucket.slots), bucket.key.device, self.writer)
+            weakref.finalize(bucket.slots[0].parameter, id, (self, live))
+        live.refresh(bucket)
+        self._set_scalars(bucket, live)
+        tensors = range(len(bucket.slots))
+        if bucket.key.options.clips:
+            self._launch("optfactory_square_gradients", bucket, live, self.chunks)
+            self._launch("optfactory_clip", bucket, live, tensors)
+        if bucket.key.needs_statistics:
+            self._pass("optfactory_statistics", bucket, live, writes=False)
+            self._launch("optfactory_finalize", bucket, live, tensors)
+        self._pass("optfactory_update", bucket, live, writes=True)
+        if bucket.key.options.tensor_wise:
+            self._launch("optfactory_commit", bucket, live, tensors)
+
+    def _set_scalars(self, bucket: Bucket, live: LiveTable) -> None:
+        if self.device_steps is not None:
+            live.set_device_scalars(bucket.device_scalars(self._advance(bucket)))
+            return
+        for counter in self.host_steps:
+            counter.value += 1
+        live.set_scalars(*bucket.scalar_rows([counter.value for counter in self.host_steps]))
+
+    def _advance(self, bucket: Bucket) -> Tensor:
+        """Advance the steps on the device; float64."""
+        assert self.device_steps is not None
+        values = torch.empty(len(bucket.slots), device=bucket.key.device)
+        found_inf = 0 if bucket.found_inf is None else bucket.found_inf.data_ptr()
+        arguments = (self.device_steps.data_ptr(), values.data_ptr(), len(values), found_inf)
+        blocks = -(-len(values) // CUDA_THREADS)
+        self.writer.launch("optfactory_advance", blocks, [word(value) for value in arguments])
+        return values.double()
+
+    def _pass(self, kernel: str, bucket: Bucket, live: LiveTable, writes: bool) -> None:
+        """One launch for all state that is in device memory, and one for each piece of the rest."""
+
+        def launch(chunks: range) -> None:
+            self._launch(kernel, bucket, live, chunks)
+
+        if self.resident:
+            launch(self.resident)
+        for belt in self.conveyors:
+            belt.run(launch, writes)
+
+    def _launch(self, kernel: str, bucket: Bucket, live: LiveTable, work: range) -> None:
+        argument = bucket_argument(bucket, self.static, live, work)
+        self.kernels.launch(kernel, min(self.grid, len(work)), [argument])
+
+
+def _chunk_ranges(bucket: Bucket) -> list[ChunkRange]:
+    block_size = _variant(bucket.key).block_size
+    return [ChunkRange.of(slot, block_size, bucket.key.quantized) for slot in bucket.slots]
+
+
+def _device_steps(bucket: Bucket) -> Tensor | None:
+    """Pointers to the step counters, if these are on the device."""
+    if not bucket.slots[0].layout.device_step:
+        return None
+    pointers = [slot.state["step"].data_ptr() for slot in bucket.slots]
+    return upload(torch.tensor(pointers, dtype=torch.int64, device="cpu"), bucket.key.device)

@@ -1,0 +1,1 @@
+"""Plain torch operations, on any device."""

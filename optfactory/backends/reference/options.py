@@ -1,0 +1,96 @@
+"""Clipping, skipping and rounding of the portable backend; kernels/shared/element.cuh in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from optfactory.rules.options import CLIP_HISTORY, KernelOptions
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
+from optfactory.step.plan import Slot
+
+_UINT32 = 0xFFFFFFFF
+
+
+def clip_factor(slot: Slot, gradient: Tensor, scalars: Mapping[str, float]) -> Tensor:
+    """What percentile clipping multiplies the gradient by; notes its norm in the state."""
+    history, step = slot.state[HISTORY_KEY], _step_number(scalars)
+    squares = torch.sum(gradient.double().square()).float()
+    if not squares.isfinite():
+        return torch.ones_like(squares)
+    if not history.any():  # zeros would stop the parameter for as many steps as they stay
+        history.fill_(squares)
+    history[step % CLIP_HISTORY] = squares
+    norm = squares.sqrt()
+    clip = history.sort().values[int(scalars["percentile"])].sqrt()
+    return torch.where(norm > clip, clip / norm, 1.0)
+
+
+def _step_number(scalars: Mapping[str, float]) -> int:
+    """The step; counts that no run reaches, which a state may hold all the same, are 0."""
+    return int(scalars["step"]) if 0 <= scalars["step"] < 2**30 else 0
+
+
+def stays(gradient: Tensor, options: KernelOptions) -> Tensor | None:
+    """Which elements stay out of the step; None if all take part."""
+    masks = []
+    if options.skips_zeros:
+        masks.append(gradient == 0)
+    if options.nonfinite != "propagate":
+        masks.append(~gradient.isfinite())
+    return None if not masks else torch.stack(masks).any(dim=0)
+
+
+def stored_value(slot: Slot) -> Tensor:
+    """The parameter in float32, with what earlier stores lost of it."""
+    p = slot.parameter.detach().float()
+    return p + slot.state[LOSS_KEY].float() if slot.layout.options.rounding == "kahan" else p
+
+
+def store(slot: Slot, value: Tensor, scalars: Mapping[str, float]) -> None:
+    """Round a float32 value to the parameter's dtype, as its options say."""
+    p, rounding = slot.parameter.detach(), slot.layout.options.rounding
+    if rounding == "stochastic":
+        value = _rounded_at_random(value, p.dtype, _random_bits(slot, scalars))
+    p.copy_(value)
+    if rounding == "kahan":
+        stored = p.float()
+        slot.state[LOSS_KEY].copy_(torch.where(stored.isfinite(), value - stored, 0.0))
+
+
+def _rounded_at_random(x: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
+    """float32 numbers of the dtype, away from zero with the probability of what is cut off."""
+    bits = x.view(torch.int32).long() & _UINT32
+    magnitude, sign = bits & 0x7FFFFFFF, bits & 0x80000000
+    cut = 16 if dtype == torch.bfloat16 else 13
+    raised = (magnitude + (random & ((1 << cut) - 1))) >> cut << cut
+    result = _from_bits(raised | sign)
+    if dtype == torch.float16:
+        units = x.abs() * 2.0**24
+        whole = units.floor()
+        up = (units - whole) * 2.0**16 >= 2.0**16 - (random & 0xFFFF).float()
+        small = torch.copysign((whole + up) * 2.0**-24, x)
+        result = torch.where(x.abs() < 2.0**-14, small, result)
+    return torch.where(x.isfinite(), result, x)
+
+
+def _from_bits(bits: Tensor) -> Tensor:
+    signed = torch.where(bits > 0x7FFFFFFF, bits - (1 << 32), bits)
+    return signed.to(torch.int32).view(torch.float32)
+
+
+def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
+    """32 bits for each element, from seed, parameter, step and element alone."""
+    p = slot.parameter
+    key = torch.tensor(int(scalars["seed"]), device=p.device)
+    key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
+    element = torch.arange(p.numel(), device=p.device)
+    return _mix(_mix((element >> 32) ^ key) ^ (element & _UINT32)).view(p.shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _UINT32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _UINT32
+    return x ^ (x >> 16)

@@ -1,0 +1,1 @@
+"""From source to a loaded library: the compiler, instruction sets, prebuilt kernels."""

@@ -1,0 +1,90 @@
+"""Which kernels a wheel carries: what all names run with their default options.
+
+That is every combination of dtypes, and every rule that a name's own switches select (AMSGrad, the
+kinds of trust ratio). Options around the rule multiply the kernels, and are compiled when used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from optfactory import optimizers
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.registry import get_optimizer_info, list_optimizers
+from optfactory.rules.codegen import KernelVariant
+from optfactory.rules.language import UpdateRule
+
+# Of a parameter and its gradient, as kernels call them; `optfactory.step.plan` accepts no others.
+DTYPES = (
+    ("float", "float"),
+    ("bfloat16", "bfloat16"),
+    ("bfloat16", "float"),
+    ("float16", "float16"),
+    ("float16", "float"),
+)
+
+Group = Mapping[str, Any]
+
+
+def prebuilt_variants() -> list[KernelVariant]:
+    """Every kernel of a wheel, once each."""
+    groups = [
+        group
+        for name in list_optimizers()
+        if _is_built_in(config_class := get_optimizer_info(name).config_class)
+        for group in _groups(config_class, name)
+    ]
+    found = {
+        KernelVariant(rule, *dtypes, quantized, group["block_size"]): None
+        for group in groups
+        for rule, quantized in [_kernel_of(group)]
+        for dtypes in DTYPES
+    }
+    return list(found)
+
+
+def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
+    """Whether its family is of this package; others may be installed where a wheel is built."""
+    return family_class(config_class).__module__.startswith(f"{optimizers.__name__}.")
+
+
+def _kernel_of(group: Group) -> tuple[UpdateRule, bool]:
+    config_class = get_optimizer_info(group["name"]).config_class
+    return config_class.rule(group), group["optim_bits"] == 8
+
+
+def _groups(config_class: type[OptimizerConfig], name: str) -> Iterator[Group]:
+    """The name's defaults, and all combinations of the switches that select another rule."""
+    defaults = config_class(name=name).model_dump()
+    switches = [
+        (field, value)
+        for field in config_class.model_fields
+        for value in _choices(config_class, field)
+        if (group := _group(config_class, name, {field: value}))
+        and _kernel_of(group) != _kernel_of(defaults)
+    ]
+    for chosen in product((False, True), repeat=len(switches)):
+        overrides = dict(switch for switch, on in zip(switches, chosen, strict=True) if on)
+        group = _group(config_class, name, overrides)
+        if group:
+            yield group
+
+
+def _choices(config_class: type[OptimizerConfig], field: str) -> tuple[Any, ...]:
+    """The values of a field that has a handful of them."""
+    annotation = config_class.model_fields[field].annotation
+    if annotation is bool:
+        return (False, True)
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _group(config_class: type[OptimizerConfig], name: str, overrides: Group) -> Group | None:
+    """Hyperparameters by name; None if they are refused together."""
+    try:
+        return config_class(name=name, **overrides).model_dump()
+    except ValidationError:
+        return None

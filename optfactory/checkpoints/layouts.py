@@ -1,0 +1,103 @@
+"""Which library a state dict is of, and the export to another one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from optfactory.checkpoints.bitsandbytes import NESTED, BitsandbytesLayout
+from optfactory.checkpoints.own import OwnLayout, live_record
+from optfactory.checkpoints.records import MARKS, PLACEMENT, STORAGE, Export, Layout
+from optfactory.checkpoints.torch import TorchLayout
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.validation import config_error
+from optfactory.errors import ConfigError, StateError
+from optfactory.step.plan import Slot
+
+Groups = list[Mapping[str, Any]]
+
+
+def recognize(groups: Groups, state: Mapping[Any, Any]) -> Layout:
+    """The layout of a state dict, from the keys that it has.
+
+    Raises:
+        StateError: it is of no library whose state can be read here.
+    """
+    settings = {key for group in groups for key in group}
+    fields = {key for entries in state.values() if isinstance(entries, Mapping) for key in entries}
+    if settings & {"format_version", "optimizer"}:
+        return OwnLayout()
+    if fields & {NESTED, "state1"} or (not fields and "t_alpha" in settings):
+        return BitsandbytesLayout(state)
+    if "exp_avg" in fields or (not fields and "amsgrad" in settings):
+        return TorchLayout()
+    raise StateError(
+        "format_version: missing; the checkpoint was not written by optfactory, nor is it of "
+        "torch.optim.Adam or AdamW or of an optimizer of bitsandbytes with two states; "
+        f"its states have the keys {sorted(map(str, fields))}"
+    )
+
+
+def export(
+    name: str,
+    groups: list[dict[str, Any]],
+    states: list[tuple[Slot, Mapping[str, Tensor]]],
+    config: OptimizerConfig,
+) -> dict[str, Any]:
+    """A state dict of another library, as a copy.
+
+    Args:
+        name: ``torch`` or ``bitsandbytes``.
+        states: every parameter in order with its state, which is empty before its first step.
+
+    Raises:
+        ConfigError: the layout's name is unknown, or its library could not go on as we do.
+        StateError: a parameter's state is not what it was allocated as.
+    """
+    layouts: dict[str, Export] = {"torch": TorchLayout(), "bitsandbytes": BitsandbytesLayout()}
+    if name not in layouts:
+        raise ConfigError(f"unknown layout {name!r}; state is exported as {' or '.join(layouts)}")
+    layout = layouts[name]
+    problems = [
+        f"param_groups[{index}].{problem}"
+        for index, group in enumerate(groups)
+        for problem in _problems(group, config, layout)
+    ]
+    if problems:
+        raise config_error(f"a state dict of {layout.title}", problems)
+    number = {id(slot.parameter): index for index, (slot, _) in enumerate(states)}
+    entries = {}
+    for index, (slot, state) in enumerate(states):
+        if state:
+            slot.layout.check(slot.name, state, slot.parameter.device)
+            entries[index] = layout.write_entries(slot.layout, live_record(slot.layout, state))
+    written = [
+        {
+            **copy.deepcopy({**_labels(group, config), **layout.write_group(group)}),
+            "params": [number[id(p)] for p in group["params"]],
+        }
+        for group in groups
+    ]
+    return {"state": entries, "param_groups": written}
+
+
+def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export) -> list[str]:
+    if config.family not in layout.families:
+        return [f"optimizer: {layout.title} has no {config.family}"]
+    own = {"name", *layout.expressed, *PLACEMENT, *STORAGE}
+    fields = family_class(type(config)).model_fields.items()
+    problems = [
+        f"{key}: {group[key]!r} has no counterpart there, which does as with {field.default!r}"
+        for key, field in fields
+        if key not in own and group[key] != field.default
+    ]
+    return problems + layout.write_problems(group)
+
+
+def _labels(group: Mapping[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+    """What users and schedulers keep in a group."""
+    ours = {*type(config).model_fields, *MARKS} - {"name", "param_names"}
+    return {key: value for key, value in group.items() if key not in ours}

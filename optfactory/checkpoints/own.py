@@ -1,0 +1,119 @@
+"""The layout that this library writes; `optfactory.state.layout` says what its keys are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.checkpoints.fields import Fields
+from optfactory.checkpoints.records import GroupRecord, Quantized, Record, StoredState
+from optfactory.config.fields import BLOCK_SIZES
+from optfactory.errors import UnknownOptimizerError
+from optfactory.registry import get_optimizer_info
+from optfactory.rules.language import StateSpec
+from optfactory.rules.options import CLIP_HISTORY
+from optfactory.state.codec import BlockGrid
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
+from optfactory.state.quantmap import QuantizationMap, map_for
+
+FORMAT_VERSION = 1
+
+
+class OwnLayout:
+    """Reads checkpoints of this library, of any width, placement and block size."""
+
+    def read_group(self, saved: Mapping[str, Any]) -> GroupRecord:
+        """The values of a group; problems if its format, name or blocks are not known here."""
+        problems = _format_problems(saved.get("format_version"))
+        family = ""
+        if not problems:
+            problems = _block_size_problems(saved)
+            try:
+                family = get_optimizer_info(str(saved.get("optimizer"))).family
+            except UnknownOptimizerError as error:
+                problems.append(f"optimizer: {error}")
+        return GroupRecord(family, saved, problems)
+
+    def read_entries(
+        self, fields: Fields, layout: StateLayout, saved: Mapping[str, Any]
+    ) -> Record | None:
+        """The states of a parameter, 8- or 32-bit as they were saved."""
+        grid = BlockGrid.of(
+            layout.shape,
+            saved["block_size"],
+            flat=saved.get("compat") == "bitsandbytes",
+            whole=saved.get("block_wise") is False,
+        )
+        symmetric = saved.get("signed_map") == "symmetric"
+        states = {
+            state.name: _read(fields, state, grid, map_for(state.signed, symmetric), layout)
+            for state in layout.rule.states
+        }
+        return Record.of(fields.step(), states, read_extras(fields, layout))
+
+
+def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]:
+    """What options of the run that wrote the checkpoint kept."""
+    known = {
+        HISTORY_KEY: ((CLIP_HISTORY,), (torch.float32,)),
+        LOSS_KEY: (layout.shape, (torch.bfloat16, torch.float16)),
+    }
+    return {key: fields.tensor(key, *facts) for key, facts in known.items() if key in fields}
+
+
+def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
+    """A parameter's live state."""
+    states: dict[str, StoredState] = {}
+    symmetric = layout.options.symmetric_map
+    for spec in layout.rule.states:
+        if layout.quantized:
+            codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
+            qmap = map_for(spec.signed, symmetric)
+            states[spec.name] = Quantized(codes, scales, layout.grid, qmap)
+        else:
+            states[spec.name] = state[spec.name]
+    return Record(state["step"], states)
+
+
+def _format_problems(version: object) -> list[str]:
+    if isinstance(version, bool) or not isinstance(version, int):
+        got = "missing" if version is None else f"no number ({version!r})"
+        return [f"format_version: {got}; the checkpoint was not written by optfactory"]
+    if version > FORMAT_VERSION:
+        return [
+            f"format_version: {version} is newer than this optfactory reads ({FORMAT_VERSION}); "
+            "update optfactory"
+        ]
+    return []
+
+
+def _block_size_problems(saved: Mapping[str, Any]) -> list[str]:
+    if "block_size" not in saved:
+        return ["block_size: missing in the checkpoint"]
+    size, allowed = saved["block_size"], BLOCK_SIZES
+    if isinstance(size, bool) or not isinstance(size, int) or size not in allowed:
+        return [f"block_size: expected one of {allowed}, got {size!r}"]
+    return []
+
+
+def _read(
+    fields: Fields,
+    state: StateSpec,
+    grid: BlockGrid,
+    qmap: QuantizationMap,
+    layout: StateLayout,
+) -> StoredState | None:
+    codes, absmax = codes_key(state), absmax_key(state)
+    if codes not in fields and absmax not in fields:
+        if state.name not in fields:
+            fields.note(state.name, f"missing in the checkpoint, and so are {codes} and {absmax}")
+            return None
+        return fields.state(state.name, state, layout.shape, (torch.float32,))
+    elements = fields.tensor(codes, layout.shape, (torch.uint8,))
+    scales = fields.scales(absmax, grid.scales_shape)
+    if elements is None or scales is None:
+        return None
+    return Quantized(elements, scales, grid, qmap)

@@ -1,0 +1,237 @@
+"""Reading a state_dict: everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.checkpoints.fields import Fields
+from optfactory.checkpoints.layouts import Groups
+from optfactory.checkpoints.records import (
+    AROUND,
+    MARKS,
+    PLACEMENT,
+    STORAGE,
+    GroupRecord,
+    Layout,
+    Record,
+)
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.validation import validate
+from optfactory.errors import ConfigError, StateError
+from optfactory.registry import get_optimizer_info
+from optfactory.step.plan import Slot
+
+# What this optimizer keeps of its own, whatever the checkpoint says.
+_OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND)
+
+# What every library saves. Other hyperparameters a checkpoint may lack, for example one of an
+# older release: they stay as the config has them.
+_ALWAYS_SAVED = ("lr", "betas", "eps", "weight_decay")
+
+_LISTED_PROBLEMS = 10
+
+
+def parts(state_dict: object) -> tuple[Groups, Mapping[Any, Any]]:
+    """The param groups and the states of a state dict.
+
+    Raises:
+        StateError: it is no state dict of an optimizer.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise StateError(f"a state dict is a mapping, got {type(state_dict).__name__}")
+    groups, state = state_dict.get("param_groups"), state_dict.get("state")
+    if not isinstance(groups, list):
+        raise StateError("the state dict has no list 'param_groups'")
+    for index, group in enumerate(groups):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params", []), list):
+            raise StateError(f"param_groups[{index}] is no mapping with a list of 'params'")
+    if not isinstance(state, Mapping):
+        raise StateError("the state dict has no mapping 'state'")
+    return groups, state
+
+
+def read_groups(
+    saved: Groups, groups: list[dict[str, Any]], config: OptimizerConfig, layout: Layout
+) -> list[dict[str, Any]]:
+    """The hyperparameters to go on with, group by group, without their parameters.
+
+    Raises:
+        StateError: the groups do not match this optimizer's, or hold values that its schema
+            refuses.
+    """
+    sizes = [len(group.get("params", ())) for group in saved]
+    expected = [len(group["params"]) for group in groups]
+    if sizes != expected:
+        raise StateError(
+            f"the checkpoint has param groups of {sizes} parameters, this optimizer of {expected}; "
+            "build it with the same model and the same groups"
+        )
+    problems = []
+    read = []
+    for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
+        record = layout.read_group(old)
+        found = record.problems or _group_problems(record, group)
+        found = found or _moved_parameters(old, group, groups)
+        try:
+            read.append(_values(record, group, config) if not found else {})
+        except ConfigError as error:
+            found = list(error.problems)
+        problems += [f"param_groups[{index}].{problem}" for problem in found]
+    _raise(problems)
+    return read
+
+
+def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
+    old = record.values
+    missing = [key for key in _ALWAYS_SAVED if key in group and key not in old]
+    if missing:
+        return [f"{key}: missing in the checkpoint" for key in missing]
+    names, ours = old.get("param_names"), group.get("param_names", [])
+    theirs = list(map(str, names)) if isinstance(names, list) else ours
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        return ["param_names: the checkpoint has the same parameters in another order"]
+    amsgrad = group.get("amsgrad")
+    if old.get("amsgrad", amsgrad) is not amsgrad:
+        return [
+            f"amsgrad: the checkpoint has {old['amsgrad']!r}, the config {amsgrad!r}; its state, "
+            "the maximum of past second moments, can be neither made up nor dropped: "
+            "build the optimizer with the checkpoint's amsgrad (and 32-bit state if it is true)"
+        ]
+    return []
+
+
+def _moved_parameters(
+    saved: Mapping[str, Any], group: Mapping[str, Any], groups: list[dict[str, Any]]
+) -> list[str]:
+    """What to say of parameters that are in another group here: their state would be mixed up."""
+    theirs, ours = saved.get("param_names"), group.get("param_names", [])
+    if not isinstance(theirs, list):
+        return []
+    everywhere = {name for other in groups for name in other.get("param_names", ())}
+    moved = [str(name) for name in theirs if name in everywhere and name not in ours]
+    if not moved:
+        return []
+    return [
+        f"param_names: the checkpoint has {', '.join(moved[:_LISTED_PROBLEMS])} here, and this "
+        "optimizer in another group; build it with the groups or rules that the checkpoint had"
+    ]
+
+
+def _values(
+    record: GroupRecord, group: Mapping[str, Any], config: OptimizerConfig
+) -> dict[str, Any]:
+    """What a group takes over from the checkpoint; its hyperparameters pass the schema.
+
+    Raises:
+        ConfigError: the schema refuses them, or they are of another family.
+    """
+    model = family_class(type(config))
+    fields = [key for key in model.model_fields if key in group and key != "name"]
+    taken = {key: copy.deepcopy(value) for key, value in record.values.items() if key not in _OWN}
+    values = {key: taken.get(key, group[key]) for key in fields}
+    checked = validate(model, {**values, "name": config.name}, "", "the checkpoint").model_dump()
+    if record.family not in ("", config.family):
+        problem = _family_problem(record, checked, group, config)
+        if problem:
+            raise ConfigError(problem, [problem])
+        taken.pop("adam_w_mode", None)
+    # A tensor lr stays a tensor: schedules change it in place.
+    live = {"lr"} if isinstance(taken["lr"], Tensor) else set()
+    return taken | {key: checked[key] for key in fields if key in taken and key not in live}
+
+
+def _family_problem(
+    record: GroupRecord,
+    checked: Mapping[str, Any],
+    group: Mapping[str, Any],
+    config: OptimizerConfig,
+) -> str:
+    """Why state of another family cannot be taken; empty where both compute the same.
+
+    A family whose schema inherits another's differs from it in defaults and in how weight decay
+    enters: AdamW from Adam.
+    """
+    theirs = family_class(get_optimizer_info(record.family).config_class)
+    ours = family_class(type(config))
+    differ = f"optimizer: the checkpoint is of family '{record.family}', the config's name is "
+    differ += f"'{config.name}'"
+    if not (issubclass(theirs, ours) or issubclass(ours, theirs)):
+        return differ
+    if checked["weight_decay"] == 0 or record.values.get("adam_w_mode") is group["adam_w_mode"]:
+        return ""
+    return (
+        f"{differ}, and they apply the weight decay {checked['weight_decay']} differently; "
+        f"take a name of family '{record.family}', or set adam_w_mode or the checkpoint's decay"
+    )
+
+
+def read_states(
+    saved: Mapping[Any, Any], saved_groups: Groups, slots: list[Slot], layout: Layout
+) -> dict[Slot, Record]:
+    """The checked state of every parameter that the checkpoint has state of.
+
+    Raises:
+        StateError: fields are missing or have wrong dtypes, shapes or values; lists them.
+    """
+    owners = [(item, group) for group in saved_groups for item in group["params"]]
+    identifiers = [item for item, _ in owners]
+    if not all(isinstance(item, (int, str)) for item in identifiers):
+        raise StateError("the checkpoint's param groups must list parameters by number or name")
+    if len(set(identifiers)) < len(identifiers):
+        raise StateError("the checkpoint's param groups list a parameter twice")
+    strangers = [key for key in saved if key not in identifiers]
+    if strangers:
+        raise StateError(f"the checkpoint has state of unknown parameters {strangers[:10]}")
+    found: dict[Slot, Record] = {}
+    problems: list[str] = []
+    for (identifier, group), slot in zip(owners, slots, strict=True):
+        if identifier not in saved:
+            continue
+        entries = saved[identifier]
+        if not isinstance(entries, Mapping):
+            problems.append(f"{slot.name}: expected a mapping, got {type(entries).__name__}")
+            continue
+        fields = Fields(slot.name, entries)
+        record = layout.read_entries(fields, slot.layout, group)
+        fields.expect_no_more()
+        problems += fields.problems
+        if record is not None:
+            found[slot] = record
+    _raise(problems)
+    return found
+
+
+def _raise(problems: list[str]) -> None:
+    if not problems:
+        return
+    listed = "".join(f"\n  {problem}" for problem in problems[:_LISTED_PROBLEMS])
+    more = len(problems) - _LISTED_PROBLEMS
+    listed += f"\n  ... and {more} more" if more > 0 else ""
+    raise StateError(
+        f"the checkpoint does not fit this optimizer, {len(problems)} problem(s); "
+        f"nothing was loaded:{listed}"
+    )
+
+
+def target_state(slot: Slot) -> dict[str, Tensor]:
+    """Where to copy a parameter's state to: its live state, or a new one where that does not fit.
+
+    Users replace parameters and state; a copy that failed halfway would leave a mixture.
+    """
+    try:
+        slot.layout.check(slot.name, slot.state, slot.parameter.device)
+    except StateError:
+        return slot.allocate()
+    return slot.state
+
+
+def copy_states(slot: Slot, entries: Mapping[str, Tensor]) -> None:
+    """Copy checked tensors into a parameter's live state, which stays where it is."""
+    with torch.no_grad():
+        for key, value in entries.items():
+            slot.state[key].copy_(value)

@@ -1,0 +1,1 @@
+"""What configs say, without torch: names, fields, schemas, validation, group rules, files."""

@@ -1,0 +1,201 @@
+"""The schema every optimizer's configuration inherits."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from optfactory.config.fields import Bits, BlockSize, Count, Number
+from optfactory.rules.language import UpdateRule
+
+
+class OptimizerConfig(BaseModel):
+    """Hyperparameters shared by every optimizer; one subclass per family, one class per name.
+
+    A family's class sets `family` and adds its fields, its rule and its per-step scalars; see
+    `optfactory/optimizers/adam.py`. Classes for single names lock what the name states.
+
+    >>> from optfactory import resolve
+    >>> config = resolve("adam8bit", lr=3e-4)
+    >>> isinstance(config, OptimizerConfig), config.model_dump(mode="json")["betas"]
+    (True, [0.9, 0.999])
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    family: ClassVar[str]
+    locked: ClassVar[Mapping[str, object]] = {}
+
+    name: str = Field(description="canonical optimizer name")
+    lr: Number = Field(default=1e-3, description="learning rate")
+    weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
+    maximize: bool = Field(default=False, description="follow the gradient upwards")
+    optim_bits: Bits = Field(default=32, description="bits per element of optimizer state: 8 or 32")
+    is_paged: bool = Field(
+        default=False, description="keep the state of large tensors in memory that can be evicted"
+    )
+    page_dir: str | None = Field(
+        default=None, description="folder of the paged state's files on CPUs; null chooses one"
+    )
+    page_memory: Literal["auto", "managed", "pinned"] = Field(
+        default="auto",
+        description="paged state on GPUs: managed (CUDA moves pages), pinned (host memory, "
+        "streamed), auto (managed where it is supported)",
+    )
+    capturable: bool = Field(
+        default=False,
+        description="keep step and scalars on the GPU, so that a CUDA graph can capture a step",
+    )
+    min_8bit_size: Annotated[Count, Field(ge=0)] = Field(
+        default=4096, description="tensors with fewer elements keep 32-bit state"
+    )
+    block_size: BlockSize = Field(
+        default=256, description="elements that share one scale of 8-bit state"
+    )
+
+    block_wise: bool = Field(
+        default=True, description="8-bit state: a scale per block (true) or one per tensor (false)"
+    )
+    signed_map: Literal["dynamic", "symmetric"] = Field(
+        default="dynamic",
+        description="8-bit map of signed state: dynamic (as everywhere) or symmetric, with a -1",
+    )
+    second_moment_floor: bool = Field(
+        default=True, description="8-bit state: a second moment above 0 is never stored as 0"
+    )
+    percentile_clipping: Annotated[Count, Field(ge=0, le=100)] = Field(
+        default=100,
+        description="scale gradients to this percentile of a tensor's last 100 norms; 100: off",
+    )
+    skip_zeros: bool = Field(
+        default=False, description="elements with gradient 0 keep parameter and state, no decay"
+    )
+    nonfinite: Literal["propagate", "skip_element", "skip_step"] = Field(
+        default="propagate", description="what a NaN or infinite gradient does"
+    )
+    param_rounding: Literal["nearest", "stochastic", "kahan"] = Field(
+        default="nearest",
+        description="storing 16-bit parameters: nearest, stochastic, or kahan (compensated)",
+    )
+    seed: Annotated[Count, Field(ge=0, lt=2**24)] = Field(
+        default=0, description="seed of stochastic rounding"
+    )
+    compat: Literal["none", "bitsandbytes"] = Field(
+        default="none",
+        description="bitsandbytes: scales, codes, order of decay as its CUDA kernels have them",
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _keep_what_the_name_states(cls, value: object, info: ValidationInfo) -> object:
+        stated = cls.locked.get(info.field_name or "", value)
+        if value != stated:
+            raise ValueError(
+                f"{value!r} contradicts the name '{cls.locked['name']}'; drop the key, or use "
+                f"optimizer={cls.family} with {info.field_name}: {value!r}"
+            )
+        return value
+
+    @field_validator("page_dir")
+    @classmethod
+    def _page_dir_needs_paging(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("is_paged") is False:
+            raise ValueError("page_dir needs is_paged: true or a paged_ name; drop it otherwise")
+        return value
+
+    @field_validator("capturable")
+    @classmethod
+    def _graphs_cannot_page(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("is_paged", cls.locked.get("is_paged")):
+            raise ValueError(
+                "a CUDA graph cannot move paged state; set capturable: false, or take a name "
+                "without paged_"
+            )
+        return value
+
+    @field_validator("page_memory")
+    @classmethod
+    def _page_memory_needs_paging(cls, value: str, info: ValidationInfo) -> str:
+        if value != "auto" and info.data.get("is_paged") is False:
+            raise ValueError("page_memory needs is_paged: true or a paged_ name; drop it otherwise")
+        return value
+
+    @field_validator("block_wise", "second_moment_floor")
+    @classmethod
+    def _switches_of_8_bits(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and _stated(cls, info, "optim_bits") == 32:
+            raise ValueError(f"{info.field_name}: false is for 8-bit state; drop it at 32 bits")
+        return value
+
+    @field_validator("block_wise")
+    @classmethod
+    def _one_scale_has_no_blocks(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("block_size", 256) != 256:
+            raise ValueError("block_wise: false has one scale per tensor; drop block_size")
+        return value
+
+    @field_validator("signed_map")
+    @classmethod
+    def _map_of_8_bits(cls, value: str, info: ValidationInfo) -> str:
+        if value != "dynamic" and _stated(cls, info, "optim_bits") == 32:
+            raise ValueError("signed_map is for 8-bit state; drop it at 32 bits")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_of_stochastic_rounding(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("param_rounding") != "stochastic":
+            raise ValueError("seed is for param_rounding: stochastic; set that, or drop seed")
+        return value
+
+    @field_validator("compat")
+    @classmethod
+    def _compat_alone(cls, value: str, info: ValidationInfo) -> str:
+        if value == "none":
+            return value
+        fixed = {
+            "signed_map": "dynamic",
+            "second_moment_floor": True,
+            "skip_zeros": False,
+            "nonfinite": "propagate",
+            "param_rounding": "nearest",
+        }
+        other = [key for key, kept in fixed.items() if info.data.get(key, kept) != kept]
+        if other:
+            raise ValueError(f"compat: bitsandbytes decides {', '.join(other)} itself; drop them")
+        return value
+
+    def __hash__(self) -> int:
+        # Rules for param groups are a mapping, which has no hash. Equal configs still have one.
+        return hash((type(self), *(v for v in self.__dict__.values() if not isinstance(v, dict))))
+
+    @classmethod
+    @abstractmethod
+    def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
+        """The update rule that a param group's hyperparameters select."""
+
+    @classmethod
+    @abstractmethod
+    def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
+        """The rule's scalars at a step, in float64, from a param group's current values.
+
+        Only arithmetic may be done with `lr` and `step`: where a CUDA graph is captured they are
+        float64 tensors on the device, and so are the scalars.
+
+        Args:
+            group: hyperparameters by field name; `lr` and the others may change between steps.
+            step: 1-based number of this update.
+        """
+
+
+def family_class(model: type[OptimizerConfig]) -> type[OptimizerConfig]:
+    """The family's class: of a name's fields, those of one param group, and nothing locked."""
+    return next(base for base in model.__mro__ if "family" in vars(base))
+
+
+def _stated(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:
+    """A field's value, which a name may have locked."""
+    return info.data.get(field, model.locked.get(field))

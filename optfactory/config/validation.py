@@ -1,0 +1,165 @@
+"""The gate: values become a config, or one error that lists every problem.
+
+Pydantic is the only judge: a configuration that `validate` returns is known to be runnable. The
+module loads neither torch nor CuPy, so a config can be checked on any machine in milliseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from optfactory.config.group_rules import RULES_FIELD, GroupRule, rules_of
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.errors import ConfigError
+
+# torch's and other libraries' switches that configs carry along, each with what to do about it.
+FOREIGN_KEYS = {
+    "fused": "every optfactory step is fused; drop the key",
+    "foreach": "every optfactory step is multi-tensor; drop the key",
+    "differentiable": "steps are not differentiable; drop the key",
+    "momentum": "this family has none; its first moment's decay is betas[0]",
+    "dampening": "this family has none; drop the key",
+    "nesterov": "this family has none; drop the key",
+    "max_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
+    "clip_grad_norm": "clip with torch.nn.utils.clip_grad_norm_ before step()",
+    "param_groups": "rules belong to the optimizer's config, not to a rule or a group",
+    "args": "write its entries as keys of the config",
+    "optim_args": "write its entries as keys of the config",
+}
+
+# What others call our keys, where the spelling alone leads to a wrong one or to none.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "adam_beta1": "betas",
+    "adam_beta2": "betas",
+    "adam_epsilon": "eps",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "bits": "optim_bits",
+    "paged": "is_paged",
+}
+
+Config = TypeVar("Config", bound=OptimizerConfig)
+
+
+def validate(model: type[Config], values: Mapping[str, object], path: str, title: str) -> Config:
+    """Build `model` from `values` or raise one ConfigError that lists every problem.
+
+    Args:
+        path: where the values stand in the user's config, e.g. ``optimizer``.
+        title: what they configure, e.g. ``optimizer 'adam8bit'``.
+    """
+    problems = []
+    try:
+        config = model.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_problem(model, path, item) for item in error.errors()]
+    checked, wrong = _checked_rules(model, values, path)
+    problems += wrong
+    if problems:
+        raise config_error(title, problems)
+    rules = rules_of(config)
+    if not rules:
+        return config
+    plain = {label: _plain(rule, checked[label]) for label, rule in rules.items()}
+    return config.model_copy(update={RULES_FIELD: plain})
+
+
+def config_error(title: str, problems: list[str]) -> ConfigError:
+    """One error for all problems of one configuration."""
+    lines = "".join(f"\n  {problem}" for problem in problems)
+    return ConfigError(f"invalid config for {title}, {len(problems)} problem(s):{lines}", problems)
+
+
+def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values with those that a param group states in their place."""
+    dropped: list[str] = []  # what the optimizer asks for beside what the group does without
+    if overrides.get("is_paged") is False:
+        dropped += ["page_dir", "page_memory"]
+    if str(overrides.get("optim_bits")) == "32":
+        dropped += ["block_wise", "signed_map", "second_moment_floor"]
+    kept = {key: value for key, value in values.items() if key not in dropped}
+    return {**kept, **overrides}
+
+
+def _checked_rules(
+    model: type[OptimizerConfig], values: Mapping[str, Any], path: str
+) -> tuple[dict[str, OptimizerConfig], list[str]]:
+    """Each rule's hyperparameters beside what the config says, and what is wrong with them.
+
+    Matchers are fields and have been checked. What is wrong with the config alone is not repeated.
+    """
+    rules = values.get(RULES_FIELD)
+    if RULES_FIELD not in model.model_fields or not isinstance(rules, Mapping):
+        return {}, []
+    family = family_class(model)
+    base = {**model.locked, **{key: values[key] for key in values if key != RULES_FIELD}}
+    _, errors = _model_or_errors(family, base)
+    known = {(item["loc"], item["msg"]) for item in errors}
+    checked: dict[str, OptimizerConfig] = {}
+    problems = []
+    for label, rule in rules.items():
+        if isinstance(rule, GroupRule):
+            rule = rule.overrides
+        if not isinstance(rule, Mapping):
+            continue
+        place = ".".join(filter(None, (path, RULES_FIELD, str(label))))
+        own = {key: rule[key] for key in rule if key not in GroupRule.model_fields}
+        config, errors = _model_or_errors(
+            family, overridden(base, {**own, "name": base.get("name")})
+        )
+        if config is not None:
+            checked[str(label)] = config
+        problems += [
+            _problem(family, place, item, GroupRule.model_fields)
+            for item in errors
+            if item["loc"][0] in own or (item["loc"], item["msg"]) not in known
+        ]
+        if "name" in own:
+            problems.append(f"{place}.name: a group cannot change the optimizer; drop the key")
+    return checked, problems
+
+
+def _plain(rule: GroupRule, checked: OptimizerConfig) -> GroupRule:
+    """A rule with what it overrides in the form of the schema's fields."""
+    values = checked.model_dump()
+    overrides = {key: values[key] for key in rule.overrides}
+    return GroupRule.model_validate({**rule.model_dump(exclude=set(overrides)), **overrides})
+
+
+def _model_or_errors(
+    model: type[OptimizerConfig], values: Mapping[str, object]
+) -> tuple[OptimizerConfig | None, list[ErrorDetails]]:
+    try:
+        return model.model_validate(dict(values)), []
+    except ValidationError as error:
+        return None, error.errors()
+
+
+def _problem(
+    model: type[OptimizerConfig], path: str, item: ErrorDetails, more: Iterable[str] = ()
+) -> str:
+    where = ".".join([path, *(str(part) for part in item["loc"])]) if path else ""
+    where = where or ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        fields = [*more, *(key for key in model.model_fields if not more or key != "name")]
+        return f"{where}: {unknown_key(str(item['loc'][-1]), fields)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and "contradicts" in message:
+        return f"{where}: {message}"
+    return f"{where}: {message} (got {item['input']!r})"
+
+
+def unknown_key(key: str, fields: Sequence[str]) -> str:
+    """What to say about a key that the schema does not have."""
+    if key in FOREIGN_KEYS:
+        return f"unknown key; {FOREIGN_KEYS[key]}"
+    known = [SYNONYMS[key]] if SYNONYMS.get(key) in fields else []
+    close = known or difflib.get_close_matches(key, fields, n=1, cutoff=0.6)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"unknown key; {hint}allowed: {', '.join(fields)}"

@@ -1,0 +1,1 @@
+"""From parameters and rules to param groups."""

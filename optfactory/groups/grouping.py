@@ -1,0 +1,196 @@
+"""From rules to param groups: each parameter gets what all rules that match it say, in order.
+
+A parameter's hyperparameters are the config's, then those of each matching rule, where the later
+one wins key by key, then those that its own param group states. Its learning rate is multiplied by
+`lr_scale` and `layer_decay` here, once, so that schedulers which multiply it keep the ratios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.config.group_rules import RULES_FIELD, GroupRule, rules_of
+from optfactory.config.schema import OptimizerConfig
+from optfactory.groups.matching import Matcher
+from optfactory.groups.origins import Origins
+from optfactory.groups.parameters import Params, read_params
+
+# The label of a group that no rule matches.
+DEFAULT = "default"
+
+_SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Parameters in groups, as rules have them.
+
+    Attributes:
+        groups: param groups with their overrides; with rules, `name` says which ones matched.
+        problems: what is wrong with rules, given these parameters.
+        unmatched: what to say of rules that match nothing and are not optional, by label.
+        idle: other rules that change nothing here, by label, and why.
+    """
+
+    groups: list[dict[str, Any]]
+    problems: list[str] = field(default_factory=list)
+    unmatched: dict[str, str] = field(default_factory=dict)
+    idle: dict[str, str] = field(default_factory=dict)
+
+
+def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None = None) -> Grouping:
+    """Read parameters and sort them into groups by the config's rules.
+
+    Args:
+        lr: the learning rate as a tensor, instead of the config's.
+
+    Raises:
+        ConfigError: nothing to optimize, or parameters that cannot be. What is wrong with rules is
+            returned instead.
+    """
+    origins = Origins()
+    groups = read_params(params, origins)
+    rules = rules_of(config)
+    if not rules:
+        live = {} if lr is None else {"lr": lr}
+        return Grouping([{**live, **group} for group in groups])
+    named = all("param_names" in group for group in groups if group["params"])
+    matchers = {label: Matcher(rule, origins) for label, rule in rules.items()}
+    problems = []
+    for label, matcher in list(matchers.items()):
+        found = matcher.problems(named)
+        problems += [f"{RULES_FIELD}.{label}.{problem}" for problem in found]
+        if found:
+            del matchers[label]  # it cannot match anything, and that has been said
+    base = config.lr if lr is None else lr
+    sorted_groups: list[dict[str, Any]] = []
+    used: set[str] = set()
+    for group in groups:
+        parts, hit = _split(group, matchers, base, problems)
+        sorted_groups += parts
+        used |= hit
+    unmatched, idle = _without_effect(matchers, used, origins)
+    return Grouping(sorted_groups, problems, unmatched, idle)
+
+
+def _without_effect(
+    matchers: Mapping[str, Matcher], used: set[str], origins: Origins
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What to say of rules that match no trained parameter: of those that must, and the others."""
+    unmatched, idle = {}, {}
+    for label, matcher in matchers.items():
+        if label in used:
+            continue
+        if any(matcher.hits(tensor) for tensor, _ in origins.all()):
+            idle[label] = "matches only parameters that are not trained"
+        elif matcher.rule.optional:
+            idle[label] = "matches no parameter, and is optional"
+        else:
+            why = _nothing_matched(matcher.rule, origins)
+            unmatched[label] = f"{RULES_FIELD}.{label}: {why}"
+    return unmatched, idle
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A rule that matches a parameter, which is in a layer of so many if the rule has layers."""
+
+    label: str
+    rule: GroupRule = field(compare=False)
+    layer: int
+    last: int
+
+
+def _split(
+    group: Mapping[str, Any],
+    matchers: Mapping[str, Matcher],
+    lr: float | Tensor,
+    problems: list[str],
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """One group as several, each of the parameters that the same rules match; and those rules."""
+    own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    names = group.get("param_names")
+    found: dict[tuple[_Hit, ...], dict[str, Any]] = {}
+    for index, tensor in enumerate(group["params"]):
+        hits = tuple(
+            _Hit(label, matcher.rule, layer, last)
+            for label, matcher in matchers.items()
+            if matcher.hits(tensor)
+            for layer, last in [matcher.layer(tensor)]
+        )
+        if hits not in found:
+            problem = _conflict(hits, names[index] if names else f"params[{index}]")
+            problems += [problem] if problem else []
+            found[hits] = _new_group(own, hits, lr)
+        found[hits]["params"].append(tensor)
+        if names:
+            found[hits].setdefault("param_names", []).append(names[index])
+    return list(found.values()) or [dict(group)], {hit.label for hits in found for hit in hits}
+
+
+def _conflict(hits: tuple[_Hit, ...], place: str) -> str:
+    """Why the rules that match one parameter cannot be merged; empty if they can."""
+    scaling = [hit.label for hit in hits if hit.rule.lr_scale is not None]
+    stating = [hit.label for hit in hits if "lr" in hit.rule.overrides]
+    if not (scaling and stating):
+        return ""
+    return (
+        f"{RULES_FIELD}.{stating[-1]}.lr: meets lr_scale of the rule '{scaling[-1]}' at {place}; "
+        "keep one of them"
+    )
+
+
+def _new_group(
+    own: Mapping[str, Any], hits: tuple[_Hit, ...], lr: float | Tensor
+) -> dict[str, Any]:
+    """A group without parameters yet, with what the rules and then the user's group say."""
+    overrides: dict[str, Any] = {}
+    lr_scale = layer_scale = 1.0
+    for hit in hits:
+        overrides |= hit.rule.overrides
+        if hit.rule.lr_scale is not None:
+            lr_scale = hit.rule.lr_scale
+        if hit.rule.layer_decay is not None:
+            layer_scale = hit.rule.layer_decay ** (hit.last - hit.layer)
+    merged = {"lr": lr, **overrides, **own}
+    merged["lr"] = _scaled(merged["lr"], lr_scale * layer_scale)
+    labels = [hit.label if not hit.last else f"{hit.label}[{hit.layer}]" for hit in hits]
+    labels = [str(own["name"]), *labels] if "name" in own else labels or [DEFAULT]
+    return {**merged, "name": "+".join(labels), "params": []}
+
+
+def _scaled(lr: Any, scale: float) -> Any:
+    """A learning rate times a factor; what is no number stays for the schema to refuse.
+
+    A tensor is copied: schedulers change each group's in place.
+    """
+    if isinstance(lr, bool) or (isinstance(lr, Tensor) and lr.dtype == torch.bool):
+        return lr
+    if isinstance(lr, Tensor):
+        return lr.clone() if scale == 1.0 else lr * scale
+    try:
+        return float(lr) * scale
+    except (TypeError, ValueError):
+        return lr
+
+
+def _nothing_matched(rule: GroupRule, origins: Origins) -> str:
+    """What to say of a rule that matches nothing: what there is to match."""
+    if rule.modules:
+        classes = dict.fromkeys(owner.__name__ for _, o in origins.all() for owner in o.owners)
+        there = f"modules with parameters are {_some(classes)}"
+    else:
+        names = dict.fromkeys(name for _, origin in origins.all() for name in origin.names)
+        there = f"the parameters are {_some(names)}" if names else "see the tensors' ndim"
+    return f"matches no parameter; {there}. Mend it, drop it, or set optional: true"
+
+
+def _some(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    more = f", ... ({len(texts)} in all)" if len(texts) > _SHOWN_NAMES else ""
+    return ", ".join(texts[:_SHOWN_NAMES]) + more

@@ -1,0 +1,1 @@
+"""Where tensors live: ordinary memory, mapped files, CUDA managed and pinned memory."""

@@ -1,0 +1,1 @@
+"""The rule language and what is made of it: options, source code, the shipped texts. Torch-free."""

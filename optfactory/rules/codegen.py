@@ -1,0 +1,221 @@
+"""From one rule text to the source of each target: C++ for CPUs, CUDA for GPUs.
+
+Code is generated from the checked syntax tree rather than pasted, so that a constant is a float32
+on every target and the order of operations is exactly the one written.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from optfactory.rules.language import RuleText, UpdateRule, read_trust_ratio_text, read_update_text
+from optfactory.rules.options import KernelOptions
+from optfactory.rules.resources import data_dir
+
+# The operators of rule texts, as C++ writes them.
+_OPERATORS: dict[type[ast.AST], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+
+
+def dtype_name(dtype: object) -> str:
+    """How kernels call a torch.dtype; the 16-bit floats are structs of the prelude."""
+    return {"float32": "float"}.get(name := str(dtype).removeprefix("torch."), name)
+
+
+@dataclass(frozen=True)
+class KernelVariant:
+    """What one compiled kernel is specialized for.
+
+    Attributes:
+        rule: the update rule.
+        parameter, gradient: dtypes as C++ names: ``float``, ``float16`` or ``bfloat16``.
+        quantized: 8-bit state instead of float32 state.
+        block_size: elements that share a scale, and the unit of work.
+        options: what the kernel does around the rule.
+    """
+
+    rule: UpdateRule
+    parameter: str
+    gradient: str
+    quantized: bool
+    block_size: int
+    options: KernelOptions = field(default_factory=KernelOptions)
+
+    @property
+    def label(self) -> str:
+        """A short name for file names and messages."""
+        width = "8bit" if self.quantized else "32bit"
+        return f"{self.rule.name}-{self.parameter}-{self.gradient}-{width}"
+
+
+def cpp_source(variant: KernelVariant) -> str:
+    """The complete source of one CPU kernel variant; compiles as C++17 on its own."""
+    return "\n".join(
+        [
+            *_texts("shared/prelude.cuh", "cpu/lanes.h", "shared/scaling.cuh"),
+            specialization(variant),
+            *_texts("shared/element.cuh", "cpu/codec.h", "cpu/tables.h", "cpu/blocks.h"),
+            *_texts("cpu/update.cpp"),
+        ]
+    )
+
+
+def _texts(*names: str) -> list[str]:
+    """Files of kernels/."""
+    texts = [(data_dir("kernels") / name).read_text(encoding="utf-8") for name in names]
+    return [text.replace("#pragma once\n", "") for text in texts]
+
+
+# Threads of a block in CUDA kernels; at two blocks a multiprocessor each thread has 64 registers.
+CUDA_THREADS = 512
+
+
+def cuda_source(variant: KernelVariant) -> str:
+    """The complete source of one CUDA kernel variant; compiles with NVRTC without any header.
+
+    All text is pasted into one string because CuPy keys its cache on it.
+    """
+    return "\n".join(
+        [
+            *_texts("shared/prelude.cuh", "shared/scaling.cuh"),
+            f"#define THREADS {CUDA_THREADS}",
+            specialization(variant),
+            *_texts("shared/element.cuh", "cuda/memory.cuh", "cuda/codec.cuh", "cuda/tables.cuh"),
+            *_texts("cuda/elements.cuh", "cuda/update.cu"),
+        ]
+    )
+
+
+def cuda_tables_source() -> str:
+    """The source of the kernels that write the CUDA backend's tables; no variants of it."""
+    return "\n".join(
+        [
+            *_texts("shared/prelude.cuh"),
+            f"#define THREADS {CUDA_THREADS}",
+            *_texts("cuda/write_tables.cu"),
+        ]
+    )
+
+
+@cache
+def specialization(variant: KernelVariant) -> str:
+    """The part between prelude and skeleton: macros, state and scalar structs, the rule."""
+    rule = variant.rule
+    signed = ", ".join("true" if state.signed else "false" for state in rule.states)
+    lines = [
+        f"#define PARAM {variant.parameter}",
+        f"#define GRAD {variant.gradient}",
+        f"#define STATES {len(rule.states)}",
+        f"#define BLOCK {variant.block_size}",
+        f"#define QUANTIZED {int(variant.quantized)}",
+        f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
+        f"#define ANY_SIGNED {int('true' in signed)}",
+        f"#define ANY_UNSIGNED {int('false' in signed)}",
+        *(f"#define {name} {int(value)}" for name, value in _switches(variant.options).items()),
+        f"constexpr bool kSigned[STATES] = {{{signed}}};",
+        f"struct Scalars {{ float {', '.join(rule.all_scalars)}; }};",
+        *_update_function(variant),
+        *_trust_ratio_function(rule),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _switches(options: KernelOptions) -> dict[str, bool]:
+    """The macros of kernels/shared/element.cuh."""
+    return {
+        "MAXIMIZES": options.maximizes,
+        "CLIPS": options.clips,
+        "SKIPS_ZEROS": options.skips_zeros,
+        "KEEPS_NONFINITE": options.nonfinite == "keep",
+        "RESETS_NONFINITE": options.nonfinite == "reset",
+        "STOCHASTIC": options.rounding == "stochastic",
+        "KAHAN": options.rounding == "kahan",
+        "TENSOR_WISE": options.tensor_wise,
+        "FLOORS": options.floors,
+        "BITSANDBYTES": options.bitsandbytes,
+    }
+
+
+def _update_function(variant: KernelVariant) -> list[str]:
+    """The rule on one element, or on a vector of them: changes its states if asked to, returns u.
+
+    An element that stays out of the step keeps the states it had, or gets zeros.
+    """
+    rule = variant.rule
+    names = [state.name for state in rule.states]
+    known = {name: name for name in ("p", "g", *names)}
+    scalars = {name: f"K::splat(k.{name})" for name in rule.scalars}
+    zero = "K::splat(0.0f)"
+    return [
+        "template <bool kStore, class F>",
+        "OPT_FN F update_rule(F p, F g, typename Kind<F>::Mask stay, F* states,",
+        "                     const Scalars& k) {",
+        "  using K = Kind<F>;",
+        *(f"  F {name} = states[{j}];" for j, name in enumerate(names)),
+        *_cpp_statements(read_update_text(rule), known | scalars),
+        "  if (kStore) {",
+        *(
+            f"    {name} = rule::where(stay, RESETS_NONFINITE ? {zero} : states[{j}], {name});"
+            for j, name in enumerate(names)
+        ),
+        *(f"    states[{j}] = {name};" for j, name in enumerate(names)),
+        "  }",
+        "  return u;",
+        "}",
+    ]
+
+
+def _trust_ratio_function(rule: UpdateRule) -> list[str]:
+    if rule.trust_ratio is None:
+        return []
+    text = read_trust_ratio_text(rule)
+    known = {"p_norm": "p_norm", "u_norm": "u_norm"}
+    return [
+        "OPT_FN float trust_ratio(float p_norm, float u_norm, const Scalars& k) {",
+        "  using F = float;",
+        "  using K = Kind<F>;",
+        *_cpp_statements(text, known | {name: f"K::splat(k.{name})" for name in rule.scalars}),
+        "  return ratio;",
+        "}",
+    ]
+
+
+def _cpp_statements(text: RuleText, names: dict[str, str]) -> list[str]:
+    lines = []
+    for target, expression in text.statements:
+        value = _cpp(expression, names)
+        declaration = "" if target in names else "F "
+        names = {**names, target: names.get(target, target)}
+        lines.append(f"  {declaration}{names[target]} = {value};")
+    return lines
+
+
+def _cpp(node: ast.AST, names: Mapping[str, str]) -> str:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return f"K::splat({float(value)!r}f)"
+        case ast.Name(id=name):
+            return names[name]
+        case ast.UnaryOp(operand=operand):
+            return f"(-{_cpp(operand, names)})"
+        case (
+            ast.BinOp(left=left, op=op, right=right)
+            | ast.Compare(left=left, ops=[op], comparators=[right])
+        ):
+            return f"({_cpp(left, names)} {_OPERATORS[type(op)]} {_cpp(right, names)})"
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return f"rule::{name}({', '.join(_cpp(argument, names) for argument in arguments)})"
+    raise AssertionError(f"unchecked expression {ast.dump(node)}")

@@ -1,0 +1,1 @@
+"""One parameter's state: its tensors, quantization maps, and codecs."""

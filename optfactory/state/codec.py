@@ -1,0 +1,135 @@
+"""8-bit state in plain torch: the block grid, quantization and dequantization.
+
+The kernels in `kernels/` do the same arithmetic; this module serves the portable backend and
+anyone who wants to look into a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optfactory.rules.options import KernelOptions
+from optfactory.state.quantmap import QuantizationMap
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """How the elements of a tensor are cut into blocks that share a scale.
+
+    A tensor of shape [S0, S1, ...] is seen as S0 rows of S1 * S2 * ... elements. Blocks run
+    inside rows, so a shard along the first dimension never cuts one; the last block of a row may
+    be short. A 1-D tensor is one row. Other libraries' checkpoints see every tensor as one row
+    (`flat`), and tensor-wise state has one block for all elements (`whole`).
+
+    Attributes:
+        rows, cols: the tensor seen as a matrix.
+        block_size: elements per block.
+        scales_shape: shape of the scales: [S0, ceil(cols / block_size)], 1-D for a 1-D tensor.
+    """
+
+    rows: int
+    cols: int
+    block_size: int
+    scales_shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, shape: tuple[int, ...], block_size: int, *, flat: bool = False, whole: bool = False
+    ) -> BlockGrid:
+        """The grid of a tensor of this (global) shape."""
+        numel = math.prod(shape)
+        if whole:
+            return cls(1, numel, max(numel, 1), (1,))
+        if flat or len(shape) < 2 or numel == 0:
+            return cls(1, numel, block_size, (-(-numel // block_size),))
+        cols = numel // shape[0]
+        return cls(shape[0], cols, block_size, (shape[0], -(-cols // block_size)))
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks."""
+        return self.rows * -(-self.cols // self.block_size)
+
+
+def quantize(
+    x: Tensor, qmap: QuantizationMap, grid: BlockGrid, options: KernelOptions
+) -> tuple[Tensor, Tensor]:
+    """Quantize a float32 tensor to 8 bits per element and one float32 scale per block of a grid.
+
+    scale = max(max(x), -min(x) / -qmap.values[0]) for a signed map, max(x) for an unsigned one;
+    the code is that of the map value nearest to x / scale, ties going to the even code. In an
+    unsigned map a value above 0 never takes the code of 0, if `options.floors`. Elements that are
+    not finite take the code of 0 and do not enter the scale.
+
+    Returns:
+        codes: uint8, of x's shape; absmax: float32, shaped as `grid.scales_shape`.
+    """
+    blocks = _to_blocks(torch.where(x.isfinite(), x, 0.0), grid)
+    if blocks.numel() == 0:
+        return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(grid.scales_shape)
+    # Adding 0 turns a -0 into the +0 that kernels store.
+    positive = blocks.amax(dim=2).clamp_min(0) + 0.0
+    negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0
+    lowest = -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
+    largest = torch.finfo(torch.float32).max
+    absmax = torch.maximum(positive, negative / lowest).clamp_max(largest)
+    y = blocks / torch.where(absmax > 0, absmax, 1.0)[:, :, None]
+    codes = _nearest_codes(y, qmap)
+    if qmap.signed and options.bitsandbytes:
+        codes = _fix_sign(torch.where(absmax[:, :, None] > 0, codes, 0), blocks, qmap)
+    if not qmap.signed and options.floors:
+        codes = torch.where((codes == 0) & (blocks > 0), 1, codes)
+    codes = codes.to(torch.uint8).reshape(grid.rows, -1)[:, : grid.cols]
+    return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
+
+
+def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:
+    """The float32 values of codes: qmap.values[code] * absmax of its block."""
+    scales = absmax.reshape(grid.rows, -1).repeat_interleave(grid.block_size, dim=1)
+    values = _table(qmap.values, codes.device)[codes.long()]
+    return values * scales[:, : grid.cols].reshape(codes.shape)
+
+
+def quantize_blockwise(
+    x: Tensor, qmap: QuantizationMap, block_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """`quantize` on the grid of x's rows, with default options."""
+    return quantize(x, qmap, BlockGrid.of(tuple(x.shape), block_size), KernelOptions())
+
+
+def dequantize_blockwise(
+    codes: Tensor, absmax: Tensor, qmap: QuantizationMap, block_size: int = 256
+) -> Tensor:
+    """`dequantize` on the grid of the tensor's rows."""
+    return dequantize(codes, absmax, qmap, BlockGrid.of(tuple(codes.shape), block_size))
+
+
+def _fix_sign(codes: Tensor, x: Tensor, qmap: QuantizationMap) -> Tensor:
+    """As bitsandbytes, move a code by one if its value's sign is not that of x."""
+    differs = torch.signbit(_table(qmap.values, x.device)[codes]) != torch.signbit(x)
+    return torch.where(differs, (codes + torch.where(x > 0, 1, 255)) % 256, codes)
+
+
+def _to_blocks(x: Tensor, grid: BlockGrid) -> Tensor:
+    """X as [rows, blocks per row, block_size], short blocks filled up with zeros."""
+    rows = x.reshape(grid.rows, grid.cols)
+    padded = F.pad(rows, (0, -grid.cols % grid.block_size))
+    return padded.reshape(grid.rows, -1, grid.block_size)
+
+
+def _nearest_codes(y: Tensor, qmap: QuantizationMap) -> Tensor:
+    midpoints = _table(qmap.midpoints, y.device)
+    codes = torch.bucketize(y, midpoints)
+    on_boundary = midpoints[codes.clamp_max(254)] == y
+    return codes + (on_boundary & (codes % 2 == 1))
+
+
+@cache
+def _table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,0 +1,218 @@
+"""The state of one parameter: which tensors it has, of what shape, and in how many bits.
+
+Keys are flat and speak PyTorch's names: `step`, then per state `exp_avg` (float32), or
+`exp_avg_q8` (uint8 codes) with `exp_avg_absmax` (float32 scales).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.config.schema import OptimizerConfig
+from optfactory.errors import StateError
+from optfactory.memory import placement
+from optfactory.rules.language import StateSpec, UpdateRule
+from optfactory.rules.options import CLIP_HISTORY, KernelOptions
+from optfactory.state.codec import BlockGrid
+from optfactory.state.quantmap import map_for
+
+# A row shorter than this would spend more on scales than 8 bits save.
+MIN_8BIT_ROW = 64
+
+
+# Squared gradient norms of percentile clipping, and what storing 16-bit parameters lost (Kahan).
+HISTORY_KEY = "gnorm_vec"
+LOSS_KEY = "compensation"
+
+
+def codes_key(state: StateSpec) -> str:
+    """The key of a quantized state's codes."""
+    return f"{state.name}_q8"
+
+
+def absmax_key(state: StateSpec) -> str:
+    """The key of a quantized state's scales."""
+    return f"{state.name}_absmax"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One state tensor: dtype, shape, where it lives and what it is filled with at first.
+
+    With `on_device` it is kept on the parameter's device, otherwise on the CPU.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    where: str = placement.RESIDENT
+    fill: int = 0
+    on_device: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def problem(self, value: object) -> str:
+        """Why a value cannot be this state tensor; empty if it can."""
+        if not isinstance(value, Tensor):
+            return f"expected a tensor, got {type(value).__name__}"
+        if value.dtype != self.dtype:
+            return f"expected {self.dtype}, got {value.dtype}"
+        if tuple(value.shape) != self.shape:
+            return f"expected shape {self.shape}, got {tuple(value.shape)}"
+        if value.layout is not torch.strided or value.device.type == "meta":
+            return f"expected dense data, got layout {value.layout} on device '{value.device}'"
+        if hasattr(value, "device_mesh"):
+            return "is a DTensor; sharded state is not supported yet"
+        return ""
+
+    def home(self, device: torch.device) -> torch.device:
+        """Where the tensor is for a parameter on this device."""
+        follows = self.on_device and self.where != placement.PINNED
+        return device if follows else torch.device("cpu")
+
+    def allocate(self, device: torch.device, page_dir: str | None) -> Tensor:
+        """A fresh tensor for a parameter on this device."""
+        home = device if self.on_device else torch.device("cpu")
+        return placement.allocate(self.shape, self.dtype, home, self.where, page_dir, self.fill)
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """How the state of one parameter is stored.
+
+    Attributes:
+        shape: the parameter's (global) shape.
+        rule: the update rule whose states these are.
+        grid: the block grid of the parameter.
+        quantized: whether the states are 8-bit.
+        reason: why not, where `optim_bits` is 8 and they are 32-bit; else empty.
+        unpaged: why not, where `is_paged` is true and its state is not paged; else empty.
+        options: what kernels do with it around the rule.
+        device_step: whether the step counter is on the parameter's device.
+        tensors: every state tensor by its key.
+    """
+
+    shape: tuple[int, ...]
+    rule: UpdateRule
+    grid: BlockGrid
+    quantized: bool
+    reason: str
+    unpaged: str
+    options: KernelOptions
+    device_step: bool
+    tensors: Mapping[str, TensorSpec]
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        config_class: type[OptimizerConfig],
+        group: Mapping[str, Any],
+    ) -> StateLayout:
+        """The layout for a parameter of this global shape under a group's hyperparameters.
+
+        A parameter that stays at 32 bits has the rule of 32 bits.
+        """
+        rule = config_class.rule(group)
+        layout = cls._with_rule(shape, device, dtype, rule, group)
+        if layout.quantized or group["optim_bits"] == 32:
+            return layout
+        wide = config_class.rule({**group, "optim_bits": 32})
+        return layout if wide == rule else cls._with_rule(shape, device, dtype, wide, group)
+
+    @classmethod
+    def _with_rule(
+        cls,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        rule: UpdateRule,
+        group: Mapping[str, Any],
+    ) -> StateLayout:
+        whole = not group["block_wise"]
+        flat = group["compat"] == "bitsandbytes"
+        grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)
+        numel = grid.rows * grid.cols
+        reason = _why_32_bits(numel, grid, group["min_8bit_size"])
+        quantized = group["optim_bits"] == 8 and not reason
+        options = KernelOptions.of(group, quantized, rounds=dtype.itemsize < 4)
+        where, unpaged = placement.place_for(numel, device, group["is_paged"], group["page_memory"])
+        device_step = bool(group["capturable"])
+        tensors = {"step": TensorSpec(torch.float32, (), on_device=device_step)}
+        for state in rule.states:
+            if quantized:
+                zero = map_for(state.signed, options.symmetric_map).zero_code
+                tensors[codes_key(state)] = TensorSpec(torch.uint8, shape, where, zero)
+                tensors[absmax_key(state)] = TensorSpec(torch.float32, grid.scales_shape)
+            else:
+                tensors[state.name] = TensorSpec(torch.float32, shape, where)
+        if options.clips:
+            tensors[HISTORY_KEY] = TensorSpec(torch.float32, (CLIP_HISTORY,))
+        if options.rounding == "kahan":
+            tensors[LOSS_KEY] = TensorSpec(dtype, shape)
+        if group["optim_bits"] == 32:
+            reason = ""
+        return cls(shape, rule, grid, quantized, reason, unpaged, options, device_step, tensors)
+
+    def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
+        """Fresh state: step 0 and all states zero."""
+        return {key: spec.allocate(device, page_dir) for key, spec in self.tensors.items()}
+
+    def check(self, name: str, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Refuse state tensors that are not what this layout allocates for a parameter there.
+
+        Raises:
+            StateError: names the parameter and the state; a kernel would write outside of it.
+        """
+        if state.keys() != self.tensors.keys():
+            raise StateError(
+                f"the state of {name} has the keys {list(state)}, expected {list(self.tensors)}"
+            )
+        for key, spec in self.tensors.items():
+            problem = spec.problem(state[key])
+            if not problem and not state[key].is_contiguous():
+                problem = "expected a contiguous tensor"
+            home = spec.home(device)
+            if not problem and state[key].device != home:
+                problem = f"expected device '{home}', got '{state[key].device}'"
+            if problem:
+                raise StateError(f"the state '{key}' of {name}: {problem}")
+
+    def homes(self, state: Mapping[str, Tensor], device: torch.device) -> set[torch.device]:
+        """The devices of the state tensors that belong on the parameter's device."""
+        specs = self.tensors.items()
+        return {
+            state[key].device
+            for key, spec in specs
+            if key in state and spec.home(device) == device and spec.shape
+        }
+
+    @property
+    def where(self) -> str:
+        """Where the large state tensors live."""
+        return next(
+            (spec.where for spec in self.tensors.values() if spec.shape), placement.RESIDENT
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all state tensors."""
+        return sum(spec.nbytes for spec in self.tensors.values())
+
+
+def _why_32_bits(numel: int, grid: BlockGrid, min_8bit_size: int) -> str:
+    if numel < min_8bit_size:
+        return f"{numel} elements, fewer than min_8bit_size ({min_8bit_size})"
+    if grid.cols < MIN_8BIT_ROW:
+        return f"rows of {grid.cols} elements, shorter than {MIN_8BIT_ROW}"
+    return ""

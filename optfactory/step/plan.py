@@ -1,0 +1,249 @@
+"""One step's work: parameters with a gradient, in buckets that a backend runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.config.schema import OptimizerConfig
+from optfactory.errors import ConfigError
+from optfactory.groups.parameters import parameter_problem
+from optfactory.rules.language import UpdateRule
+from optfactory.rules.options import KernelOptions, common_scalars
+from optfactory.state.layout import LOSS_KEY, StateLayout
+from optfactory.step.facts import Facts
+
+# Elements that kernels take at a time where state has no blocks.
+UNIT = 256
+
+
+@dataclass(eq=False)
+class Slot:
+    """One parameter with all that its update needs; compared by identity.
+
+    Attributes:
+        parameter, name: the tensor, and its name for messages.
+        number: which of the optimizer's parameters it is.
+        group: its torch param group, read at every step.
+        layout: how its state is stored.
+        state: its state tensors by key; empty until `Optimizer2State.init_states`.
+    """
+
+    parameter: Tensor
+    name: str
+    number: int
+    group: dict[str, Any]
+    layout: StateLayout
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def allocate(self) -> dict[str, Tensor]:
+        """Fresh state for this parameter, placed as its group says."""
+        return self.layout.allocate(self.parameter.device, self.group["page_dir"])
+
+
+@dataclass(frozen=True)
+class BucketKey:
+    """What the parameters of one bucket share: one kernel can update all of them."""
+
+    device: torch.device
+    parameter: torch.dtype
+    gradient: torch.dtype
+    rule: UpdateRule
+    quantized: bool
+    block_size: int
+    options: KernelOptions
+    device_step: bool
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether something about whole tensors must be known before they can be updated."""
+        return self.rule.trust_ratio is not None or self.options.tensor_wise
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Parameters that one backend call updates together.
+
+    Attributes:
+        slots, gradients: the parameters, and this step's gradient of each; no gradients between
+            steps.
+        config_class: the schema that computes the scalars.
+        grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
+            the one, change nothing if the other is not 0.
+        strides: as `Facts.strides`, of this step's parameters and gradients.
+        tables: what the backend keeps between steps while the slots stay the same.
+    """
+
+    key: BucketKey
+    config_class: type[OptimizerConfig]
+    slots: list[Slot]
+    gradients: list[Tensor] = field(default_factory=list)
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    strides: Any = None
+    tables: Any = None
+
+    def __post_init__(self) -> None:
+        self.parameters = [slot.parameter for slot in self.slots]
+        # The numbers of each group's parameters; a bucket keeps them together.
+        self._groups: list[tuple[dict[str, Any], range]] = []
+        begin = 0
+        for end, slot in enumerate(self.slots, start=1):
+            if end == len(self.slots) or self.slots[end].group is not slot.group:
+                self._groups.append((slot.group, range(begin, end)))
+                begin = end
+
+    def state_tensors(self) -> list[Tensor]:
+        """All state tensors, slot by slot."""
+        return list(chain.from_iterable(map(dict.values, [slot.state for slot in self.slots])))
+
+    def scalar_rows(self, steps: list[float]) -> tuple[list[list[float]], list[int]]:
+        """The distinct rows of scalars of this step, and the row of each slot.
+
+        A row holds `rule.all_scalars` in order; slots share it when group and step are the same.
+        """
+        rows: list[list[float]] = []
+        indices: list[int] = []
+        names = self.key.rule.all_scalars
+        for group, members in self._groups:
+            own = steps[members.start : members.stop]
+            row_of = {}
+            values = dict(group, lr=float(group["lr"]))
+            for step in own[:1] if own.count(own[0]) == len(own) else dict.fromkeys(own):
+                scalars = self.config_class.scalars(values, int(step))
+                scalars |= common_scalars(group, step)
+                row_of[step] = len(rows)
+                rows.append([scalars[name] for name in names])
+            if len(row_of) == 1:
+                indices += [len(rows) - 1] * len(own)
+            else:
+                indices += map(row_of.__getitem__, own)
+        return rows, indices
+
+    def device_scalars(self, steps: Tensor) -> Tensor:
+        """The scalars of each slot, computed where `steps` is, without waiting for it.
+
+        Args:
+            steps: each slot's step, float64.
+
+        Returns:
+            float32 [slots, scalars], in the order of `rule.all_scalars`.
+        """
+        names = self.key.rule.all_scalars
+        table = torch.empty(len(self.slots), len(names), device=steps.device)
+        for group, members in self._groups:
+            part = slice(members.start, members.stop)
+            values = dict(group)
+            if isinstance(group["lr"], Tensor):
+                values["lr"] = group["lr"].to(steps.device, torch.float64, non_blocking=True)
+            scalars = self.config_class.scalars(values, steps[part])
+            scalars |= common_scalars(group, steps[part])
+            for column, name in enumerate(names):
+                table[part, column] = scalars[name]
+        return table
+
+    def must_skip(self) -> bool:
+        """Whether the GradScaler found gradients that are not finite; waits for its device."""
+        return self.found_inf is not None and float(self.found_inf) != 0
+
+
+class StepPlan:
+    """Gathers buckets step by step, and keeps a bucket as long as its parameters stay."""
+
+    def __init__(self, slots: Iterable[Slot], config_class: type[OptimizerConfig]) -> None:
+        self.slots = list(slots)
+        self.parameters = [slot.parameter for slot in self.slots]
+        self.devices = {p.device for p in self.parameters}
+        self.parameter_ids = [id(p) for p in self.parameters]
+        self.config_class = config_class
+        self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
+        self._facts: Facts | None = None
+        self._current: list[tuple[Bucket, list[int]]] = []
+        self._buckets: dict[BucketKey, Bucket] = {}
+
+    def gather(self, change: Callable[[Tensor], Tensor] | None = None) -> list[Bucket]:
+        """The buckets of all parameters that have a gradient now.
+
+        Args:
+            change: makes of each gradient what the step shall use instead.
+
+        Raises:
+            ConfigError: a gradient is sparse or of a dtype no kernel takes; nothing was changed.
+        """
+        gradients = [p.grad for p in self.parameters]
+        if change is not None:
+            gradients = [None if g is None else change(g) for g in gradients]
+        if self._facts is None or not self._facts.hold(self.parameters, gradients):
+            self._facts = None
+            self._current = self._sort(gradients)
+            self._facts = Facts(self.parameters, gradients)
+        for bucket, members in self._current:
+            bucket.strides = self._facts.strides
+            bucket.gradients = [gradients[index] for index in members]  # type: ignore[misc]
+        return [bucket for bucket, _ in self._current]
+
+    def _sort(self, gradients: list[Tensor | None]) -> list[tuple[Bucket, list[int]]]:
+        """Each bucket with the numbers of its parameters."""
+        found: dict[BucketKey, list[int]] = {}
+        for index, (slot, gradient) in enumerate(zip(self.slots, gradients, strict=True)):
+            if gradient is not None:
+                found.setdefault(_key(slot, gradient), []).append(index)
+        return [(self._bucket(key, members), members) for key, members in found.items()]
+
+    def _bucket(self, key: BucketKey, members: list[int]) -> Bucket:
+        slots = [self.slots[index] for index in members]
+        bucket = self._buckets.get(key)
+        if bucket is None or bucket.slots != slots:
+            bucket = self._buckets[key] = Bucket(key, self.config_class, slots)
+        return bucket
+
+
+def _key(slot: Slot, gradient: Tensor) -> BucketKey:
+    p = slot.parameter
+    problem = _problem(slot, gradient)
+    if problem:
+        raise ConfigError(f"cannot update {slot.name}: {problem}")
+    has_blocks = slot.layout.quantized and not slot.layout.options.tensor_wise
+    return BucketKey(
+        p.device,
+        p.dtype,
+        gradient.dtype,
+        slot.layout.rule,
+        slot.layout.quantized,
+        slot.layout.grid.block_size if has_blocks else UNIT,
+        slot.layout.options,
+        slot.layout.device_step,
+    )
+
+
+def _problem(slot: Slot, gradient: Tensor) -> str:
+    """Why a parameter cannot be updated with this gradient; empty if it can."""
+    p, layout = slot.parameter, slot.layout
+    if gradient.layout is not torch.strided:
+        return f"its gradient is sparse ({gradient.layout}); create the embedding with sparse=False"
+    if gradient.dtype not in (p.dtype, torch.float32):
+        return (
+            f"its gradient has dtype {gradient.dtype}; "
+            f"allowed are {p.dtype} (the parameter's) and torch.float32"
+        )
+    loss = layout.tensors.get(LOSS_KEY)
+    if loss is not None and loss.dtype != p.dtype:
+        return f"it is {p.dtype} now, and its state '{LOSS_KEY}' {loss.dtype}; keep its dtype"
+    homes = layout.homes(slot.state, p.device)
+    if {p.device, gradient.device, *homes} != {p.device}:
+        state = ", ".join(map(str, homes))
+        return (
+            f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
+            f"{state}; move the model before its optimizer is built"
+        )
+    if not p.shape == gradient.shape == layout.shape:
+        return (
+            f"its shape is {tuple(p.shape)}, its gradient's {tuple(gradient.shape)}, its state was "
+            f"made for {layout.shape}; build a new optimizer for a model of another shape"
+        )
+    return parameter_problem(p) or ""
