@@ -199,8 +199,10 @@ def _step(device: torch.device) -> Finding:
 
 def _first_step_error(device: torch.device) -> float:
     """How far a first step is from -lr * sign(gradient), which it is for every Adam, by the lr."""
-    parameter = torch.nn.Parameter(torch.zeros(16, 512, device=device))
-    parameter.grad = torch.linspace(-1, 1, 8192, device=device).view_as(parameter)
+    parameter = torch.nn.Parameter(torch.zeros(16, 512, dtype=torch.float32, device=device))
+    parameter.grad = torch.linspace(-1, 1, 8192, dtype=torch.float32, device=device).view_as(
+        parameter
+    )
     build_optimizer("adamw8bit", [parameter], lr=1.0, eps=0.0).step()
     apart = (parameter.detach() + parameter.grad.sign()).abs().max()
     return float(apart)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from optfactory.backends.cuda.backend import CudaBackend
+from tests.defaults import patch_optimizer
 from tests.emulation.driver import EmulatedDriver
 from tests.sampling import keep_a_sample
 
@@ -63,6 +64,11 @@ def fixed_conditions() -> Iterator[None]:
     random.seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def foreign_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_optimizer(monkeypatch)
 
 
 @pytest.fixture(params=BACKENDS)

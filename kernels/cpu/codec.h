@@ -17,7 +17,7 @@ struct Lines {
 struct QuantizationMap {
   const float* values;    // [256]
   const uint8_t* planes;  // [4][256]: byte b of the pattern of values[code] is planes[b][code]
-  const int32_t* keys;    // at the middle of QuantizationMap.all_keys in optfactory/state/quantmap.py
+  const int32_t* keys;  // at the middle of QuantizationMap.all_keys in optfactory/state/quantmap.py
   const Lines* lines;
 };
 

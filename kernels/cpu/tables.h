@@ -1,5 +1,5 @@
-// The tables that optfactory/backends/cpu/backend.py fills for the kernels of update.cpp, and how a block
-// of elements is read from a tensor and written back.
+// The tables that optfactory/backends/cpu/tables.py fills for the kernels of update.cpp, and how a
+// block of elements is read from a tensor and written back.
 
 static_assert(BLOCK % kStride == 0, "a block is a number of strides");
 
@@ -9,7 +9,7 @@ using Stored = uint8_t;
 using Stored = float;
 #endif
 
-// ---- tables shared with optfactory/backends/cpu/backend.py: every field is 8 bytes -------------------
+// ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes --------------
 
 struct Tensor {
   PARAM* p;

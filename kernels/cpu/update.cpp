@@ -1,9 +1,9 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
-// optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes), STATES
-// (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of element.cuh,
-// the struct Scalars, kSigned[STATES], the rule texts as update_rule() and trust_ratio(), and then
-// element.cuh, cpu_codec.h, cpu_tables.h and cpu_blocks.h.
+// optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
+// STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
+// element.cuh, the struct Scalars, kSigned[STATES], the rule texts as update_rule() and
+// trust_ratio(), and then element.cuh and the other headers of this folder.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.

@@ -108,8 +108,7 @@ OPT_FN void store_loss(PARAM* target, float value) {
   store(target, is_finite(stored) ? value - stored : 0.0f);
 }
 
-// ---- percentile clipping
-// -------------------------------------------------------------------------
+// ---- percentile clipping ------------------------------------------------------------------------
 
 constexpr int kHistory = 100;
 

@@ -63,7 +63,7 @@ OPT_FN bool is_finite(float value) {
 #endif
 }
 
-// What goes with a type of numbers: one float here, a vector of them in cpu_lanes.h.
+// What goes with a type of numbers: one float here, a vector of them in cpu/lanes.h.
 template <class F>
 struct Kind;
 template <>

@@ -57,7 +57,7 @@ class CpuDevice:
         last-level cache.
         """
         elements = MIB if quick else max(64 * MIB, 2 * machine.largest_cache() // 4)
-        a, b = torch.ones(elements), torch.ones(elements)
+        a, b = (torch.ones(elements, dtype=torch.float32, device="cpu") for _ in range(2))
         seconds = [self.time(lambda: torch.add(b, a, alpha=0.5, out=a)) for _ in range(repeats + 1)]
         return traffic.update_bytes(elements) / min(seconds[1:])
 
@@ -94,7 +94,9 @@ class CudaDevice:
                 f"built for CUDA (this is torch {torch.__version__})"
             )
         self._lead = 0.0
-        self._other_data = torch.ones(64 * MIB, device=self.name)  # 256 MiB, far beyond any cache
+        self._other_data = torch.ones(  # 256 MiB, far beyond any cache
+            64 * MIB, dtype=torch.float32, device=self.name
+        )
 
     def time(self, call: Call) -> float:
         """Seconds that the device takes for what one call queues."""
@@ -149,7 +151,7 @@ class CudaDevice:
     def bandwidth(self, quick: bool = False, repeats: int = 25) -> float:
         """Bytes a second of a large copy on the device, read plus written; the best of several."""
         size = 64 * MIB if quick else min(4096 * MIB, int(self.room() / 4))
-        a = torch.rand(size // 4, device=self.name)
+        a = torch.rand(size // 4, dtype=torch.float32, device=self.name)
         b = torch.empty_like(a)
         self._lead = 0.0005
         seconds = [self.time(lambda: b.copy_(a)) for _ in range(repeats + 1)]

@@ -66,7 +66,7 @@ def step_memory(label: str, case: str, dtype: str, threads: str) -> tuple[int, i
 
     torch.set_num_threads(int(threads))
     candidate = BASELINE if label == BASELINE.label else ours(label)
-    small = torch.zeros(100, 100, requires_grad=True)
+    small = torch.zeros(100, 100, dtype=torch.float32, device="cpu", requires_grad=True)
     small.grad = torch.ones_like(small)
     candidate.build([small]).step()
     parameters = make_parameters(CASES[case], dtype, "cpu")
@@ -94,7 +94,9 @@ def peak_memory(label: str, case: str, dtype: str, threads: int) -> Memory:
 def first_step(label: str, device: str, threads: str) -> tuple[float, float, float, float]:
     """Seconds of import, build and first step of an optfactory name, and of a later step."""
     torch.set_num_threads(int(threads))
-    parameters = [torch.zeros(shape, device=device) for shape in CASES["tiny"].shapes]
+    parameters = [
+        torch.zeros(shape, dtype=torch.float32, device=device) for shape in CASES["tiny"].shapes
+    ]
     for p in parameters:
         p.requires_grad_().grad = torch.ones_like(p)
     torch.optim.SGD(parameters, lr=0.0).step()  # what torch itself loads for any optimizer

@@ -110,10 +110,11 @@ class BitsandbytesLayout:
             quantized = quantize(stored, _flat(layout.shape, _BLOCK_SIZE), qmap)
             device = quantized.codes.device
             entries[f"state{number}"] = quantized.codes.clone()
-            entries[f"qmap{number}"] = torch.tensor(qmap.values, device=device)
+            entries[f"qmap{number}"] = torch.tensor(qmap.values, dtype=torch.float32, device=device)
             entries[f"absmax{number}"] = quantized.scales.reshape(-1).to(device)
         if layout.rule.trust_ratio:
-            entries["unorm_vec"] = torch.zeros(1, device=entries["state1"].device)
+            device = entries["state1"].device
+            entries["unorm_vec"] = torch.zeros(1, dtype=torch.float32, device=device)
         return entries
 
 

@@ -54,7 +54,8 @@ def quantize(
     decoded = decode(stored)
     values = decoded.reshape(grid.rows, grid.cols)
     codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
-    scales = torch.empty(grid.scales_shape, device=values.device).reshape(grid.rows, -1)
+    scales = torch.empty(grid.scales_shape, dtype=torch.float32, device=values.device)
+    scales = scales.reshape(grid.rows, -1)
     for part, blocks in _parts(grid):
         x = values[part].float()
         own = BlockGrid.of(tuple(x.shape), grid.block_size)
@@ -79,9 +80,9 @@ def _parts(grid: BlockGrid) -> Iterator[tuple[Slices, Slices]]:
 
 def enclosing_blocks(inner: BlockGrid, outer: BlockGrid) -> Tensor | None:
     """The number of the outer block that holds each inner block; None if one lies in several."""
-    begins = torch.arange(0, inner.cols, inner.block_size, device="cpu")
+    begins = torch.arange(0, inner.cols, inner.block_size, dtype=torch.int64, device="cpu")
     lasts = (begins + inner.block_size).clamp_max(inner.cols) - 1
-    rows = torch.arange(inner.rows, device="cpu")[:, None] * inner.cols
+    rows = torch.arange(inner.rows, dtype=torch.int64, device="cpu")[:, None] * inner.cols
     first, last = _block_of(rows + begins, outer), _block_of(rows + lasts, outer)
     return first.reshape(-1) if torch.equal(first, last) else None
 

@@ -72,7 +72,9 @@ def quantize(
     """
     blocks = _to_blocks(torch.where(x.isfinite(), x, 0.0), grid)
     if blocks.numel() == 0:
-        return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(grid.scales_shape)
+        return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(
+            grid.scales_shape, dtype=torch.float32
+        )
     # Adding 0 turns a -0 into the +0 that kernels store.
     positive = blocks.amax(dim=2).clamp_min(0) + 0.0
     negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0

@@ -135,7 +135,7 @@ class Bucket:
             float32 [slots, scalars], in the order of `rule.all_scalars`.
         """
         names = self.key.rule.all_scalars
-        table = torch.empty(len(self.slots), len(names), device=steps.device)
+        table = torch.empty(len(self.slots), len(names), dtype=torch.float32, device=steps.device)
         for group, members in self._groups:
             part = slice(members.start, members.stop)
             values = dict(group)

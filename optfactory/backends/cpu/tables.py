@@ -54,6 +54,11 @@ def _line_table(qmap: QuantizationMap, floors: bool) -> Tensor:
     return torch.cat(parts)
 
 
+# What kernels read: the defaults of a program, which may be others, must not decide.
+_FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+_WORDS: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+
+
 class Tables:
     """The tables a kernel reads for one bucket, laid out as kernels/cpu/update.cpp declares them.
 
@@ -71,15 +76,15 @@ class Tables:
         )
         self.chunks = self._chunk_table(bucket)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
-        self.partial_scales = torch.zeros(len(self.chunks), states, device="cpu")
-        self.ratios = torch.ones(count, device="cpu")
-        self.factors = torch.ones(count, device="cpu")
-        self.scales = torch.zeros(count, states, device="cpu")
+        self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
+        self.ratios = torch.ones(count, **_FLOATS)
+        self.factors = torch.ones(count, **_FLOATS)
+        self.scales = torch.zeros(count, states, **_FLOATS)
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
         self.step_values = (ctypes.c_float * count)()
-        self.scalar_rows = torch.empty(0, device="cpu")
+        self.scalar_rows = torch.empty(0, **_FLOATS)
         self.scalar_indices: list[int] = []
         self.pointers: tuple[list[int], list[int]] = ([], [])
         self.views: list[Tensor] = []
@@ -146,7 +151,7 @@ class Tables:
         rows, indices = bucket.scalar_rows(list(self.step_values))
         self.scalar_rows = torch.tensor(rows, dtype=torch.float32, device="cpu")
         if indices != self.scalar_indices:
-            self.tensors[:, _SCALARS] = torch.tensor(indices, device="cpu")
+            self.tensors[:, _SCALARS] = torch.tensor(indices, **_WORDS)
             self.scalar_indices = indices
         self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
         self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
@@ -164,8 +169,8 @@ class Tables:
             list(map(Tensor.data_ptr, bucket.gradients)),
         )
         if pointers != self.pointers:
-            self.tensors[:, _P] = torch.tensor(pointers[0], device="cpu")
-            self.tensors[:, _G] = torch.tensor(pointers[1], device="cpu")
+            self.tensors[:, _P] = torch.tensor(pointers[0], **_WORDS)
+            self.tensors[:, _G] = torch.tensor(pointers[1], **_WORDS)
             self.pointers = pointers
         if bucket.strides is None or bucket.strides is not self.strides:
             self._refresh_views(parameters, bucket.gradients)
@@ -177,16 +182,12 @@ class Tables:
             return
         self.views = []
         for column, tensors in ((_P_VIEW, parameters), (_G_VIEW, gradients)):
-            self.tensors[:, column] = torch.tensor(
-                [self._view(tensor) for tensor in tensors], device="cpu"
-            )
+            self.tensors[:, column] = torch.tensor([self._view(t) for t in tensors], **_WORDS)
 
     def _view(self, tensor: Tensor) -> int:
         if tensor.is_contiguous():
             return 0
-        self.views.append(
-            torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()], device="cpu")
-        )
+        self.views.append(torch.tensor([tensor.dim(), *tensor.shape, *tensor.stride()], **_WORDS))
         return self.views[-1].data_ptr()
 
 

@@ -165,7 +165,7 @@ class _Tables:
     def _advance(self, bucket: Bucket) -> Tensor:
         """Advance the steps on the device; float64."""
         assert self.device_steps is not None
-        values = torch.empty(len(bucket.slots), device=bucket.key.device)
+        values = torch.empty(len(bucket.slots), dtype=torch.float32, device=bucket.key.device)
         found_inf = 0 if bucket.found_inf is None else bucket.found_inf.data_ptr()
         arguments = (self.device_steps.data_ptr(), values.data_ptr(), len(values), found_inf)
         blocks = -(-len(values) // CUDA_THREADS)

@@ -125,7 +125,7 @@ class LiveTable:
 
     def __init__(self, count: int, device: torch.device, writer: CudaModule) -> None:
         self.columns = torch.zeros(5, count, dtype=torch.int64, device=device)
-        self.scalars = torch.empty(0, device=device)
+        self.scalars = torch.empty(0, dtype=torch.float32, device=device)
         self.writer = writer
         self._written: list[list[int]] = [[], [], [], [], []]
         self._views: list[Tensor] = []
@@ -151,7 +151,7 @@ class LiveTable:
         padded = np.zeros(len(values) + len(values) % 2, dtype=np.float32)
         padded[: len(values)] = values
         if len(self.scalars) != len(padded):
-            self.scalars = torch.empty(len(padded), device=self.columns.device)
+            self.scalars = torch.empty(len(padded), dtype=torch.float32, device=self.columns.device)
         self._write(self.scalars.data_ptr(), padded.view(np.int64))
         self._write_column(SCALAR_ROW, indices)
 
@@ -225,9 +225,11 @@ class StaticTables:
         self.partial_sums = torch.zeros(sums, 2, dtype=torch.float64, device=device)
         scales = self.chunk_count if options.tensor_wise else 0
         self.partial_scales = torch.zeros(scales, states, dtype=torch.int32, device=device)
-        self.ratios = torch.ones(len(ranges) if ratio else 0, device=device)
-        self.factors = torch.ones(len(ranges) if options.clips else 0, device=device)
-        self.scales = torch.zeros(len(ranges) if options.tensor_wise else 0, states, device=device)
+        count = len(ranges)
+        kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        self.ratios = torch.ones(count if ratio else 0, **kind)
+        self.factors = torch.ones(count if options.clips else 0, **kind)
+        self.scales = torch.zeros(count if options.tensor_wise else 0, states, **kind)
         self.maps = map_tables(device, bucket.key.options.symmetric_map)
 
 

@@ -84,9 +84,9 @@ def _from_bits(bits: Tensor) -> Tensor:
 def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
     """32 bits for each element, from seed, parameter, step and element alone."""
     p = slot.parameter
-    key = torch.tensor(int(scalars["seed"]), device=p.device)
+    key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=p.device)
     key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
-    element = torch.arange(p.numel(), device=p.device)
+    element = torch.arange(p.numel(), dtype=torch.int64, device=p.device)
     return _mix(_mix((element >> 32) ^ key) ^ (element & _UINT32)).view(p.shape)
 
 

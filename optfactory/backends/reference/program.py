@@ -90,6 +90,9 @@ def _torch_functions() -> dict[str, Callable[..., Any]]:
         """As torch.where; a comparison of scalars is known beforehand."""
         if isinstance(condition, bool):
             return a if condition else b
+        if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
+            # Of two numbers torch.where makes the default dtype, which may be any.
+            a = torch.as_tensor(a, dtype=torch.float32, device=condition.device)
         return torch.where(condition, a, b)
 
     return {
