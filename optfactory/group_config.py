@@ -111,6 +111,7 @@ def _backend_problem(config: OptimizerConfig, devices: set[torch.device]) -> str
 
 
 def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in params):
+    trained = [p for p in params if p.is_floating_point()]  # frozen ones may be of any kind
+    if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in trained):
         return ""
     return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"

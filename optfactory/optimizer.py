@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, overload
@@ -12,26 +13,30 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from optfactory import backends
-from optfactory.backends import WARM_UP
+from optfactory.backends.capture import refuse_capture
 from optfactory.checkpoints import convert, layouts, reading
+from optfactory.checkpoints.carry import carry_over
 from optfactory.checkpoints.own import FORMAT_VERSION
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.schema import OptimizerConfig
-from optfactory.errors import BackendError
+from optfactory.errors import ConfigError
 from optfactory.group_config import annotations_of, check_groups, group_config, group_place
 from optfactory.groups.grouping import group_parameters
 from optfactory.groups.parameters import (
     Params,
     check_parameters,
     name_all_or_none,
-    parameter_names,
     read_group,
 )
+from optfactory.groups.watch import ModelWatch, replaced_warning
 from optfactory.memory import placement
 from optfactory.state.layout import StateLayout
 from optfactory.step import gradients
-from optfactory.step.plan import Bucket, Slot, StepPlan
+from optfactory.step.interrupts import Uninterrupted
+from optfactory.step.plan import Bucket, StepPlan
 from optfactory.step.report import MemoryReport, report
+from optfactory.step.settings import Settings, renew_noise
+from optfactory.step.slots import make_slots, refuse_changed_storage
 
 
 class Optimizer2State(Optimizer):
@@ -61,15 +66,21 @@ class Optimizer2State(Optimizer):
         ConfigError: parameters or a group's hyperparameters are refused.
     """
 
+    # Not pickled: both are made anew.
+    _plan: StepPlan | None = None
+    _settings: Settings | None = None
+    _watch: ModelWatch | None = None
+
     def __init__(
         self, params: Params, config: OptimizerConfig, *, lr: Tensor | None = None
     ) -> None:
         self.config = config
-        self._plan: StepPlan | None = None
         grouping = group_parameters(params, config, lr)
         name_all_or_none(grouping.groups)
         check_groups(grouping, config)
         super().__init__(grouping.groups, self._hyperparameters(config))
+        self._watch = ModelWatch(grouping.models)
+        self._follow_settings()
 
     # ---- param groups ------------------------------------------------------------------------
 
@@ -91,7 +102,6 @@ class Optimizer2State(Optimizer):
             # torch reads names from pairs, and the key only behind the first group.
             group["params"] = list(zip(group.pop("param_names"), group["params"], strict=True))
         super().add_param_group(group)
-        self._plan = None
 
     def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
         """A group's hyperparameters as plain values; its `name` stays free for users' labels."""
@@ -116,22 +126,29 @@ class Optimizer2State(Optimizer):
             The closure's value, or None without one.
 
         Raises:
-            ConfigError: a gradient cannot be used (sparse, wrong dtype); nothing was changed.
+            ConfigError: a gradient cannot be used (sparse, wrong dtype), or a hyperparameter was
+                changed to one that cannot; nothing was changed.
+            StateError: a state tensor is missing or does not fit; nothing was changed.
             KernelCompileError: a kernel cannot be compiled; nothing was changed.
         """
         loss = None
         if closure is not None:
+            gradients.refuse_scaled_closure(self)
             with torch.enable_grad():
                 loss = closure()
         self._update()
         return loss
 
     # torch.compile must not trace into tables of pointers; torch's lazy decorator, unlike
-    # torch.compiler.disable, does not load the compiler.
+    # torch.compiler.disable, does not load the compiler. What is made here outlives a block of
+    # torch.inference_mode, and must be of ordinary tensors, as state must.
     @_disable_dynamo
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def _update(self) -> None:
         plan = self._current_plan()
-        self._refuse_capture(plan)
+        refuse_capture(plan.slots, plan.devices)
+        self._tell_of_replaced(plan)
         self._allocate_missing(plan)
         buckets = plan.gather(gradients.division(self, _kernels_divide))
         found = gradients.found_nonfinite(self.param_groups)
@@ -148,24 +165,15 @@ class Optimizer2State(Optimizer):
                 bucket.gradients = []
                 bucket.grad_scale = bucket.found_inf = None
 
-    def _refuse_capture(self, plan: StepPlan) -> None:
-        """Raise before a graph records what must happen once, or scalars that must change."""
-        captured = {
-            device for device in plan.devices if backends.backend_for(device).capturing(device)
-        }
-        if not captured:
-            return
-        for slot in plan.slots:
-            if slot.parameter.grad is None or slot.parameter.device not in captured:
-                continue
-            if not slot.layout.device_step:
-                raise BackendError(
-                    f"a CUDA graph is being captured, and the step of {slot.name} is computed on "
-                    "the host, so that replays would repeat it; set capturable: true"
-                )
-            if not self.state.get(slot.parameter):
-                raise BackendError(WARM_UP)
+    def _tell_of_replaced(self, plan: StepPlan) -> None:
+        watch, self._watch = self._watch, None
+        named = [(slot.name, slot.parameter) for slot in plan.slots]
+        names = watch.replaced(named) if watch else []
+        if names:
+            warnings.warn(replaced_warning(names), stacklevel=2)
 
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
     def init_states(self) -> None:
         """Allocate the state of every trainable parameter now instead of at the first step."""
         self._allocate_missing(self._current_plan())
@@ -174,23 +182,69 @@ class Optimizer2State(Optimizer):
         """Bits, bytes and place of every parameter's state; it need not be allocated yet."""
         return report(self._current_plan().slots)
 
-    def _current_plan(self) -> StepPlan:
-        ids = [id(p) for group in self.param_groups for p in group["params"]]
-        if self._plan is None or self._plan.parameter_ids != ids:
-            self._plan = StepPlan(self._slots(), type(self.config))
-        return self._plan
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def replace_parameter(self, old: Tensor, new: Tensor) -> None:
+        """Train another tensor in a parameter's place, which takes over its state row by row.
 
-    def _slots(self) -> list[Slot]:
-        slots: list[Slot] = []
-        for index, group in enumerate(self.param_groups):
-            layouts: dict[tuple[Any, ...], StateLayout] = {}
-            for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-                facts = (tuple(p.shape), p.device, p.dtype)
-                if facts not in layouts:
-                    layouts[facts] = StateLayout.of(*facts, type(self.config), group)
-                state = self.state.get(p, {})
-                slots.append(Slot(p, name, len(slots), group, layouts[facts], state))
-        return slots
+        Rows that both have keep their state, 8-bit codes and scales as they are; further ones
+        start from zero. What other tools keep beside the state stays where the shape does.
+
+        >>> import torch
+        >>> from optfactory import build_optimizer
+        >>> table = torch.nn.Embedding(1000, 64)
+        >>> optimizer = build_optimizer("adamw8bit", table)
+        >>> larger = torch.nn.Parameter(torch.cat([table.weight.detach(), torch.zeros(24, 64)]))
+        >>> optimizer.replace_parameter(table.weight, larger)
+        >>> table.weight = larger
+
+        Args:
+            old: a parameter of this optimizer.
+            new: the tensor to train on; `old` itself where its data was replaced by more rows.
+
+        Raises:
+            ConfigError: the tensors differ in more than their first dimension, or cannot be
+                optimized; nothing was changed.
+        """
+        slot = next((s for s in self._current_plan().slots if s.parameter is old), None)
+        if slot is None:
+            raise ConfigError("replace_parameter: the old tensor is no parameter of this optimizer")
+        if new is not old:
+            check_parameters([{"params": [new], "param_names": [slot.name]}], self.param_groups)
+        facts = (tuple(new.shape), new.device, new.dtype)
+        layout = StateLayout.of(*facts, type(self.config), slot.group)
+        fresh = layout.allocate(new.device, slot.group["page_dir"]) if slot.state else {}
+        if fresh:
+            self._synchronize()
+            carry_over(slot.layout, slot.state, layout, fresh)
+        kept = slot.state if slot.layout.shape == layout.shape else {}
+        others = {key: value for key, value in kept.items() if key not in slot.layout.tensors}
+        place = [id(p) for p in slot.group["params"]].index(id(old))
+        with Uninterrupted():
+            self.state.pop(old, None)
+            slot.group["params"][place] = new
+            if fresh:
+                self.state[new] = {**fresh, **others}
+            self._plan = None
+
+    def _follow_settings(self) -> bool:
+        """Whether hyperparameters changed, which are good; see `Settings.check`."""
+        self._settings = self._settings or Settings(self.config)
+        old = self._plan.slots if self._plan else []
+        family = type(self.config)
+        return self._settings.check(
+            self.param_groups,
+            lambda before: refuse_changed_storage(old, self.param_groups, before, family),
+        )
+
+    def _current_plan(self) -> StepPlan:
+        changed = self._follow_settings()
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        if self._plan is None or changed or self._plan.parameter_ids != ids:
+            old = self._plan.slots if self._plan else []
+            slots = make_slots(self.param_groups, self.state, type(self.config), old)
+            self._plan = StepPlan(slots, type(self.config))
+        return self._plan
 
     def _allocate_missing(self, plan: StepPlan) -> None:
         """Give every slot the live state of its parameter, allocating what there is not yet.
@@ -198,13 +252,23 @@ class Optimizer2State(Optimizer):
         Users empty or replace `optimizer.state` to reset an optimizer, so it is read anew.
         """
         live = list(map(self.state.get, plan.parameters))
-        if plan.states is not None and all(live) and all(map(is_, live, plan.states)):
+        known = plan.states
+        if known is not None and all(live) and all(map(is_, live, known)):
             return
+        emptied = []
         for slot, entries in zip(plan.slots, live, strict=True):
-            if entries:
-                slot.state = entries
-            elif slot.parameter.requires_grad or slot.parameter.grad is not None:
-                slot.state = self.state[slot.parameter] = slot.allocate()
+            if known is not None and entries and entries is slot.state:
+                continue
+            if not slot.is_trained:
+                slot.state = (
+                    entries if entries and slot.layout.tensors.keys() <= entries.keys() else {}
+                )
+                continue
+            if slot.state and not entries:
+                emptied.append(slot.group)
+            slot.follow({} if entries is None else entries)
+            self.state[slot.parameter] = slot.state
+        renew_noise([group for group in self.param_groups if any(group is e for e in emptied)])
         plan.states = [slot.state for slot in plan.slots]
 
     # ---- checkpoints -------------------------------------------------------------------------
@@ -288,9 +352,10 @@ def _run(buckets: list[Bucket]) -> None:
     work = [(backends.backend_for(bucket.key.device), bucket) for bucket in buckets]
     for backend in {id(backend): backend for backend, _ in work}.values():
         backend.prepare([bucket for chosen, bucket in work if chosen is backend])
-    for backend, bucket in work:
-        backend.update(bucket)
-        _increment_versions(bucket.parameters)
+    with Uninterrupted():
+        for backend, bucket in work:
+            backend.update(bucket)
+            _increment_versions(bucket.parameters)
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:

@@ -187,9 +187,19 @@ int64_t optfactory_tensor_fields() { return sizeof(Tensor) / 8; }
 int64_t optfactory_bucket_fields() { return sizeof(Bucket) / 8; }
 int64_t optfactory_scalar_fields() { return sizeof(Scalars) / sizeof(float); }
 
+// Reports each tensor's step, and whether all are counts.
+int64_t optfactory_read_steps(const double* const* steps, double* values, int64_t count) {
+  bool good = true;
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = *steps[i];
+    good = good && values[i] >= 0.0 && values[i] < 0x1p53;
+  }
+  return good;
+}
+
 // Adds 1 to each tensor's step and reports the new values.
-void optfactory_advance(float* const* steps, float* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] += 1.0f;
+void optfactory_advance(double* const* steps, double* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] += 1.0;
 }
 
 #if CLIPS

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(THREADS, 2)
 
 // Adds 1 to each tensor's step, unless the step is to be skipped, and copies it into a row.
 __global__ void __launch_bounds__(THREADS, 2)
-    optfactory_advance(float* const* steps, float* values, const int64_t count,
+    optfactory_advance(double* const* steps, double* values, const int64_t count,
                        const float* found_inf) {
-  const float one = found_inf && *found_inf != 0.0f ? 0.0f : 1.0f;
+  const double one = found_inf && *found_inf != 0.0f ? 0.0 : 1.0;
   for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < count;
        i += int64_t(gridDim.x) * THREADS)
     values[i] = *steps[i] += one;

@@ -58,9 +58,12 @@ OPT_FN uint32_t mix(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-// The step as a number; counts that no run reaches, which a state may hold all the same, are 0.
+// The step as a number, from its remainder by 2^24 and the quotient: as one float32 it would stand
+// still there. Counts that no run reaches, which a state may hold all the same, are 0.
 OPT_FN int step_number(const Scalars& k) {
-  return k.step >= 0.0f && k.step < 0x1p30f ? int(k.step) : 0;
+  const bool low = k.step >= 0.0f && k.step < 0x1p24f;
+  const bool high = k.step_high >= 0.0f && k.step_high < 0x1p6f;
+  return low && high ? int(k.step) + (int(k.step_high) << 24) : 0;
 }
 
 // Random bits that depend on seed, parameter, step and element alone.

@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from optfactory.errors import StateError
 from optfactory.step.plan import Bucket
+
+# Step counters are float64, which count exactly up to here.
+LAST_STEP = 2.0**53
 
 WARM_UP = (
     "a CUDA graph is being captured, but the optimizer's state and tables for these parameters do "
     "not exist yet; take a few steps before the capture, with the same parameters having gradients"
 )
+
+
+class HeldStates:
+    """The state tensors of a bucket as tables point into them.
+
+    Users may replace the tensors, or their memory under the same objects (`share_memory_`, `.data`,
+    a queue between processes): kernels would go on with the old one.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        # Held, so that the memory stays as long as something points to it.
+        self._tensors = bucket.state_tensors()
+        for slot in bucket.slots:
+            slot.layout.check(slot.name, slot.state, slot.parameter.device)
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+
+    def are_those_of(self, bucket: Bucket) -> bool:
+        """Whether the bucket's states are still these tensors, at the same addresses."""
+        now = bucket.state_tensors()
+        return (
+            len(now) == len(self._tensors)
+            and all(map(is_, now, self._tensors))
+            and list(map(Tensor.data_ptr, now)) == self._addresses
+        )
+
+
+def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:
+    """The error for step counters that are no counts: others write to this memory."""
+    names = [s.name for s, n in zip(bucket.slots, steps, strict=True) if not 0 <= n < LAST_STEP]
+    return StateError(
+        f"the state 'step' of {', '.join(names[:5])} is no count of steps; does another process or "
+        "thread write to it? Share parameters between processes, and give each its own optimizer"
+    )
 
 
 class Backend(Protocol):

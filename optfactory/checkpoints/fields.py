@@ -97,7 +97,7 @@ class Fields:
         return known if values == known.values else QuantizationMap("stored", values)
 
     def step(self) -> Tensor | None:
-        """The number of steps, stored as a number or a 0-d tensor; as a float32 tensor."""
+        """The number of steps, stored as a number or a 0-d tensor; as a float64 tensor."""
         if "step" not in self._unread:
             self.note("step", "missing in the checkpoint")
             return None
@@ -113,7 +113,7 @@ class Fields:
         elif not (0 <= value < 2**30 and float(value).is_integer()):
             self.note("step", f"expected a count below 2^30, got {value}")
         else:
-            return torch.tensor(float(value), dtype=torch.float32, device="cpu")
+            return torch.tensor(float(value), dtype=torch.float64, device="cpu")
         return None
 
     def ignore(self, *keys: str) -> None:

@@ -15,7 +15,7 @@ from optfactory.checkpoints.torch import TorchLayout
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, StateError
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 Groups = list[Mapping[str, Any]]
 

@@ -24,7 +24,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import validate
 from optfactory.errors import ConfigError, StateError
 from optfactory.registry import get_optimizer_info
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 # What this optimizer keeps of its own, whatever the checkpoint says.
 _OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND)

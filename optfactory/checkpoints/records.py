@@ -51,7 +51,7 @@ class Record:
     """One parameter's state.
 
     Attributes:
-        step: a 0-d float32 tensor.
+        step: a 0-d float64 tensor.
         states: the rule's states by name.
         extras: what options keep (`HISTORY_KEY`, `LOSS_KEY`), as far as it was stored.
     """

@@ -60,6 +60,6 @@ class TorchLayout:
         }
 
     def write_entries(self, layout: StateLayout, record: Record) -> dict[str, Any]:
-        """Float32 values; torch casts them to the parameter's dtype."""
+        """Float32 values, the step too; torch casts them to the parameter's dtype."""
         states = {name: decode(stored).clone() for name, stored in record.states.items()}
-        return {"step": record.step.clone(), **states}
+        return {"step": record.step.float(), **states}

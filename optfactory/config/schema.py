@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from optfactory.config.fields import Bits, BlockSize, Count, Number
 from optfactory.rules.language import UpdateRule
+from optfactory.rules.options import SEEDS
 
 
 class OptimizerConfig(BaseModel):
@@ -80,8 +81,9 @@ class OptimizerConfig(BaseModel):
         default="nearest",
         description="storing 16-bit parameters: nearest, stochastic, or kahan (compensated)",
     )
-    seed: Annotated[Count, Field(ge=0, lt=2**24)] = Field(
-        default=0, description="seed of stochastic rounding"
+    seed: Annotated[Count, Field(ge=0, lt=SEEDS)] | None = Field(
+        default=None,
+        description="seed of stochastic rounding; null draws one from torch's generator when built",
     )
     compat: Literal["none", "bitsandbytes"] = Field(
         default="none",
@@ -146,7 +148,7 @@ class OptimizerConfig(BaseModel):
 
     @field_validator("seed")
     @classmethod
-    def _seed_of_stochastic_rounding(cls, value: int, info: ValidationInfo) -> int:
+    def _seed_of_stochastic_rounding(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value and info.data.get("param_rounding") != "stochastic":
             raise ValueError("seed is for param_rounding: stochastic; set that, or drop seed")
         return value

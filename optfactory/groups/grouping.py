@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optfactory.config.group_rules import RULES_FIELD, GroupRule, rules_of
 from optfactory.config.schema import OptimizerConfig
@@ -35,12 +35,14 @@ class Grouping:
         problems: what is wrong with rules, given these parameters.
         unmatched: what to say of rules that match nothing and are not optional, by label.
         idle: other rules that change nothing here, by label, and why.
+        models: the Modules that the parameters were taken from.
     """
 
     groups: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
     unmatched: dict[str, str] = field(default_factory=dict)
     idle: dict[str, str] = field(default_factory=dict)
+    models: tuple[nn.Module, ...] = ()
 
 
 def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None = None) -> Grouping:
@@ -58,7 +60,8 @@ def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None 
     rules = rules_of(config)
     if not rules:
         live = {} if lr is None else {"lr": lr}
-        return Grouping([{**live, **group} for group in groups])
+        with_rates = own_rates([{**live, **group} for group in groups])
+        return Grouping(with_rates, models=tuple(origins.models))
     named = all("param_names" in group for group in groups if group["params"])
     matchers = {label: Matcher(rule, origins) for label, rule in rules.items()}
     problems = []
@@ -75,7 +78,24 @@ def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None 
         sorted_groups += parts
         used |= hit
     unmatched, idle = _without_effect(matchers, used, origins)
-    return Grouping(sorted_groups, problems, unmatched, idle)
+    models = tuple(origins.models)
+    return Grouping(own_rates(sorted_groups), problems, unmatched, idle, models)
+
+
+def own_rates(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, where a learning rate that is a tensor is of one group alone.
+
+    Schedules change it in place, each group's by a factor of its own. The first group keeps the
+    caller's tensor.
+    """
+    seen: set[int] = set()
+    for group in groups:
+        lr = group.get("lr")
+        if isinstance(lr, Tensor) and id(lr) in seen:
+            group["lr"] = lr = lr.detach().clone()
+        if isinstance(lr, Tensor):
+            seen.add(id(lr))
+    return groups
 
 
 def _without_effect(

@@ -43,15 +43,18 @@ class Origins:
 
     Attributes:
         places: every module of the Modules that were given.
+        models: these Modules.
     """
 
     def __init__(self) -> None:
         self.places: list[Place] = []
+        self.models: list[nn.Module] = []
         self._origins: dict[int, Origin] = {}
         self._kept: list[Tensor] = []  # an id is a tensor's only as long as it lives
 
     def add_model(self, model: nn.Module) -> None:
         """Note every parameter of a Module."""
+        self.models.append(model)
         for place in _places(model):
             self.places.append(place)
             for name, tensor in place.module.named_parameters(

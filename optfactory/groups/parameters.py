@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
@@ -129,7 +130,7 @@ def check_parameters(groups: list[dict[str, Any]], known: Sequence[dict[str, Any
         seen |= zip(map(id, group["params"]), parameter_names(group, index), strict=True)
     for index, group in enumerate(groups, start=len(known)):
         for name, tensor in zip(parameter_names(group, index), group["params"], strict=True):
-            problem = parameter_problem(tensor)
+            problem = parameter_problem(tensor) if _may_be_trained(tensor) else None
             if problem is None and id(tensor) in seen:
                 problem = f"is the same tensor as {seen[id(tensor)]}; list every parameter once"
             if problem is not None:
@@ -149,10 +150,22 @@ def name_all_or_none(groups: list[dict[str, Any]]) -> None:
             group.setdefault("param_names", parameter_names(group, index))
 
 
+def _may_be_trained(tensor: object) -> bool:
+    """Whether a tensor is more than a frozen one: those may be of any kind, as long as they are."""
+    return not isinstance(tensor, nn.Parameter) or tensor.requires_grad or is_lazy(tensor)
+
+
 def parameter_problem(tensor: object) -> str | None:
     """Why a tensor cannot be optimized, or None if it can."""
     if not isinstance(tensor, Tensor):
         return f"must be a tensor, got {_kind(tensor)}"
+    if hasattr(tensor, "device_mesh"):
+        return "is a DTensor; sharded parameters are not supported yet"
+    if is_traceable_wrapper_subclass(tensor):
+        return (
+            f"is {_kind(tensor)}, which has no memory of its own; train the tensors inside it, or "
+            "use an optimizer that works through torch operations"
+        )
     if is_lazy(tensor):
         return "is not initialized (its module is lazy); run a batch through the model first"
     if tensor.layout != torch.strided:
@@ -164,8 +177,8 @@ def parameter_problem(tensor: object) -> str | None:
         size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     ):
         return "has elements that share memory (it was expanded); call .clone() on it"
-    if hasattr(tensor, "device_mesh"):
-        return "is a DTensor; sharded parameters are not supported yet"
+    if tensor.is_neg():
+        return "is a view that is negated when it is read; call .resolve_neg() on it"
     if not (tensor.is_leaf or tensor.retains_grad):
         return "is not a leaf of the autograd graph; pass the tensor it was computed from"
     return None

@@ -33,7 +33,7 @@ def managed_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
         memory = cupy.cuda.malloc_managed(nbytes)
         if concurrent_managed_access(device):
             _advise(cupy.cuda.runtime, memory.ptr, nbytes, device)
-        tensor = torch.as_tensor(_Exposed(memory, nbytes), device=device)
+        tensor = torch.as_tensor(_Exposed(memory, nbytes), dtype=torch.uint8, device=device)
     # A copy would be an ordinary tensor that cannot be evicted.
     assert tensor.data_ptr() == memory.ptr, "torch copied the managed memory"
     return tensor.view(dtype).view(shape)

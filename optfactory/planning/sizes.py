@@ -19,7 +19,7 @@ from optfactory.groups.parameters import parameter_names
 from optfactory.memory import placement
 from optfactory.memory.managed import concurrent_managed_access
 from optfactory.state.layout import StateLayout
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 PARAMETERS, BUFFERS, GRADIENTS, STATE = "parameters", "buffers", "gradients", "state"
 

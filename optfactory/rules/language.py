@@ -69,7 +69,7 @@ class UpdateRule:
     >>> text = "momentum_buffer = fma(momentum, momentum_buffer, g); u = momentum_buffer;"
     >>> rule = UpdateRule("sgd", states, ("momentum",), text=text)
     >>> rule.all_scalars
-    ('decay', 'step_size', 'step', 'seed', 'percentile', 'momentum')
+    ('decay', 'step_size', 'step', 'step_high', 'seed', 'percentile', 'momentum')
     """
 
     name: str

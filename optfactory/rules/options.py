@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Scalars that every kernel gets beside its rule's own.
-COMMON_SCALARS = ("step", "seed", "percentile")
+# Scalars that every kernel gets beside its rule's own: float32, so that the step comes in two.
+COMMON_SCALARS = ("step", "step_high", "seed", "percentile")
+_STEPS = 2**24
+
+# The key of a param group that stands for its stream of random numbers; see `noise_after_reset`.
+NOISE_KEY = "noise"
+
+# Numbers that seeds may have: all are float32.
+SEEDS = 2**24
 
 # Squared gradient norms that percentile clipping remembers (bitsandbytes).
 CLIP_HISTORY = 100
@@ -73,5 +80,18 @@ DEFAULT_OPTIONS = KernelOptions()
 
 
 def common_scalars(group: Mapping[str, Any], step: Any) -> dict[str, Any]:
-    """The values of `COMMON_SCALARS` at a step."""
-    return {"step": step, "seed": group["seed"], "percentile": group["percentile_clipping"]}
+    """The values of `COMMON_SCALARS` at a step, a float64 number or tensor."""
+    return {
+        "step": step % _STEPS,
+        "step_high": step // _STEPS,
+        "seed": group.get(NOISE_KEY, 0),
+        "percentile": group["percentile_clipping"],
+    }
+
+
+def noise_after_reset(noise: int) -> int:
+    """The number of a stream of random numbers that follows one whose state was thrown away.
+
+    Its steps count from 0 again, so that the old stream would repeat itself.
+    """
+    return (noise * 0x5851F + 0x14057B) % SEEDS

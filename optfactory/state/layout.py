@@ -1,13 +1,14 @@
 """The state of one parameter: which tensors it has, of what shape, and in how many bits.
 
-Keys are flat and speak PyTorch's names: `step`, then per state `exp_avg` (float32), or
-`exp_avg_q8` (uint8 codes) with `exp_avg_absmax` (float32 scales).
+Keys are flat and speak PyTorch's names: `step` (float64, as float32 would stand still at 2^24),
+then per state `exp_avg` (float32), or `exp_avg_q8` (uint8 codes) with `exp_avg_absmax` (float32
+scales).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import StateError
 from optfactory.memory import placement
+from optfactory.memory.presence import memory_problem
 from optfactory.rules.language import StateSpec, UpdateRule
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state.codec import BlockGrid
@@ -71,7 +73,7 @@ class TensorSpec:
             return f"expected dense data, got layout {value.layout} on device '{value.device}'"
         if hasattr(value, "device_mesh"):
             return "is a DTensor; sharded state is not supported yet"
-        return ""
+        return memory_problem(value)
 
     def home(self, device: torch.device) -> torch.device:
         """Where the tensor is for a parameter on this device."""
@@ -81,7 +83,8 @@ class TensorSpec:
     def allocate(self, device: torch.device, page_dir: str | None) -> Tensor:
         """A fresh tensor for a parameter on this device."""
         home = device if self.on_device else torch.device("cpu")
-        return placement.allocate(self.shape, self.dtype, home, self.where, page_dir, self.fill)
+        with torch.inference_mode(False):  # or a step outside could not write to it
+            return placement.allocate(self.shape, self.dtype, home, self.where, page_dir, self.fill)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class StateLayout:
         options = KernelOptions.of(group, quantized, rounds=dtype.itemsize < 4)
         where, unpaged = placement.place_for(numel, device, group["is_paged"], group["page_memory"])
         device_step = bool(group["capturable"])
-        tensors = {"step": TensorSpec(torch.float32, (), on_device=device_step)}
+        tensors = {"step": TensorSpec(torch.float64, (), on_device=device_step)}
         for state in rule.states:
             if quantized:
                 zero = map_for(state.signed, options.symmetric_map).zero_code
@@ -174,7 +177,7 @@ class StateLayout:
         Raises:
             StateError: names the parameter and the state; a kernel would write outside of it.
         """
-        if state.keys() != self.tensors.keys():
+        if not self.tensors.keys() <= state.keys():
             raise StateError(
                 f"the state of {name} has the keys {list(state)}, expected {list(self.tensors)}"
             )
@@ -187,6 +190,19 @@ class StateLayout:
                 problem = f"expected device '{home}', got '{state[key].device}'"
             if problem:
                 raise StateError(f"the state '{key}' of {name}: {problem}")
+
+    def holds_state_of(self, other: StateLayout, extras: Sequence[str]) -> bool:
+        """Whether state that was made for this layout is what another one reads.
+
+        Args:
+            extras: keys that need not agree.
+        """
+        both = (self, other)
+        specs = [{k: v for k, v in x.tensors.items() if k not in extras} for x in both]
+        codes = [(x.grid, x.options.symmetric_map) if x.quantized else None for x in both]
+        return (
+            specs[0] == specs[1] and codes[0] == codes[1] and self.rule.states == other.rule.states
+        )
 
     def homes(self, state: Mapping[str, Tensor], device: torch.device) -> set[torch.device]:
         """The devices of the state tensors that belong on the parameter's device."""

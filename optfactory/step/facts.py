@@ -6,10 +6,13 @@ tensors are compared at every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter, eq
 from typing import Any
 
 from torch import Tensor
+
+Fact = Callable[[Tensor], object]
 
 
 class Facts:
@@ -20,8 +23,11 @@ class Facts:
             the same; None where that is not known.
     """
 
-    _PARAMETER = tuple(map(attrgetter, ("shape", "dtype", "device")))
-    _GRADIENT = tuple(map(attrgetter, ("shape", "dtype", "device", "layout")))
+    _PARAMETER: tuple[Fact, ...] = (
+        *map(attrgetter, ("shape", "dtype", "device", "__class__")),
+        Tensor.is_neg,
+    )
+    _GRADIENT: tuple[Fact, ...] = (*_PARAMETER, attrgetter("layout"), Tensor._is_zerotensor)
 
     def __init__(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
         self._absent = [g is None for g in gradients]

@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from optfactory.errors import ConfigError
+
+# Wrappers that schedulers, hooks and profilers put between a GradScaler and a step.
+_FRAMES = 12
+
+
+def is_lazy(gradient: Tensor | None) -> bool:
+    """Whether a gradient's memory does not hold its numbers: they are negated, or 0, when read."""
+    return gradient is not None and (gradient.is_neg() or bool(gradient._is_zerotensor()))
+
+
+def computed(gradient: Tensor | None) -> Tensor | None:
+    """A lazy gradient as an ordinary tensor."""
+    if gradient is None or not gradient._is_zerotensor():
+        return None if gradient is None else gradient.resolve_neg()
+    return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+
+
+def refuse_scaled_closure(optimizer: Optimizer) -> None:
+    """Refuse a closure that a GradScaler passes on: its gradients would be applied unscaled.
+
+    torch's scaler refuses one by keyword, and lets a positional one through.
+
+    Raises:
+        ConfigError: says what to do instead.
+    """
+    handed = [getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")]
+    if handed == [None, None] and not _called_by_scaler():
+        return
+    raise ConfigError(
+        "a closure cannot be combined with a GradScaler: it would compute gradients behind the "
+        "unscaling. Call scaler.scale(loss).backward() and then scaler.step(optimizer) without a "
+        "closure, or train in bfloat16, which needs no scaler"
+    )
+
+
+def _called_by_scaler() -> bool:
+    frame = sys._getframe(1)
+    for _ in range(_FRAMES):
+        if frame.f_globals.get("__name__") == "torch.amp.grad_scaler":
+            return bool(getattr(frame.f_locals.get("self"), "_enabled", True))
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False
 
 
 def handed_over(optimizer: Optimizer, name: str, device: torch.device) -> Tensor | None:

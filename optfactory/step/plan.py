@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,37 +14,16 @@ from torch import Tensor
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.groups.parameters import parameter_problem
+from optfactory.memory.presence import memory_problem, turns_on_shared_memory
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions, common_scalars
-from optfactory.state.layout import LOSS_KEY, StateLayout
+from optfactory.state.layout import LOSS_KEY
 from optfactory.step.facts import Facts
+from optfactory.step.gradients import computed, is_lazy
+from optfactory.step.slots import Slot
 
 # Elements that kernels take at a time where state has no blocks.
 UNIT = 256
-
-
-@dataclass(eq=False)
-class Slot:
-    """One parameter with all that its update needs; compared by identity.
-
-    Attributes:
-        parameter, name: the tensor, and its name for messages.
-        number: which of the optimizer's parameters it is.
-        group: its torch param group, read at every step.
-        layout: how its state is stored.
-        state: its state tensors by key; empty until `Optimizer2State.init_states`.
-    """
-
-    parameter: Tensor
-    name: str
-    number: int
-    group: dict[str, Any]
-    layout: StateLayout
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-    def allocate(self) -> dict[str, Tensor]:
-        """Fresh state for this parameter, placed as its group says."""
-        return self.layout.allocate(self.parameter.device, self.group["page_dir"])
 
 
 @dataclass(frozen=True)
@@ -58,6 +38,7 @@ class BucketKey:
     block_size: int
     options: KernelOptions
     device_step: bool
+    turn: int = 0  # parameters on the same memory are updated one after the other
 
     @property
     def needs_statistics(self) -> bool:
@@ -72,6 +53,7 @@ class Bucket:
     Attributes:
         slots, gradients: the parameters, and this step's gradient of each; no gradients between
             steps.
+        parameter_addresses, gradient_addresses: where they are in this step.
         config_class: the schema that computes the scalars.
         grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
             the one, change nothing if the other is not 0.
@@ -83,6 +65,8 @@ class Bucket:
     config_class: type[OptimizerConfig]
     slots: list[Slot]
     gradients: list[Tensor] = field(default_factory=list)
+    parameter_addresses: list[int] = field(default_factory=list)
+    gradient_addresses: list[int] = field(default_factory=list)
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     strides: Any = None
@@ -90,6 +74,7 @@ class Bucket:
 
     def __post_init__(self) -> None:
         self.parameters = [slot.parameter for slot in self.slots]
+        self._entries = itemgetter(*self.slots[0].layout.tensors)
         # The numbers of each group's parameters; a bucket keeps them together.
         self._groups: list[tuple[dict[str, Any], range]] = []
         begin = 0
@@ -99,8 +84,17 @@ class Bucket:
                 begin = end
 
     def state_tensors(self) -> list[Tensor]:
-        """All state tensors, slot by slot."""
-        return list(chain.from_iterable(map(dict.values, [slot.state for slot in self.slots])))
+        """All state tensors, slot by slot.
+
+        Raises:
+            StateError: one is missing.
+        """
+        try:
+            return list(chain.from_iterable(map(self._entries, [s.state for s in self.slots])))
+        except KeyError:
+            for slot in self.slots:
+                slot.layout.check(slot.name, slot.state, slot.parameter.device)
+            raise
 
     def scalar_rows(self, steps: list[float]) -> tuple[list[list[float]], list[int]]:
         """The distinct rows of scalars of this step, and the row of each slot.
@@ -163,6 +157,9 @@ class StepPlan:
         self.config_class = config_class
         self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
         self._facts: Facts | None = None
+        self._lazy: list[int] = []  # whose gradients are computed when they are read
+        self._members: list[int] = []  # who have a gradient
+        self._addresses: list[int] = []  # of these parameters
         self._current: list[tuple[Bucket, list[int]]] = []
         self._buckets: dict[BucketKey, Bucket] = {}
 
@@ -178,22 +175,55 @@ class StepPlan:
         gradients = [p.grad for p in self.parameters]
         if change is not None:
             gradients = [None if g is None else change(g) for g in gradients]
-        if self._facts is None or not self._facts.hold(self.parameters, gradients):
+        steady = self._facts is not None and self._facts.hold(self.parameters, gradients)
+        if not steady:
             self._facts = None
-            self._current = self._sort(gradients)
-            self._facts = Facts(self.parameters, gradients)
+            facts = Facts(self.parameters, gradients)
+            self._members = [index for index, g in enumerate(gradients) if g is not None]
+            self._lazy = [index for index in self._members if is_lazy(gradients[index])]
+        for index in self._lazy:
+            gradients[index] = computed(gradients[index])
+        self._place(gradients, steady)
         for bucket, members in self._current:
-            bucket.strides = self._facts.strides
+            bucket.strides = self._facts.strides if self._facts else None
             bucket.gradients = [gradients[index] for index in members]  # type: ignore[misc]
+            bucket.gradient_addresses = list(map(Tensor.data_ptr, bucket.gradients))
+            if 0 in bucket.gradient_addresses:
+                for index in members:
+                    _check(self.slots[index], gradients[index])
+        if not steady:
+            self._facts = facts
         return [bucket for bucket, _ in self._current]
 
-    def _sort(self, gradients: list[Tensor | None]) -> list[tuple[Bucket, list[int]]]:
-        """Each bucket with the numbers of its parameters."""
+    def _place(self, gradients: list[Tensor | None], steady: bool) -> None:
+        """Note where the parameters are, and sort them anew where that or something else changed.
+
+        Args:
+            steady: nothing else changed.
+        """
+        parameters = [self.parameters[index] for index in self._members]
+        if steady and list(map(Tensor.data_ptr, parameters)) == self._addresses:
+            return
+        for index in self._members:
+            _check(self.slots[index], gradients[index])
+        addresses = list(map(Tensor.data_ptr, parameters))
+        turns = turns_on_shared_memory(parameters, addresses)
+        self._current = self._sort(gradients, {self._members[n]: turn for n, turn in turns.items()})
+        self._addresses = addresses
+        where = dict(zip(self._members, addresses, strict=True))
+        for bucket, members in self._current:
+            bucket.parameter_addresses = [where[index] for index in members]
+
+    def _sort(
+        self, gradients: list[Tensor | None], turns: Mapping[int, int]
+    ) -> list[tuple[Bucket, list[int]]]:
+        """Each bucket with the numbers of its parameters, in the order of turns."""
         found: dict[BucketKey, list[int]] = {}
-        for index, (slot, gradient) in enumerate(zip(self.slots, gradients, strict=True)):
-            if gradient is not None:
-                found.setdefault(_key(slot, gradient), []).append(index)
-        return [(self._bucket(key, members), members) for key, members in found.items()]
+        for index in self._members:
+            key = _key(self.slots[index], gradients[index], turns.get(index, 0))
+            found.setdefault(key, []).append(index)
+        in_turn = sorted(found.items(), key=lambda item: item[0].turn)
+        return [(self._bucket(key, members), members) for key, members in in_turn]
 
     def _bucket(self, key: BucketKey, members: list[int]) -> Bucket:
         slots = [self.slots[index] for index in members]
@@ -203,11 +233,16 @@ class StepPlan:
         return bucket
 
 
-def _key(slot: Slot, gradient: Tensor) -> BucketKey:
-    p = slot.parameter
-    problem = _problem(slot, gradient)
+def _check(slot: Slot, gradient: Tensor | None) -> None:
+    """Refuse a parameter that cannot be updated with this gradient."""
+    problem = "" if gradient is None else _problem(slot, gradient)
     if problem:
         raise ConfigError(f"cannot update {slot.name}: {problem}")
+
+
+def _key(slot: Slot, gradient: Tensor | None, turn: int) -> BucketKey:
+    assert gradient is not None
+    p = slot.parameter
     has_blocks = slot.layout.quantized and not slot.layout.options.tensor_wise
     return BucketKey(
         p.device,
@@ -218,6 +253,7 @@ def _key(slot: Slot, gradient: Tensor) -> BucketKey:
         slot.layout.grid.block_size if has_blocks else UNIT,
         slot.layout.options,
         slot.layout.device_step,
+        turn,
     )
 
 
@@ -244,6 +280,9 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
     if not p.shape == gradient.shape == layout.shape:
         return (
             f"its shape is {tuple(p.shape)}, its gradient's {tuple(gradient.shape)}, its state was "
-            f"made for {layout.shape}; build a new optimizer for a model of another shape"
+            f"made for {layout.shape}; after a resize along the first dimension call "
+            "optimizer.replace_parameter(old, new), which carries its state over (old and new are "
+            "the same where its data was replaced), else build a new optimizer"
         )
-    return parameter_problem(p) or ""
+    problem = memory_problem(gradient)
+    return parameter_problem(p) or memory_problem(p) or (problem and f"its gradient {problem}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 
 @dataclass(frozen=True)

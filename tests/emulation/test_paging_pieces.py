@@ -13,7 +13,7 @@ from optfactory.backends.cuda.paging import PinnedStates, cut
 from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK, ChunkRange
 from optfactory.memory import placement
 from optfactory.state.layout import absmax_key
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 from tests.emulation.harness import Shape, values
 from tests.emulation.paging import Pages
 

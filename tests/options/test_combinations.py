@@ -29,7 +29,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "amsgrad_clip_skip_stochastic": {
         "amsgrad": True, "percentile_clipping": 5, "skip_zeros": True,
-        "param_rounding": "stochastic", "lr": 0.01,
+        "param_rounding": "stochastic", "seed": 0, "lr": 0.01,
     },
     "compat_clip_whole": {
         "compat": "bitsandbytes", "optim_bits": 8, "block_wise": False, "percentile_clipping": 5,

@@ -23,7 +23,7 @@ OPTIONS = [
     ("paged_lamb8bit", {}),
     ("adam8bit", {"block_wise": False}),
     ("lamb", {"percentile_clipping": 5}),
-    ("adamw8bit", {"param_rounding": "stochastic"}),
+    ("adamw8bit", {"param_rounding": "stochastic", "seed": 0}),
 ]
 
 

@@ -199,7 +199,7 @@ def test_states_have_flat_keys_and_stated_dtypes_and_shapes(name: str, amsgrad: 
     entries = optimizer.state_dict()["state"]
     assert list(entries) == list(range(6))
     for index, p in enumerate(held(optimizer)):
-        expected: dict[str, tuple[torch.dtype, Any]] = {"step": (torch.float32, ())}
+        expected: dict[str, tuple[torch.dtype, Any]] = {"step": (torch.float64, ())}
         for state in states:
             if name.endswith("8bit") and index in scales:
                 expected[f"{state}_q8"] = (torch.uint8, p.shape)

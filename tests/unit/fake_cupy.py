@@ -170,12 +170,12 @@ def module(name: str, **content: Any) -> Any:
     return made
 
 
-def as_tensor(exposed: Any, device: torch.device) -> torch.Tensor:
+def as_tensor(exposed: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """As torch's: a view of the exposed memory that keeps the exposing object alive."""
     facts = exposed.__cuda_array_interface__
     (nbytes,), (address, read_only) = facts["shape"], facts["data"]
     assert (facts["typestr"], facts["version"], read_only) == ("|u1", 3, False)
-    assert device.type == "cuda"
+    assert (device.type, dtype) == ("cuda", torch.uint8)
     memory = (ctypes.c_uint8 * nbytes).from_address(address)
     memory.owner = exposed
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -23,7 +23,7 @@ ALLOWED = {
     "memory": {"errors"},
     "state": {"config", "errors", "memory", "rules"},
     "groups": {"config", "errors"},
-    "step": {"config", "errors", "groups", "rules", "state"},
+    "step": {"config", "errors", "groups", "memory", "rules", "state"},
     "backends": {"build", "errors", "memory", "rules", "state", "step"},
     "checkpoints": {"config", "errors", "registry", "rules", "state", "step"},
     "group_config": {"backends", "config", "errors", "groups"},

@@ -30,15 +30,16 @@ class CpuBackend:
         fresh = [
             bucket
             for bucket in buckets
-            if bucket.tables is None or not bucket.tables.is_current(bucket)
+            if bucket.tables is None or not bucket.tables.states.are_those_of(bucket)
         ]
-        if not fresh:
-            return
-        # Compilers are processes of their own: missing kernels build side by side.
-        with ThreadPoolExecutor() as pool:
-            libraries = list(pool.map(_library, [_variant(bucket.key) for bucket in fresh]))
-        for bucket, library in zip(fresh, libraries, strict=True):
-            bucket.tables = Tables(bucket, library)
+        if fresh:
+            # Compilers are processes of their own: missing kernels build side by side.
+            with ThreadPoolExecutor() as pool:
+                libraries = list(pool.map(_library, [_variant(bucket.key) for bucket in fresh]))
+            for bucket, library in zip(fresh, libraries, strict=True):
+                bucket.tables = Tables(bucket, library)
+        for bucket in buckets:
+            bucket.tables.check_steps(bucket)
 
     def update(self, bucket: Bucket) -> None:
         bucket.tables.run(bucket)

@@ -6,16 +6,17 @@ import ctypes
 import os
 from functools import cache
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optfactory.backends.base import HeldStates, steps_problem
 from optfactory.rules.options import KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.step.plan import Bucket, Slot
+from optfactory.step.plan import Bucket
+from optfactory.step.slots import Slot
 
 # Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
 _CHUNK_NUMEL = 65_536
@@ -67,8 +68,7 @@ class Tables:
 
     def __init__(self, bucket: Bucket, library: ctypes.CDLL) -> None:
         self.library = library
-        # Held, because the tables point into them; compared, because users may replace them.
-        self.state_tensors = bucket.state_tensors()
+        self.states = HeldStates(bucket)
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
         self.tensors = torch.tensor(
@@ -83,7 +83,7 @@ class Tables:
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
-        self.step_values = (ctypes.c_float * count)()
+        self.step_values = (ctypes.c_double * count)()
         self.scalar_rows = torch.empty(0, **_FLOATS)
         self.scalar_indices: list[int] = []
         self.pointers: tuple[list[int], list[int]] = ([], [])
@@ -93,10 +93,15 @@ class Tables:
         self._check_layout(len(bucket.key.rule.all_scalars))
         self._fill_bucket(bucket)
 
-    def is_current(self, bucket: Bucket) -> bool:
-        """Whether the states are still the tensors that the tables point to."""
-        now = bucket.state_tensors()
-        return len(now) == len(self.state_tensors) and all(map(is_, now, self.state_tensors))
+    def check_steps(self, bucket: Bucket) -> None:
+        """Refuse step counters that are no counts.
+
+        Raises:
+            StateError: names their parameters.
+        """
+        count = ctypes.c_int64(len(self.steps))
+        if not self.library.optfactory_read_steps(self.steps, self.step_values, count):
+            raise steps_problem(bucket, list(self.step_values))
 
     def _check_layout(self, scalars: int) -> None:
         """Both sides of the call must agree on the tables; a mismatch would corrupt memory."""
@@ -163,17 +168,13 @@ class Tables:
         self.library.optfactory_update(self.bucket)
 
     def _refresh_pointers(self, bucket: Bucket) -> None:
-        parameters = bucket.parameters
-        pointers = (
-            list(map(Tensor.data_ptr, parameters)),
-            list(map(Tensor.data_ptr, bucket.gradients)),
-        )
+        pointers = (bucket.parameter_addresses, bucket.gradient_addresses)
         if pointers != self.pointers:
             self.tensors[:, _P] = torch.tensor(pointers[0], **_WORDS)
             self.tensors[:, _G] = torch.tensor(pointers[1], **_WORDS)
             self.pointers = pointers
         if bucket.strides is None or bucket.strides is not self.strides:
-            self._refresh_views(parameters, bucket.gradients)
+            self._refresh_views(bucket.parameters, bucket.gradients)
             self.strides = bucket.strides
 
     def _refresh_views(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
@@ -220,7 +221,6 @@ def _native_shape(slot: Slot) -> tuple[int, int]:
 
 
 def _tensor_row(slot: Slot) -> list[int]:
-    slot.layout.check(slot.name, slot.state, slot.parameter.device)
     row = [0] * _STATES
     row[_ROWS], row[_COLS] = _native_shape(slot)
     row[_NUMBER] = slot.number

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from operator import is_
 
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import WARM_UP
+from optfactory.backends.base import LAST_STEP, WARM_UP, HeldStates, steps_problem
 from optfactory.backends.cuda.driver import CudaDriver, CudaModule
 from optfactory.backends.cuda.paging import conveyors
 from optfactory.backends.cuda.tables import (
@@ -54,7 +53,8 @@ class CudaBackend:
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
-            if bucket.tables is not None and bucket.tables.is_current(bucket):
+            if bucket.tables is not None and bucket.tables.states.are_those_of(bucket):
+                bucket.tables.check_steps(bucket)
                 continue
             device = bucket.key.device
             if self._driver.capturing(device):
@@ -63,6 +63,7 @@ class CudaBackend:
                 kernels = self._module(_variant(bucket.key), device)
                 writer = self._module(None, device)
                 bucket.tables = _Tables(bucket, self._driver, kernels, writer)
+            bucket.tables.check_steps(bucket)
 
     def update(self, bucket: Bucket) -> None:
         with self._driver.on(bucket.key.device):
@@ -99,10 +100,7 @@ class _Tables:
     ) -> None:
         device = bucket.key.device
         self.driver, self.kernels, self.writer = driver, kernels, writer
-        # Held, because the tables point into them; compared, because users may replace them.
-        self.state_tensors = bucket.state_tensors()
-        for slot in bucket.slots:
-            slot.layout.check(slot.name, slot.state, slot.parameter.device)
+        self.states = HeldStates(bucket)
         ranges = _chunk_ranges(bucket)
         paged = [
             item
@@ -121,15 +119,20 @@ class _Tables:
         self.device_steps = _device_steps(bucket)
         # torch's operations on thousands of single numbers would take longer than the update.
         self.host_steps = (
-            [ctypes.c_float.from_address(slot.state["step"].data_ptr()) for slot in bucket.slots]
+            [ctypes.c_double.from_address(slot.state["step"].data_ptr()) for slot in bucket.slots]
             if self.device_steps is None
             else []
         )
 
-    def is_current(self, bucket: Bucket) -> bool:
-        """Whether the states are still the tensors that the tables point to."""
-        now = bucket.state_tensors()
-        return len(now) == len(self.state_tensors) and all(map(is_, now, self.state_tensors))
+    def check_steps(self, bucket: Bucket) -> None:
+        """Refuse step counters on the host that are no counts.
+
+        Raises:
+            StateError: names their parameters.
+        """
+        steps = [counter.value for counter in self.host_steps]
+        if not all(0 <= step < LAST_STEP for step in steps):
+            raise steps_problem(bucket, steps)
 
     def run(self, bucket: Bucket) -> None:
         """Advance the steps, then run the passes."""
@@ -165,12 +168,12 @@ class _Tables:
     def _advance(self, bucket: Bucket) -> Tensor:
         """Advance the steps on the device; float64."""
         assert self.device_steps is not None
-        values = torch.empty(len(bucket.slots), dtype=torch.float32, device=bucket.key.device)
+        values = torch.empty(len(bucket.slots), dtype=torch.float64, device=bucket.key.device)
         found_inf = 0 if bucket.found_inf is None else bucket.found_inf.data_ptr()
         arguments = (self.device_steps.data_ptr(), values.data_ptr(), len(values), found_inf)
         blocks = -(-len(values) // CUDA_THREADS)
         self.writer.launch("optfactory_advance", blocks, [word(value) for value in arguments])
-        return values.double()
+        return values
 
     def _pass(self, kernel: str, bucket: Bucket, live: LiveTable, writes: bool) -> None:
         """One launch for all state that is in device memory, and one for each piece of the rest."""

@@ -19,7 +19,7 @@ from optfactory.backends.cuda.tables import ChunkRange, state_pointers
 from optfactory.memory import placement
 from optfactory.memory.managed import prefetch
 from optfactory.state.layout import codes_key
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 # Large enough that copies run at full speed, small beside a model.
 PIECE_BYTES = 2**25

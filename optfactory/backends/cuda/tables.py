@@ -21,7 +21,8 @@ from optfactory.backends.cuda.driver import CudaModule
 from optfactory.rules.codegen import CUDA_THREADS
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import map_for
-from optfactory.step.plan import Bucket, Slot
+from optfactory.step.plan import Bucket
+from optfactory.step.slots import Slot
 
 # Elements of one thread, and of a block where no scales are shared; as in kernels/cuda/codec.cuh.
 _VECTOR = {True: 8, False: 4}
@@ -134,8 +135,8 @@ class LiveTable:
     def refresh(self, bucket: Bucket) -> None:
         """Note where this step's parameters and gradients are."""
         parameters = bucket.parameters
-        self._write_column(P, list(map(Tensor.data_ptr, parameters)))
-        self._write_column(G, list(map(Tensor.data_ptr, bucket.gradients)))
+        self._write_column(P, bucket.parameter_addresses)
+        self._write_column(G, bucket.gradient_addresses)
         if bucket.strides is not None and bucket.strides is self._strides:
             return
         self._strides = bucket.strides

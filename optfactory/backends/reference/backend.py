@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from optfactory.backends.base import LAST_STEP, steps_problem
 from optfactory.backends.reference.options import clip_factor, stays, store, stored_value
 from optfactory.backends.reference.program import torch_trust_ratio, torch_update
 from optfactory.rules.language import StateSpec, UpdateRule
 from optfactory.state.codec import dequantize, quantize
 from optfactory.state.layout import absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.step.plan import Bucket, Slot
+from optfactory.step.plan import Bucket
+from optfactory.step.slots import Slot
 
 Scalars = Mapping[str, float]
 
@@ -31,6 +33,11 @@ class ReferenceBackend:
     def prepare(self, buckets: Sequence[Bucket]) -> None:
         for bucket in buckets:
             torch_update(bucket.key.rule)
+            for slot in bucket.slots:
+                slot.layout.check(slot.name, slot.state, slot.parameter.device)
+            steps = [slot.state["step"].item() for slot in bucket.slots]
+            if not all(0 <= step < LAST_STEP for step in steps):
+                raise steps_problem(bucket, steps)
 
     def update(self, bucket: Bucket) -> None:
         if bucket.must_skip():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 _UINT32 = 0xFFFFFFFF
 
@@ -30,7 +30,8 @@ def clip_factor(slot: Slot, gradient: Tensor, scalars: Mapping[str, float]) -> T
 
 def _step_number(scalars: Mapping[str, float]) -> int:
     """The step; counts that no run reaches, which a state may hold all the same, are 0."""
-    return int(scalars["step"]) if 0 <= scalars["step"] < 2**30 else 0
+    step = scalars["step"] + scalars["step_high"] * 2**24
+    return int(step) if 0 <= step < 2**30 else 0
 
 
 def stays(gradient: Tensor, options: KernelOptions) -> Tensor | None:

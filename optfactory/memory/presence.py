@@ -1,0 +1,56 @@
+"""Tensors that a kernel cannot reach, and tensors that lie on the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def memory_problem(tensor: Tensor) -> str:
+    """Why a tensor has no memory of its own to read and write; empty if it has."""
+    if is_traceable_wrapper_subclass(tensor):
+        return f"is a {type(tensor).__name__}, which has no memory of its own"
+    if tensor.numel() == 0:
+        return ""
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # fake tensors, tensors of functorch
+        address = 0
+    if address == 0:
+        return f"has no data (it is on {tensor.device}, or its storage was freed)"
+    nbytes = tensor.storage_offset() * tensor.itemsize + extent(tensor)
+    if tensor.untyped_storage().nbytes() < nbytes:
+        return "is larger than its storage, which was made smaller"
+    return ""
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from a tensor's first to its last element."""
+    if tensor.numel() == 0:
+        return 0
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in pairs)) * tensor.itemsize
+
+
+def turns_on_shared_memory(tensors: Sequence[Tensor], addresses: Sequence[int]) -> dict[int, int]:
+    """Which tensors must not be written at once, because they lie on the same memory.
+
+    Returns:
+        For the number of a tensor that overlaps others, its turn: 1, 2, ... in the given order
+        behind the first one, which is not listed.
+    """
+    turns: dict[int, int] = {}
+    cluster: list[int] = []
+    end = 0
+    for index in sorted(range(len(tensors)), key=addresses.__getitem__):
+        if cluster and addresses[index] >= end:
+            turns |= {member: turn for turn, member in enumerate(sorted(cluster)) if turn}
+            cluster = []
+        size = extent(tensors[index])
+        if size:
+            end = max(end, addresses[index] + size) if cluster else addresses[index] + size
+            cluster.append(index)
+    turns |= {member: turn for turn, member in enumerate(sorted(cluster)) if turn}
+    return turns

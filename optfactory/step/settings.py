@@ -1,0 +1,148 @@
+"""Hyperparameters that users and schedules change between steps, checked before they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.validation import config_error, validate
+from optfactory.rules.options import NOISE_KEY, SEEDS, noise_after_reset
+
+
+@dataclass
+class Settings:
+    """What the param groups said when they were last checked; what they say is read at each step.
+
+    Attributes:
+        config: the optimizer's.
+        known: each group with its hyperparameters but the learning rate.
+    """
+
+    config: OptimizerConfig
+    known: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.family = family_class(type(self.config))
+        self._fields = tuple(key for key in self.family.model_fields if key not in ("name", "lr"))
+
+    def check(
+        self,
+        groups: Sequence[dict[str, Any]],
+        refuse: Callable[[Mapping[int, Mapping[str, Any]]], None],
+    ) -> bool:
+        """Check what changed since the last call; values become plain ones, as a config's.
+
+        Args:
+            refuse: raises if something else cannot follow; gets what groups said before, by id.
+
+        Returns:
+            Whether others than learning rates changed, or the groups did.
+
+        Raises:
+            ConfigError: a value is missing or refused; the next call checks again.
+        """
+        title = f"optimizer '{self.config.name}'"
+        problems = [
+            f"param_groups[{index}].lr: {problem}"
+            for index, group in enumerate(groups)
+            if (problem := _rate_problem(group))
+        ]
+        if problems:
+            raise config_error(title, problems)
+        if len(groups) == len(self.known) and all(map(self._is_as_known, groups, self.known)):
+            return False
+        checked = [self._checked(group, index) for index, group in enumerate(groups)]
+        plain = [{key: values[key] for key in self._fields} for values in checked]
+        for group, values in zip(groups, plain, strict=True):
+            group.update(values)
+        before = {id(group): values for group, values in self.known}
+        refuse(before)
+        self.known = list(zip(groups, plain, strict=True))
+        _follow_seeds(groups, before)
+        return True
+
+    def _is_as_known(
+        self, group: Mapping[str, Any], known: tuple[Mapping[str, Any], Mapping[str, Any]]
+    ) -> bool:
+        now = {key: group.get(key, _MISSING) for key in self._fields}
+        try:
+            return group is known[0] and bool(now == known[1])
+        except (RuntimeError, ValueError):  # arrays and tensors of several elements
+            return False
+
+    def _checked(self, group: Mapping[str, Any], index: int) -> dict[str, Any]:
+        missing = [key for key in ("lr", *self._fields) if key not in group]
+        if missing:
+            problems = [f"param_groups[{index}].{key}: is missing; set it" for key in missing]
+            raise config_error(f"optimizer '{self.config.name}'", problems)
+        values = {key: group[key] for key in self._fields}
+        values |= {"name": self.config.name, "lr": 0.0}  # the learning rate is checked at each step
+        title = f"optimizer '{self.config.name}'"
+        return validate(self.family, values, f"param_groups[{index}]", title).model_dump()
+
+
+class _Missing:
+    """Equal to nothing, so that a key that vanished is noticed."""
+
+
+_MISSING = _Missing()
+
+
+def _rate_problem(group: dict[str, Any]) -> str:
+    """Why a learning rate cannot be used; empty if it can. Text that is a number becomes one."""
+    lr = group.get("lr", _MISSING)
+    if type(lr) is float and 0 <= lr < math.inf:
+        return ""
+    expected = "expected a number from 0 on, or a tensor of one,"
+    if lr is _MISSING:
+        return "is missing; set it"
+    if isinstance(lr, Tensor):
+        if lr.ndim or lr.is_complex() or lr.dtype == torch.bool or lr.is_meta:
+            return f"{expected} got a {lr.dtype} tensor of shape {tuple(lr.shape)} on {lr.device}"
+        # Where a graph may be captured, nobody may wait for the value.
+        number = 0.0 if group.get("capturable") and lr.device.type != "cpu" else float(lr)
+    elif isinstance(lr, bool):
+        return f"{expected} got {lr!r}"
+    else:
+        try:
+            number = group["lr"] = float(lr)
+        except (TypeError, ValueError):
+            return f"{expected} got {lr!r}"
+    return "" if 0 <= number < math.inf else f"{expected} got {number}"
+
+
+def _follow_seeds(
+    groups: Sequence[dict[str, Any]], before: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Give groups that round at random their stream of random numbers.
+
+    It is the group's seed, or one drawn from torch's generator for all groups without.
+    """
+    drawn = None
+    for group in groups:
+        if group["param_rounding"] != "stochastic":
+            continue
+        old, seed = before.get(id(group)), group["seed"]
+        if seed is not None and (NOISE_KEY not in group or (old and old["seed"] != seed)):
+            group[NOISE_KEY] = seed
+        elif NOISE_KEY not in group:
+            drawn = drawn_seed() if drawn is None else drawn
+            group[NOISE_KEY] = drawn
+
+
+def drawn_seed() -> int:
+    """A seed from torch's generator, which `torch.manual_seed` sets."""
+    return int(torch.randint(0, SEEDS, (), dtype=torch.int64, device="cpu"))
+
+
+def renew_noise(groups: Sequence[dict[str, Any]]) -> None:
+    """Go to the next stream where state was thrown away, because its steps count anew."""
+    for group in groups:
+        if NOISE_KEY in group:
+            group[NOISE_KEY] = noise_after_reset(group[NOISE_KEY])
