@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Bits, BlockSize, Count, Number
+from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import SEEDS
 
@@ -89,6 +90,11 @@ class OptimizerConfig(BaseModel):
         default="none",
         description="bitsandbytes: scales, codes, order of decay as its CUDA kernels have them",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_as_plain_python(cls, value: object) -> object:
+        return plain(value)
 
     @field_validator("*")
     @classmethod

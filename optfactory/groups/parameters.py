@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from optfactory.config.plain import plain
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
 from optfactory.groups.origins import Origins, without_wrappers
@@ -72,7 +73,7 @@ def read_group(group: object, index: int, origins: Origins | None = None) -> dic
     elif isinstance(params, Tensor):
         params = [params]
     entries = _ordered(params, f"{place}.params")
-    result = {key: value for key, value in group.items() if key != "params"}
+    result = {plain(key): plain(value) for key, value in group.items() if key != "params"}
     if any(isinstance(entry, tuple) for entry in entries):
         pairs = [_pair(entry, place) for entry in entries]
         entries = [tensor for _, tensor in pairs]
