@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, overload
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from optfactory import backends
 from optfactory.backends.capture import refuse_capture
-from optfactory.checkpoints import convert, layouts, reading
+from optfactory.checkpoints import layouts, reading, swap, writing
 from optfactory.checkpoints.carry import carry_over
 from optfactory.checkpoints.own import FORMAT_VERSION
 from optfactory.config.group_rules import RULES_FIELD
@@ -273,11 +274,29 @@ class Optimizer2State(Optimizer):
 
     # ---- checkpoints -------------------------------------------------------------------------
 
+    @_disable_dynamo
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.Optimizer.state_dict; waits for state that is on its way to the host."""
-        self._synchronize()
-        return super().state_dict()
+        """As torch.optim.Optimizer.state_dict; waits for state that is on its way to the host.
 
+        States are the live tensors, those of paged state other tensors of the same memory.
+        Hyperparameters are copies in plain Python, so that a schedule does not change what was
+        saved. What wrappers keep in `optimizer.state` is there as well; empty entries are not.
+
+        Raises:
+            StateError: there is state of a tensor that is in no param group.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        self._synchronize()
+        state_dict = writing.pack(self.param_groups, self.state, self._current_plan().slots)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of `state_dict()`, bit for bit as if never interrupted.
@@ -285,11 +304,17 @@ class Optimizer2State(Optimizer):
         State of another width or block size, and state dicts of torch.optim.Adam and AdamW and of
         bitsandbytes, are converted. Hyperparameters that a schedule may have changed (lr, betas,
         eps, weight_decay, ...) come from the checkpoint; width, block size and placement
-        (optim_bits, block_size, is_paged) from this optimizer's config.
+        (optim_bits, block_size, is_paged) from this optimizer's config. What wrappers kept beside
+        the states is copied too.
+
+        Parameters are matched by their place. Names that are new here say that a model was renamed;
+        a name that is known here at another place is refused, for states would be mixed up.
+
+        All is made aside and then taken over at once, so that meanwhile there is twice the state.
 
         Raises:
             StateError: the checkpoint is of another family, is damaged or does not match the
-                parameters; the optimizer is unchanged.
+                parameters; the optimizer is unchanged, as after any other error or Ctrl-C.
         """
         # torch's loader casts state to the parameter's dtype, which would destroy 8-bit codes, so
         # this one stands on its own and runs torch's hooks itself.
@@ -299,17 +324,10 @@ class Optimizer2State(Optimizer):
         saved_groups, saved_state = reading.parts(state_dict)
         layout = layouts.recognize(saved_groups, saved_state)
         groups = reading.read_groups(saved_groups, self.param_groups, self.config, layout)
-        plan = self._current_plan()
-        states = reading.read_states(saved_state, saved_groups, plan.slots, layout)
-        fresh = {slot: reading.target_state(slot) for slot in states}
+        slots = self._current_plan().slots
+        state = swap.new_state(*reading.read_states(saved_state, saved_groups, slots, layout))
         self._synchronize()
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update(saved)
-        self.state.clear()
-        for slot, record in states.items():
-            slot.state = self.state[slot.parameter] = fresh[slot]
-            convert.write(slot.layout, record, slot.state)
-        self._plan = None
+        swap.take_over(self.__dict__, state, groups, slots)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -335,16 +353,22 @@ class Optimizer2State(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._synchronize()
-        return {**super().__getstate__(), "config": self.config, "_plan": None}
+        state = writing.shareable(self.state, self._current_plan().slots)
+        own = {"config": self.config, "_plan": None, "state": defaultdict(dict, state)}
+        return {**super().__getstate__(), **own}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Copies and unpickled tensors are ordinary memory; paged state goes back to its file.
         for slot in self._current_plan().slots:
-            if slot.state and slot.layout.where != placement.RESIDENT:
-                entries, slot.state = slot.state, slot.allocate()
-                reading.copy_states(slot, entries)
-                self.state[slot.parameter] = slot.state
+            moved = slot.layout.tensors.keys() & slot.state.keys()
+            if moved and slot.layout.where != placement.RESIDENT:
+                fresh = slot.allocate()
+                for key in moved:
+                    fresh[key].copy_(slot.state[key])
+                self.state[slot.parameter] = slot.state = {**slot.state, **fresh}
 
 
 def _run(buckets: list[Bucket]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from optfactory.checkpoints.foreign import copied
 from optfactory.rules.language import StateSpec
 from optfactory.state.layout import TensorSpec
 from optfactory.state.quantmap import QuantizationMap, map_for
@@ -115,6 +116,17 @@ class Fields:
         else:
             return torch.tensor(float(value), dtype=torch.float64, device="cpu")
         return None
+
+    def foreign(self, known: Container[object], device: torch.device) -> dict[Any, Any]:
+        """A copy of the fields that are no known state, with their tensors on a device."""
+        found = {}
+        for key in [key for key in self._unread if key not in known]:
+            value = self._unread.pop(key)
+            try:
+                found[key] = copied(value, device)
+            except Exception as error:  # whatever the copy of a stranger's object raises
+                self.note(str(key), f"cannot be copied to {device} ({error})")
+        return found
 
     def ignore(self, *keys: str) -> None:
         """Leave out fields that nothing is lost without."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from optfactory.checkpoints.bitsandbytes import NESTED, BitsandbytesLayout
+from optfactory.checkpoints.foreign import States, copied
 from optfactory.checkpoints.own import OwnLayout, live_record
 from optfactory.checkpoints.records import MARKS, PLACEMENT, STORAGE, Export, Layout
 from optfactory.checkpoints.torch import TorchLayout
@@ -27,7 +27,9 @@ def recognize(groups: Groups, state: Mapping[Any, Any]) -> Layout:
         StateError: it is of no library whose state can be read here.
     """
     settings = {key for group in groups for key in group}
-    fields = {key for entries in state.values() if isinstance(entries, Mapping) for key in entries}
+    every = {key for entries in state.values() if isinstance(entries, Mapping) for key in entries}
+    known = States()
+    fields = {key for key in every if key in known}
     if settings & {"format_version", "optimizer"}:
         return OwnLayout()
     if fields & {NESTED, "state1"} or (not fields and "t_alpha" in settings):
@@ -37,7 +39,7 @@ def recognize(groups: Groups, state: Mapping[Any, Any]) -> Layout:
     raise StateError(
         "format_version: missing; the checkpoint was not written by optfactory, nor is it of "
         "torch.optim.Adam or AdamW or of an optimizer of bitsandbytes with two states; "
-        f"its states have the keys {sorted(map(str, fields))}"
+        f"its states have the keys {sorted(map(str, every))}"
     )
 
 
@@ -71,12 +73,15 @@ def export(
     number = {id(slot.parameter): index for index, (slot, _) in enumerate(states)}
     entries = {}
     for index, (slot, state) in enumerate(states):
-        if state:
-            slot.layout.check(slot.name, state, slot.parameter.device)
-            entries[index] = layout.write_entries(slot.layout, live_record(slot.layout, state))
+        own = {key: state[key] for key in slot.layout.tensors if key in state}
+        if own:
+            slot.layout.check(slot.name, own, slot.parameter.device)
+            record = live_record(slot.layout, own)
+            foreign = {key: copied(value) for key, value in state.items() if key not in own}
+            entries[index] = {**layout.write_entries(slot.layout, record), **foreign}
     written = [
         {
-            **copy.deepcopy({**_labels(group, config), **layout.write_group(group)}),
+            **copied({**_labels(group, config), **layout.write_group(group)}),
             "params": [number[id(p)] for p in group["params"]],
         }
         for group in groups

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optfactory.checkpoints.fields import Fields
+from optfactory.checkpoints.foreign import States, copied
 from optfactory.checkpoints.layouts import Groups
+from optfactory.checkpoints.names import name_problems
 from optfactory.checkpoints.records import (
     AROUND,
     MARKS,
@@ -73,10 +74,11 @@ def read_groups(
         )
     problems = []
     read = []
+    moved = name_problems(saved, groups)
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
         record = layout.read_group(old)
         found = record.problems or _group_problems(record, group)
-        found = found or _moved_parameters(old, group, groups)
+        found = found or moved[index]
         try:
             read.append(_values(record, group, config) if not found else {})
         except ConfigError as error:
@@ -91,10 +93,6 @@ def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
     missing = [key for key in _ALWAYS_SAVED if key in group and key not in old]
     if missing:
         return [f"{key}: missing in the checkpoint" for key in missing]
-    names, ours = old.get("param_names"), group.get("param_names", [])
-    theirs = list(map(str, names)) if isinstance(names, list) else ours
-    if theirs != ours and sorted(theirs) == sorted(ours):
-        return ["param_names: the checkpoint has the same parameters in another order"]
     amsgrad = group.get("amsgrad")
     if old.get("amsgrad", amsgrad) is not amsgrad:
         return [
@@ -103,23 +101,6 @@ def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
             "build the optimizer with the checkpoint's amsgrad (and 32-bit state if it is true)"
         ]
     return []
-
-
-def _moved_parameters(
-    saved: Mapping[str, Any], group: Mapping[str, Any], groups: list[dict[str, Any]]
-) -> list[str]:
-    """What to say of parameters that are in another group here: their state would be mixed up."""
-    theirs, ours = saved.get("param_names"), group.get("param_names", [])
-    if not isinstance(theirs, list):
-        return []
-    everywhere = {name for other in groups for name in other.get("param_names", ())}
-    moved = [str(name) for name in theirs if name in everywhere and name not in ours]
-    if not moved:
-        return []
-    return [
-        f"param_names: the checkpoint has {', '.join(moved[:_LISTED_PROBLEMS])} here, and this "
-        "optimizer in another group; build it with the groups or rules that the checkpoint had"
-    ]
 
 
 def _values(
@@ -132,7 +113,7 @@ def _values(
     """
     model = family_class(type(config))
     fields = [key for key in model.model_fields if key in group and key != "name"]
-    taken = {key: copy.deepcopy(value) for key, value in record.values.items() if key not in _OWN}
+    taken = {key: copied(value) for key, value in record.values.items() if key not in _OWN}
     values = {key: taken.get(key, group[key]) for key in fields}
     checked = validate(model, {**values, "name": config.name}, "", "the checkpoint").model_dump()
     if record.family not in ("", config.family):
@@ -170,40 +151,69 @@ def _family_problem(
     )
 
 
+@dataclass(frozen=True)
+class Entries:
+    """What a checkpoint has of one parameter.
+
+    Attributes:
+        record: its state; None before its first step.
+        foreign: a copy of what others keep there, on the parameter's device.
+    """
+
+    record: Record | None
+    foreign: dict[Any, Any]
+
+
 def read_states(
     saved: Mapping[Any, Any], saved_groups: Groups, slots: list[Slot], layout: Layout
-) -> dict[Slot, Record]:
-    """The checked state of every parameter that the checkpoint has state of.
+) -> tuple[dict[Slot, Entries], dict[Any, Any]]:
+    """The checked entries of every parameter that has some, and a copy of what is of no parameter.
 
     Raises:
         StateError: fields are missing or have wrong dtypes, shapes or values; lists them.
     """
     owners = [(item, group) for group in saved_groups for item in group["params"]]
-    identifiers = [item for item, _ in owners]
+    loose = _of_no_parameter(saved, [item for item, _ in owners])
+    known = States(state.name for slot in slots[:1] for state in slot.layout.rule.states)
+    found: dict[Slot, Entries] = {}
+    problems: list[str] = []
+    for (identifier, group), slot in zip(owners, slots, strict=True):
+        entries = saved.get(identifier, {})
+        if not isinstance(entries, Mapping):
+            problems.append(f"{slot.name}: expected a mapping, got {type(entries).__name__}")
+            continue
+        if not entries:  # optimizer.state is a defaultdict: a look at it makes an empty entry
+            continue
+        fields = Fields(slot.name, entries)
+        foreign = fields.foreign(known, slot.parameter.device)
+        has_state = any(key in known for key in entries)
+        record = layout.read_entries(fields, slot.layout, group) if has_state else None
+        fields.expect_no_more()
+        problems += fields.problems
+        found[slot] = Entries(record, foreign)
+    _raise(problems)
+    return found, loose
+
+
+def _of_no_parameter(saved: Mapping[Any, Any], identifiers: list[Any]) -> dict[Any, Any]:
+    """What wrappers keep under names of their own beside the numbers of the parameters.
+
+    Raises:
+        StateError: parameters are listed in another way, or twice, or there is state of others.
+    """
     if not all(isinstance(item, (int, str)) for item in identifiers):
         raise StateError("the checkpoint's param groups must list parameters by number or name")
     if len(set(identifiers)) < len(identifiers):
         raise StateError("the checkpoint's param groups list a parameter twice")
-    strangers = [key for key in saved if key not in identifiers]
+    numbered = not any(isinstance(item, str) for item in identifiers)
+    others = {key: saved[key] for key in saved.keys() - set(identifiers)}
+    strangers = [key for key in others if not (numbered and isinstance(key, str))]
     if strangers:
         raise StateError(f"the checkpoint has state of unknown parameters {strangers[:10]}")
-    found: dict[Slot, Record] = {}
-    problems: list[str] = []
-    for (identifier, group), slot in zip(owners, slots, strict=True):
-        if identifier not in saved:
-            continue
-        entries = saved[identifier]
-        if not isinstance(entries, Mapping):
-            problems.append(f"{slot.name}: expected a mapping, got {type(entries).__name__}")
-            continue
-        fields = Fields(slot.name, entries)
-        record = layout.read_entries(fields, slot.layout, group)
-        fields.expect_no_more()
-        problems += fields.problems
-        if record is not None:
-            found[slot] = record
-    _raise(problems)
-    return found
+    try:
+        return {key: copied(value) for key, value in others.items()}
+    except Exception as error:  # whatever the copy of a stranger's object raises
+        raise StateError(f"cannot copy the checkpoint's state {list(others)}: {error}") from error
 
 
 def _raise(problems: list[str]) -> None:
@@ -216,22 +226,3 @@ def _raise(problems: list[str]) -> None:
         f"the checkpoint does not fit this optimizer, {len(problems)} problem(s); "
         f"nothing was loaded:{listed}"
     )
-
-
-def target_state(slot: Slot) -> dict[str, Tensor]:
-    """Where to copy a parameter's state to: its live state, or a new one where that does not fit.
-
-    Users replace parameters and state; a copy that failed halfway would leave a mixture.
-    """
-    try:
-        slot.layout.check(slot.name, slot.state, slot.parameter.device)
-    except StateError:
-        return slot.allocate()
-    return slot.state
-
-
-def copy_states(slot: Slot, entries: Mapping[str, Tensor]) -> None:
-    """Copy checked tensors into a parameter's live state, which stays where it is."""
-    with torch.no_grad():
-        for key, value in entries.items():
-            slot.state[key].copy_(value)

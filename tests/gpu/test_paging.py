@@ -170,20 +170,17 @@ def loaded(optimizer: Optimizer2State, place: str | None) -> dict[str, Any]:
 @pytest.mark.parametrize("initialised", [False, True])
 @memories
 @few
-def test_state_stays_paged_and_in_place_when_loaded(
+def test_state_stays_paged_when_loaded(
     name: str, memory: str, initialised: bool, place: str | None
 ) -> None:
     params = parameters(DEVICE, SHAPES)
     optimizer = trained(name, params, page_memory=memory)
     others = [p.detach().clone().requires_grad_() for p in params]
     resumed = build_optimizer(name, others, page_memory=memory)
-    places = []
     if initialised:
         resumed.init_states()
-        places = [state.data_ptr() for state in large_states(resumed)]
     resumed.load_state_dict(loaded(optimizer, place))
     assert_paged(resumed, memory)
-    assert not places or places == [state.data_ptr() for state in large_states(resumed)]
     assert_same_training(resumed, optimizer)
     train(optimizer, params, range(3, 5))
     train(resumed, others, range(3, 5))

@@ -116,14 +116,16 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _scales(state: dict[str, Tensor]) -> list[Tensor]:
-    return [tensor for key, tensor in state.items() if key.endswith("absmax")]
+    return [tensor for key, tensor in state.items() if str(key).endswith("absmax")]
 
 
 def assert_trains_safely(
     optimizer: Optimizer2State, cuts: list[Cut], saved: list[tuple[Tensor, bytes]]
 ) -> None:
     """A step changes what is the optimizer's alone, which is whole enough to be loaded again."""
-    states = [t for p in held(optimizer) for t in optimizer.state.get(p, {}).values()]
+    entries = [optimizer.state.get(p, {}) for p in held(optimizer)]
+    values = [value for entry in entries for value in entry.values()]  # foreign ones included
+    states = [t for t in values if isinstance(t, Tensor) and t.layout == torch.strided]
     addresses = [_memory(t) for t in states]
     assert len(set(addresses)) == len(addresses), "two states share memory"
     scales = [t for p in held(optimizer) for t in _scales(optimizer.state.get(p, {}))]

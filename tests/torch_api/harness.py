@@ -78,7 +78,7 @@ def snapshot(optimizer: Optimizer) -> dict[str, Any]:
     return {
         "params": [(id(p), p.data_ptr(), bits(p)) for p in params],
         "states": [
-            {key: (t.data_ptr(), t.dtype, bits(t)) for key, t in optimizer.state[p].items()}
+            {key: _facts(value) for key, value in optimizer.state[p].items()}
             for p in params
             if p in optimizer.state
         ],
@@ -87,6 +87,13 @@ def snapshot(optimizer: Optimizer) -> dict[str, Any]:
             for group in optimizer.param_groups
         ],
     }
+
+
+def _facts(value: Any) -> Any:
+    """What tells a value of `optimizer.state` from another; wrappers keep more than tensors."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
+        return repr(value)
+    return value.data_ptr(), value.dtype, bits(value)
 
 
 def assert_same_training(one: Optimizer, other: Optimizer) -> None:

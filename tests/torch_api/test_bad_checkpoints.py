@@ -118,7 +118,10 @@ EDITS: dict[str, tuple[Callable[[StateDict], Any], list[str]]] = {
     "a missing state": (drop("state", 0, "exp_avg_q8"), ["weight0", "exp_avg_q8"]),
     "a missing step": (drop("state", 4, "step"), ["weight4", "step"]),
     "an extra state": (edit("state", 0, "qmap", to=torch.ones(256)), ["weight0", "qmap"]),
-    "no states of a parameter": (edit("state", 0, to={}), ["weight0", "exp_avg_q8"]),
+    "no states of a parameter but its step": (
+        edit("state", 0, to=lambda entries: {"step": entries["step"]}),
+        ["weight0", "exp_avg_q8"],
+    ),
     "a list as states": (edit("state", 0, to=[]), ["weight0", "list"]),
     "states of a stranger": (edit("state", 77, to={}), ["77"]),
     "no states": (drop("state"), ["state"]),

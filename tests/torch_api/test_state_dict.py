@@ -162,21 +162,15 @@ def test_a_name_of_the_same_family_and_width_goes_on(
 
 @pytest.mark.parametrize("initialised", [False, True])
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("paged_")])
-def test_loaded_state_stays_paged_and_in_place(name: str, initialised: bool) -> None:
+def test_loaded_state_is_paged(name: str, initialised: bool) -> None:
     optimizer = trained(name)
     resumed = build_optimizer(name, clones(held(optimizer)))
     if initialised:
         resumed.init_states()
-    places = {
-        (index, key): tensor.data_ptr()
-        for index, p in enumerate(held(resumed))
-        for key, tensor in resumed.state[p].items()
-    }
     resumed.load_state_dict(through_file(optimizer.state_dict()))
     mapped = 0
     for index, p in enumerate(held(resumed)):
         for key, tensor in resumed.state[p].items():
-            assert places.get((index, key), tensor.data_ptr()) == tensor.data_ptr()
             if tensor.numel() >= 1000 and not key.endswith("_absmax"):
                 assert is_file_mapped(tensor), (index, key)
                 mapped += 1

@@ -25,7 +25,9 @@ ALLOWED = {
     "groups": {"config", "errors"},
     "step": {"config", "errors", "groups", "memory", "rules", "state"},
     "backends": {"build", "errors", "memory", "rules", "state", "step"},
-    "checkpoints": {"config", "errors", "registry", "rules", "state", "step"},
+    "checkpoints": {
+        *("config", "errors", "groups", "memory", "registry", "rules", "state", "step"),
+    },
     "group_config": {"backends", "config", "errors", "groups"},
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "groups"),

@@ -1,0 +1,79 @@
+"""Writing a state_dict: as torch's, but nothing in it changes while training's schedules go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from optfactory.checkpoints.foreign import copied
+from optfactory.errors import StateError
+from optfactory.memory import placement
+from optfactory.step.plan import Slot
+
+States = Mapping[Any, Mapping[Any, Any]]
+
+
+def pack(groups: list[dict[str, Any]], state: States, slots: list[Slot]) -> dict[str, Any]:
+    """The state dict of these groups: live states, and settings copied into plain Python.
+
+    Raises:
+        StateError: there is state of a tensor that is in no group.
+    """
+    numbers = {id(slot.parameter): slot.number for slot in slots}
+    packed = {}
+    for owner, entries in shareable(state, slots).items():
+        if isinstance(owner, Tensor) and id(owner) not in numbers:
+            raise StateError(
+                f"optimizer.state has {', '.join(map(str, entries))} of a tensor of shape "
+                f"{tuple(owner.shape)} that is in no param group, so that a checkpoint cannot name "
+                "it; put the tensor back into a group, or delete optimizer.state[tensor]"
+            )
+        packed[numbers[id(owner)] if isinstance(owner, Tensor) else owner] = entries
+    settings = [
+        {
+            **{key: _setting(value) for key, value in group.items() if key != "params"},
+            "params": [numbers[id(p)] for p in group["params"]],
+        }
+        for group in groups
+    ]
+    return {"state": packed, "param_groups": settings}
+
+
+def _setting(value: Any) -> Any:
+    return copied(value, other=lambda unknown: unknown)
+
+
+def shareable(state: States, slots: list[Slot]) -> dict[Any, Any]:
+    """The entries of a state that are not empty, with tensors that other processes can be sent.
+
+    A tensor that is sent moves into shared memory first. Torch cannot do that with a mapped file,
+    whose descriptor is closed; it takes another tensor of the same memory for ordinary memory, and
+    copies it.
+    """
+    result = {owner: entries for owner, entries in state.items() if not _is_empty(entries)}
+    for slot in slots:
+        if slot.parameter in result:
+            result[slot.parameter] = {
+                key: _alias(value) if _is_mapped(slot, key, value) else value
+                for key, value in result[slot.parameter].items()
+            }
+    return result
+
+
+def _is_empty(entries: object) -> bool:
+    return isinstance(entries, Mapping) and not entries
+
+
+def _is_mapped(slot: Slot, key: Any, value: object) -> bool:
+    spec = slot.layout.tensors.get(key)
+    is_mapped = spec is not None and spec.where == placement.FILE_MAPPED
+    return is_mapped and type(value) is Tensor and value.device.type == "cpu"
+
+
+def _alias(value: Tensor) -> Tensor:
+    """Another tensor of the same memory, which it keeps alive."""
+    alias: Tensor = from_dlpack(value.detach())
+    return alias
