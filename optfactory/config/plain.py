@@ -14,7 +14,7 @@ _EXACT = (type(None), bool, int, float, complex, str, bytes)
 
 
 def plain(value: Any) -> Any:
-    """A number, a text or a choice as Python's own type, also inside of lists, tuples and dicts.
+    """Numbers, texts, choices and arrays as Python's own types, also in lists, tuples and dicts.
 
     Lists, tuples and dicts are made anew; what is none of these, such as a tensor, stays as it is.
 
@@ -22,26 +22,33 @@ def plain(value: Any) -> Any:
     >>> plain([Enum("Schedule", {"COSINE": "cosine"}).COSINE, (1, 2.0)])
     ['cosine', (1, 2.0)]
     """
-    if type(value) in _EXACT:
-        return value
     if isinstance(value, (list, tuple)):
         return (list if isinstance(value, list) else tuple)(map(plain, value))
     if type(value) is dict:
         return {plain(key): plain(item) for key, item in value.items()}
-    return _plain_scalar(value)
+    scalar = plain_scalar(value)
+    if scalar is value and _is_numpys(value) and hasattr(value, "tolist"):
+        found = value.tolist()
+        return value if _is_numpys(found) else plain(found)
+    if scalar is value and isinstance(value, enum.Enum):
+        return plain(value.value)
+    return scalar
 
 
-def _plain_scalar(value: Any) -> Any:
-    """What only looks like Python's own types; others' numbers first say what they stand for."""
+def plain_scalar(value: Any) -> Any:
+    """A number or a text as Python's own type; anything else as it is."""
+    if type(value) in _EXACT:
+        return value
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, numbers.Integral):
         return int.__int__(value) if isinstance(value, int) else int(value)
     if isinstance(value, numbers.Real):
         return float.__float__(value) if isinstance(value, float) else float(value)
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        found = value.tolist()  # arrays, np.bool_, complex numbers
-        return found if type(found).__module__ == "numpy" else plain(found)
+    if _is_numpys(value) and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
     return value
+
+
+def _is_numpys(value: object) -> bool:
+    return type(value).__module__ == "numpy"

@@ -222,7 +222,13 @@ class Stranger:
 
 def test_a_file_that_holds_code_is_refused(damaged: Path) -> None:
     torch.save({"a": Stranger()}, damaged)
-    with pytest.raises(StateError, match="Weights only"):
+    with pytest.raises(StateError, match=r"holds .*Stranger, .*the file need not be damaged"):
+        load_checkpoint(damaged)
+
+
+def test_an_old_file_that_holds_code_is_refused(damaged: Path) -> None:
+    torch.save({"a": Stranger()}, damaged, _use_new_zipfile_serialization=False)
+    with pytest.raises(StateError, match=r"holds .*Stranger, .*the file need not be damaged"):
         load_checkpoint(damaged)
 
 
