@@ -15,7 +15,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, overridden, validate
 from optfactory.errors import ConfigError
 from optfactory.groups.grouping import Grouping
-from optfactory.groups.parameters import ANNOTATIONS
+from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece
 
 
 def group_config(
@@ -42,6 +42,7 @@ def group_config(
     problem = _placement_problem(checked, {planned} if planned else devices)
     problem = problem or _backend_problem(checked, devices if planned is None else set())
     problem = problem or _rounding_problem(checked, group["params"])
+    problem = problem or _pieces_problem(checked, group["params"])
     if problem:
         raise config_error(title, [f"{place}.{problem}"])
     return checked
@@ -115,3 +116,27 @@ def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in trained):
         return ""
     return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
+
+
+def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
+    """Why a group cannot be updated in the pieces of FSDP1; empty if it can, or is not in pieces.
+
+    Every rank would take a norm or a decision of its own; state that is not float32 element by
+    element fails in FSDP's optim_state_dict.
+    """
+    if not any(map(is_flat_piece, params)):
+        return ""
+    if config.optim_bits == 8:
+        problem = "optim_bits: 8-bit state cannot be gathered from"
+    elif config.rule(config.model_dump()).trust_ratio is not None:
+        problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
+    elif config.percentile_clipping < 100:
+        problem = "percentile_clipping: needs the norms of whole tensors, not of"
+    elif config.nonfinite == "skip_step":
+        problem = "nonfinite: 'skip_step' must be decided for whole tensors, not for"
+    else:
+        return ""
+    return (
+        f"{problem} the flat pieces that FullyShardedDataParallel (FSDP1) makes; use 32-bit Adam "
+        "or AdamW without it, shard with fully_shard (FSDP2), or train without sharding"
+    )

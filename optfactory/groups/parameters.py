@@ -185,5 +185,10 @@ def parameter_problem(tensor: object) -> str | None:
     return None
 
 
+def is_flat_piece(tensor: Tensor) -> bool:
+    """Whether FullyShardedDataParallel (FSDP1) has a tensor in pieces of flattened memory."""
+    return bool(getattr(tensor, "_fsdp_flattened", False))
+
+
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}"
