@@ -13,7 +13,7 @@ from torch import Tensor
 from optfactory.checkpoints import convert
 from optfactory.checkpoints.reading import Entries
 from optfactory.errors import StateError
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 State = defaultdict[Any, dict[Any, Any]]
 

@@ -11,7 +11,7 @@ from torch.utils.dlpack import from_dlpack
 from optfactory.checkpoints.foreign import copied
 from optfactory.errors import StateError
 from optfactory.memory import placement
-from optfactory.step.plan import Slot
+from optfactory.step.slots import Slot
 
 States = Mapping[Any, Mapping[Any, Any]]
 
