@@ -7,8 +7,8 @@ text reads. `register` makes six names of it.
 
 from optfactory.config.fields import Beta, Betas, Number
 from optfactory.config.schema import OptimizerConfig
+from optfactory.families import register
 from optfactory.optimizers.moments import MomentsConfig, bias_corrections
-from optfactory.registry import register
 from optfactory.rules.language import StateSpec, UpdateRule
 
 __all__ = [

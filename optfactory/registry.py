@@ -1,27 +1,22 @@
 """The registry: which optimizer names exist, and the schema of each.
 
-Families are found by themselves: every module in `optfactory.optimizers` that defines an
-`OptimizerConfig` subclass with a `family` of its own yields six names. Other packages add theirs
-with `register`, or name their class in an entry point of the group `optfactory.optimizers`.
+Each family of `optfactory.families` yields six names, each with a schema of its own.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pkgutil
 import re
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 from pydantic import Field, create_model
 
-from optfactory import optimizers
+from optfactory import plugins
 from optfactory.config.group_rules import RULES_FIELD, GroupRules
 from optfactory.config.names import (
     OptimizerName,
@@ -31,10 +26,8 @@ from optfactory.config.names import (
     unknown_name,
 )
 from optfactory.config.schema import OptimizerConfig
-from optfactory.errors import ConfigError
-from optfactory.rules.language import read_trust_ratio_text, read_update_text
-
-ENTRY_POINTS = "optfactory.optimizers"
+from optfactory.errors import ConfigError, UnknownOptimizerError
+from optfactory.families import families
 
 _log = logging.getLogger("optfactory")
 
@@ -68,112 +61,25 @@ class OptimizerInfo:
     config_class: type[OptimizerConfig]
 
 
-Family = TypeVar("Family", bound=type[OptimizerConfig])
-
-_registered: dict[str, type[OptimizerConfig]] = {}
-
-
-def register(config_class: Family) -> Family:
-    """Add a family of optimizers: six names with 8-bit and paged state. Usable as a decorator.
-
-    Its rule text is read at once, so that mistakes in it show here. A class of the same module and
-    name replaces the one that was registered before, as when a notebook's cell runs again.
-
-    >>> from optfactory.optimizers.adam import AdamConfig
-    >>> class CalmAdam(AdamConfig):
-    ...     "Adam with a smaller learning rate."
-    ...     family = "calm_adam"
-    ...     lr: float = 1e-4
-    >>> _ = register(CalmAdam)
-    >>> list_optimizers("calm_adam*")
-    ['calm_adam', 'calm_adam32bit', 'calm_adam8bit']
-
-    Args:
-        config_class: a subclass of `OptimizerConfig` with `family`, `rule` and `scalars`.
-
-    Raises:
-        ConfigError: the family's name is taken or unusable, or the rule text has a mistake.
-    """
-    family = config_class.__dict__.get("family", "")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", family) or re.search(r"^paged|bit$", family):
-        raise ConfigError(
-            f"{config_class.__qualname__}.family is {family!r}; it must be a name in lower case "
-            "that does not begin with 'paged' or end in 'bit'"
-        )
-    # Not those of entry points: their modules come here while they are loaded.
-    other = (_built_in() | _registered).get(family)
-    if other is not None and _place(other) != _place(config_class):
-        raise ConfigError(f"the family '{family}' exists, in {other.__module__}; choose another")
-    _check_rule(config_class)
-    _registered[family] = config_class
-    _families.cache_clear()
-    _table.cache_clear()
-    return config_class
-
-
-def _place(config_class: type) -> tuple[str, str]:
-    return config_class.__module__, config_class.__qualname__
-
-
-def _check_rule(config_class: type[OptimizerConfig]) -> None:
-    """Read the texts that the defaults select, and see that every scalar has a value."""
-    group = config_class(name=config_class.family).model_dump()
-    rule = config_class.rule(group)
-    read_update_text(rule)
-    if rule.trust_ratio is not None:
-        read_trust_ratio_text(rule)
-    expected = {"decay", "step_size", *rule.scalars}
-    given = set(config_class.scalars(group, 1))
-    if given != expected:
-        raise ConfigError(
-            f"{config_class.__qualname__}.scalars returns {sorted(given)}; "
-            f"the rule '{rule.name}' needs {sorted(expected)}"
-        )
-
-
-@cache
-def _families() -> dict[str, type[OptimizerConfig]]:
-    found = _built_in() | _registered
-    for entry in entry_points(group=ENTRY_POINTS):
-        config_class = entry.load()
-        other = found.setdefault(config_class.family, config_class)
-        if _place(other) != _place(config_class):
-            raise ConfigError(
-                f"the entry point '{entry.value}' adds the family '{config_class.family}', which "
-                f"{other.__module__} has; uninstall one of the two"
-            )
-    return found
-
-
-@cache
-def _built_in() -> dict[str, type[OptimizerConfig]]:
-    found: dict[str, type[OptimizerConfig]] = {}
-    for module_info in pkgutil.iter_modules(optimizers.__path__):
-        module = importlib.import_module(f"{optimizers.__name__}.{module_info.name}")
-        for item in vars(module).values():
-            if (
-                isinstance(item, type)
-                and issubclass(item, OptimizerConfig)
-                and item.__module__ == module.__name__
-                and "family" in vars(item)
-            ):
-                found[item.family] = item
-    return found
-
-
-@cache
 def _table() -> dict[str, OptimizerInfo]:
-    names = [name for family in _families() for name in names_of_family(family)]
+    return {name: info for item in families().values() for name, info in _rows(item).items()}
+
+
+# By family, so that a class stays the one that pickled configs name when another family comes.
+@cache
+def _rows(family: type[OptimizerConfig]) -> dict[str, OptimizerInfo]:
+    """The six names of a family."""
+    names = names_of_family(family.family)
     aliases = alias_table(str(name) for name in names)
-    table = {}
-    for name in names:
-        spellings = tuple(key for key, target in aliases.items() if target == str(name))
-        table[str(name)] = _info(name, spellings)
-    return table
+    return {
+        str(name): _info(name, family, tuple(k for k, v in aliases.items() if v == str(name)))
+        for name in names
+    }
 
 
-def _info(name: OptimizerName, aliases: tuple[str, ...]) -> OptimizerInfo:
-    family = _families()[name.family]
+def _info(
+    name: OptimizerName, family: type[OptimizerConfig], aliases: tuple[str, ...]
+) -> OptimizerInfo:
     config_class = _config_class(name, family)
     defaults = {
         key: field.get_default()
@@ -215,9 +121,11 @@ def _config_class(name: OptimizerName, family: type[OptimizerConfig]) -> type[Op
 
 def __getattr__(name: str) -> type[OptimizerConfig]:
     # Another process that unpickles a config asks for its class before anything built the table.
-    for info in _table().values():
-        if info.config_class.__name__ == name:
-            return info.config_class
+    # The import system asks for `__path__` while modules load, when nothing may be built.
+    if re.fullmatch(r"[A-Z]\w*Config", name):
+        for info in _table().values():
+            if info.config_class.__name__ == name:
+                return info.config_class
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
@@ -231,9 +139,10 @@ def canonical_name(text: str) -> str:
     if text in table:
         return text
     key = normalize(text)
-    name = alias_table(table).get(key)
+    name = next((name for name, info in table.items() if key in info.aliases), None)
     if name is None:
-        raise unknown_name(text, table)
+        left_out = [f" Left out: {plugin}." for plugin in plugins.loaded() if plugin.problem]
+        raise UnknownOptimizerError("".join([str(unknown_name(text, table)), *left_out]))
     if key.startswith("bnb"):
         _log.info("optimizer '%s' is named '%s' here", text, name)
     return name

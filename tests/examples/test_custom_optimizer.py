@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import build_optimizer, list_optimizers, registry
+from optfactory import build_optimizer, families, list_optimizers
 from tests.conftest import on_cpus
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_optimizer.py"
 
 
 @pytest.fixture(autouse=True)
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The example's names, registered for one test."""
-    monkeypatch.setattr(registry, "_registered", {})
-    yield runpy.run_path(str(EXAMPLE), run_name="example")
-    monkeypatch.undo()
-    registry._families.cache_clear()
-    registry._table.cache_clear()
+    monkeypatch.setattr(families, "_registered", {})
+    return runpy.run_path(str(EXAMPLE), run_name="example")
 
 
 def adabelief(p: Tensor, gradients: list[Tensor], lr: float, decay: float) -> Tensor:

@@ -16,7 +16,9 @@ ALLOWED = {
     "rules": {"errors"},
     "config": {"errors", "rules"},
     "optimizers": {"config", "rules"},
-    "registry": {"config", "errors", "optimizers", "rules"},
+    "plugins": {"config"},
+    "families": {"config", "errors", "optimizers", "plugins", "rules"},
+    "registry": {"config", "errors", "families", "plugins"},
     "catalog": {"config", "errors", "registry", "rules"},
     "build": {"config", "errors", "optimizers", "registry", "rules"},
     # engine
@@ -35,7 +37,7 @@ ALLOWED = {
     },
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},
-    "extend": {"config", "optimizers", "registry", "rules"},
+    "extend": {"config", "families", "optimizers", "rules"},
     "optim": {"errors", "factory", "groups", "optimizer"},
     "planning": {
         *("config", "errors", "factory", "group_config", "groups"),
@@ -56,7 +58,8 @@ ALLOWED = {
     "_hydra_plugin": set(),
 }
 TORCH_FREE = {
-    *("errors", "rules", "config", "optimizers", "registry", "catalog", "build"),
+    *("errors", "rules", "config", "optimizers", "plugins", "families", "registry"),
+    *("catalog", "build"),
     *("cli", "__main__", "__init__", "_hydra_plugin"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import optfactory
-from optfactory import extend, optim, registry
+from optfactory import extend, families, optim
 
 NO_SNIPPET = {"__version__", "Beta", "Betas", "Number"}  # a text, and types of fields
 PUBLIC = [
@@ -44,11 +44,9 @@ def test_every_module_says_what_it_is_for() -> None:
 @pytest.mark.parametrize("name", ["optfactory", *MODULES])
 def test_the_snippets_of_a_module_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(name)
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(families, "_registered", dict(families._registered))
     finder = doctest.DocTestFinder(exclude_empty=True)
     runner = doctest.DocTestRunner(verbose=False)
     for test in finder.find(module, name):
         runner.run(test)
-    registry._families.cache_clear()
-    registry._table.cache_clear()
     assert runner.summarize(verbose=False).failed == 0

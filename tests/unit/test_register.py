@@ -1,14 +1,14 @@
-"""What `register` accepts, what it refuses, and entry points."""
+"""What `register` accepts and what it refuses; tests/unit/test_plugins.py has entry points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint
+import pickle
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytest
 
-from optfactory import get_optimizer_info, list_optimizers, registry, resolve
+from optfactory import families, get_optimizer_info, list_optimizers, resolve
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.extend import OptimizerConfig, StateSpec, UpdateRule, register
 
@@ -18,17 +18,8 @@ TEXT = "exp_avg = fma(beta, exp_avg, g); u = exp_avg;"
 
 
 @pytest.fixture(autouse=True)
-def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_registered", {})
-    forget()
-    yield
-    monkeypatch.undo()
-    forget()
-
-
-def forget() -> None:
-    registry._families.cache_clear()
-    registry._table.cache_clear()
+def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_registered", {})
 
 
 def made(
@@ -62,7 +53,7 @@ def test_names_aliases_and_configs_of_a_registered_family() -> None:
 def test_registering_again_replaces() -> None:
     register(made())
     newer = register(made())
-    assert registry._families()["heavyball"] is newer
+    assert families.families()["heavyball"] is newer
 
 
 @pytest.mark.parametrize("family", ["", "Upper", "with space", "paged_x", "x8bit", "x32bit", "8x"])
@@ -73,8 +64,29 @@ def test_a_family_that_makes_no_names_is_refused(family: str) -> None:
 
 
 def test_a_family_that_exists_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'adam' exists, in optfactory\.optimizers\.adam"):
+    with pytest.raises(ConfigError, match=r"'adam' exists, in optfactory, as 'adam'; choose"):
         register(made("adam"))
+
+
+@pytest.mark.parametrize("family", ["adam_w", "a_dam", "bnb_lamb", "bnbadam", "adamw_bnb"])
+def test_a_family_that_spells_an_existing_name_is_refused(family: str) -> None:
+    # Names are compared without "_", and with "bnb" before them: `AdamW` would have meant both.
+    with pytest.raises(ConfigError, match="exists, in optfactory"):
+        register(made(family))
+    assert resolve("AdamW").name == "adamw"
+
+
+def test_configs_made_before_another_family_came_are_pickled_still() -> None:
+    config = resolve("adam8bit", lr=0.5)
+    register(made())
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert type(config) is get_optimizer_info("adam8bit").config_class
+
+
+@pytest.mark.parametrize("given", [None, 3, made, dict])
+def test_what_is_no_class_of_ours_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match="subclass of OptimizerConfig, got"):
+        register(given)
 
 
 @pytest.mark.parametrize(
@@ -100,39 +112,3 @@ def test_a_mistake_in_the_text_shows_at_once(text: str, words: str) -> None:
 def test_scalars_that_do_not_match_the_rule_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"scalars returns .* needs \['beta', 'decay'"):
         register(made(values=values))
-
-
-def entries(*classes: type[OptimizerConfig]) -> list[EntryPoint]:
-    """Entry points that load these classes."""
-
-    class Loaded(EntryPoint):
-        def load(self) -> Any:
-            return register(classes[int(self.name)])
-
-    return [Loaded(str(i), f"a_package:{i}", registry.ENTRY_POINTS) for i in range(len(classes))]
-
-
-def test_entry_points_register_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = entries(made())
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
-    assert "paged_heavyball8bit" in list_optimizers()
-
-
-def test_two_packages_with_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = made()
-    other.__module__ = "another"
-    monkeypatch.setattr(registry, "entry_points", lambda group: [_Entry(made()), _Entry(other)])
-    with pytest.raises(ConfigError, match="uninstall one"):
-        list_optimizers()
-
-
-class _Entry:
-    """An entry point whose class does not register itself."""
-
-    value = "a_package:Config"
-
-    def __init__(self, config_class: type[OptimizerConfig]) -> None:
-        self._class = config_class
-
-    def load(self) -> type[OptimizerConfig]:
-        return self._class
