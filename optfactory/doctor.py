@@ -24,6 +24,7 @@ from optfactory.build.compiler import CACHE_VARIABLE, cache_folder, find_compile
 from optfactory.build.processor import INSTRUCTIONS_VARIABLE, forced_set, runnable_sets
 from optfactory.errors import OptFactoryError
 from optfactory.factory import build_optimizer
+from optfactory.families import installed
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 _LEAST_TORCH = (2, 6)
@@ -62,6 +63,7 @@ def checks() -> list[Finding]:
     for look in (
         _versions,
         _variables,
+        _plugins,
         _processor,
         _instructions,
         _compiler,
@@ -104,6 +106,19 @@ def _variables() -> Iterator[Finding]:
     for name in _VARIABLES:
         if name in os.environ:
             yield Finding(name, NOTE, f"is set to {os.environ[name]!r}")
+
+
+def _plugins() -> Iterator[Finding]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is found here too
+        found = installed()
+    for plugin in found:
+        if plugin.problem:
+            what, _, remedy = plugin.problem.rpartition("; ")
+            yield Finding(plugin.package, BROKEN, f"entry point '{plugin.entry}': {what}", remedy)
+        if plugin.classes:
+            names = ", ".join(item.family for item in plugin.classes)
+            yield Finding(plugin.package, OK, f"adds the optimizers {names}")
 
 
 def _processor() -> Iterator[Finding]:

@@ -62,17 +62,22 @@ def register(config_class: Family) -> Family:
 
 def families() -> dict[str, type[OptimizerConfig]]:
     """The class of each family; the first call loads those of other packages."""
-    found = plugins.load(_check, _owner)
+    found = installed()
     refused = [item for plugin in found for item in plugin.refused]
     mine = {k: v for k, v in _registered.items() if not any(_same(v, item) for item in refused)}
     theirs = {item.family: item for plugin in found for item in plugin.classes}
     return theirs | mine | _built_in()
 
 
-def _owner(config_class: type[OptimizerConfig], installed: Iterable[Plugin]) -> str:
+def installed() -> tuple[Plugin, ...]:
+    """What other packages add; the first call loads it, and warns of what is left out."""
+    return plugins.load(_check, _owner)
+
+
+def _owner(config_class: type[OptimizerConfig], beside: Iterable[Plugin]) -> str:
     """What has a family that could be confused with a class's; empty if nothing has."""
     owners = [("optfactory", item) for item in _built_in().values()]
-    owners += [(f"the package '{p.package}'", item) for p in installed for item in p.classes]
+    owners += [(f"the package '{p.package}'", item) for p in beside for item in p.classes]
     owners += [(f"the module '{item.__module__}'", item) for item in _registered.values()]
     spellings = _spellings(config_class.family)
     for owner, other in owners:

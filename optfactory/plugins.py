@@ -128,7 +128,7 @@ def _load(entry: EntryPoint, check: Callable[[object], None]) -> Plugin | None:
     except (Exception, SystemExit) as error:
         if "partially initialized module" in str(error) and _anything_is_being_imported():
             return None
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
         plugin = replace(plugin, problem=f"{text}; update or uninstall the package")
     finally:
         _loading.collected = None

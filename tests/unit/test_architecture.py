@@ -43,7 +43,7 @@ ALLOWED = {
         *("config", "errors", "factory", "group_config", "groups"),
         *("memory", "registry", "state", "step"),
     },
-    "doctor": {"__init__", "backends", "build", "errors", "factory", "memory"},
+    "doctor": {"__init__", "backends", "build", "errors", "factory", "families", "memory"},
     "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
     "cli": {
         *("__init__", "bench", "catalog", "config", "doctor", "errors", "factory"),

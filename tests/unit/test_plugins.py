@@ -235,3 +235,17 @@ def test_a_family_registered_by_the_program_is_not_replaced_by_a_package(site: S
     out, err = site.run(f"import mine\n{use}")
     assert "mine.BallConfig" in out
     assert "also in the module 'mine'" in warnings_in(err)[0]
+
+
+def test_the_doctor_shows_packages_that_work_and_those_that_do_not(site: Site) -> None:
+    site.install("bad_pkg", "import nothing_there", "bad_pkg:BadConfig")
+    site.install("ball_pkg", plain("ball"), "ball_pkg:BallConfig")
+    code = "from optfactory.doctor import checks; print(*checks(), sep='\\n')"
+    out, err = site.run(code)
+    assert re.search(r"^ok +ball_pkg 1\.5 +adds the optimizers ball$", out, re.M)
+    broken = (
+        r"^broken +bad_pkg 1\.5 .*'bad_pkg:BadConfig'.*No module named 'nothing_there'\n +-> up"
+    )
+    assert re.search(broken, out, re.M)
+    assert not warnings_in(err)
+    assert re.search(r"^ok +step on cpu", out, re.M)
