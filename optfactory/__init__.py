@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optfactory.checkpoints.files import load_checkpoint, save_checkpoint
     from optfactory.config.ready_rules import list_rules, ready_rules
     from optfactory.config.schema import OptimizerConfig
-    from optfactory.factory import build_optimizer, resolve
+    from optfactory.factory import build_optimizer, optimizer_factory, resolve
     from optfactory.optimizer import Optimizer2State
     from optfactory.planning.memory_plan import plan
     from optfactory.registry import OptimizerInfo, get_optimizer_info, list_optimizers
@@ -35,6 +35,7 @@ __all__ = [
     "list_rules",
     "load_checkpoint",
     "optim",
+    "optimizer_factory",
     "plan",
     "ready_rules",
     "resolve",
@@ -52,6 +53,7 @@ _HOME = {
     "list_optimizers": "registry",
     "list_rules": "config.ready_rules",
     "load_checkpoint": "checkpoints.files",
+    "optimizer_factory": "factory",
     "plan": "planning.memory_plan",
     "ready_rules": "config.ready_rules",
     "resolve": "factory",

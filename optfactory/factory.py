@@ -1,10 +1,12 @@
-"""From a config to an optimizer: `resolve` checks, `build_optimizer` builds."""
+"""From a config to an optimizer: `resolve` checks, `build_optimizer` builds, now or later."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast, overload
 
+from optfactory.config.hydra_keys import INSTANTIATE_KEYS, target_problem
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error, validate
 from optfactory.errors import ConfigError, UnknownOptimizerError
@@ -16,13 +18,10 @@ if TYPE_CHECKING:
     from optfactory.groups.parameters import Params
     from optfactory.optimizer import Optimizer2State
 
-# Keys with which Hydra's `instantiate` addresses a node; they configure Hydra, not the optimizer.
-_INSTANTIATE_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+    Config = str | Mapping[str, Any] | DictConfig | OptimizerConfig | partial[Optimizer2State]
 
 
-def resolve(
-    cfg: str | Mapping[str, Any] | DictConfig | OptimizerConfig, /, **overrides: Any
-) -> OptimizerConfig:
+def resolve(cfg: Config | None = None, **overrides: Any) -> OptimizerConfig:
     """Check a configuration and return it as a frozen model.
 
     >>> config = resolve({"name": "paged_adamw_8bit", "lr": "3e-4"})
@@ -30,16 +29,158 @@ def resolve(
     ('paged_adamw8bit', 0.0003, 8, True)
 
     Args:
-        cfg: an optimizer name or alias, a mapping with the key `name`, a Hydra/OmegaConf node, or
-            a config that was already resolved.
-        overrides: hyperparameters that replace those of `cfg`.
+        cfg: an optimizer name or alias, a mapping with the key `name`, a Hydra/OmegaConf node, a
+            config that was already resolved, or what `optimizer_factory` returned.
+        overrides: hyperparameters that replace those of `cfg`; all of them, with `name`, if there
+            is no `cfg`.
 
     Raises:
         UnknownOptimizerError: no optimizer of that name.
         ConfigError: lists every problem with its dotted path.
     """
+    return _checked(*_values(cfg, overrides))
+
+
+@overload
+def build_optimizer(cfg: Config, params: Params, **overrides: Any) -> Optimizer2State: ...
+@overload
+def build_optimizer(cfg: Params, *, name: str, **overrides: Any) -> Optimizer2State: ...
+@overload
+def build_optimizer(*, params: Params, name: str, **overrides: Any) -> Optimizer2State: ...
+def build_optimizer(cfg: Any = None, params: Any = None, **overrides: Any) -> Optimizer2State:
+    """Build the optimizer that a config names, after checking all of it.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(128, 64)
+    >>> rules = {"no_decay": {"ndim": 1, "weight_decay": 0.0}}
+    >>> optimizer = build_optimizer("adamw8bit", model, lr=3e-4, param_groups=rules)
+    >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+    [('default', 0.01), ('no_decay', 0.0)]
+
+    All of it may be given by keyword, the config as well:
+
+    >>> optimizer = build_optimizer(params=model, name="adamw8bit", lr=3e-4)
+
+    Args:
+        cfg: as for `resolve`; left out where `name` is among the overrides, as when Hydra's
+            partial functions call with the parameters alone.
+        params: a Module (its trainable parameters), tensors, (name, tensor) pairs, or torch
+            param-group dicts, whose own hyperparameters override the config's.
+        overrides: hyperparameters that replace those of `cfg`; `lr` may be a 0-d tensor, which the
+            groups then hold, or where rules make groups, each a copy of its own.
+
+    Raises:
+        ConfigError: the config or the parameters are refused; nothing was allocated.
+    """
+    # torch loads here and not with the module: checking a config must take milliseconds.
+    from torch import Tensor
+
+    from optfactory.optimizer import Optimizer2State
+
+    cfg, params = _told_apart(cfg, params, overrides)
+    if params is None:
+        raise ConfigError(
+            "build_optimizer got no parameters; give them as the second argument or as params=, "
+            "or use optimizer_factory to give them later"
+        )
     values, path = _values(cfg, overrides)
-    values = {key: value for key, value in values.items() if key not in _INSTANTIATE_KEYS}
+    config, lr = _checked(values, path), values.get("lr")
+    # The config holds its value; the groups hold the tensor, which schedules change in place.
+    return Optimizer2State(_plain_params(params), config, lr=lr if isinstance(lr, Tensor) else None)
+
+
+@overload
+def optimizer_factory(
+    cfg: Config | None = None, params: None = None, **overrides: Any
+) -> Callable[..., Optimizer2State]: ...
+@overload
+def optimizer_factory(cfg: Config, params: Params, **overrides: Any) -> Optimizer2State: ...
+@overload
+def optimizer_factory(cfg: Params, *, name: str, **overrides: Any) -> Optimizer2State: ...
+@overload
+def optimizer_factory(*, params: Params, name: str, **overrides: Any) -> Optimizer2State: ...
+def optimizer_factory(
+    cfg: Any = None, params: Any = None, **overrides: Any
+) -> Callable[..., Optimizer2State] | Optimizer2State:
+    """Build an optimizer once its parameters are there: for frameworks that make their own.
+
+    Without parameters it checks the config and returns a function that takes them; with them it
+    builds. It is the target of the shipped YAML files, for `hydra.utils.instantiate`, and what
+    Hugging Face's Trainer takes: `optimizer_cls_and_kwargs=(optimizer_factory, {"name": "adam"})`.
+
+    >>> import torch
+    >>> make = optimizer_factory("adamw8bit", lr=3e-4)
+    >>> make(params=torch.nn.Linear(128, 64)).config.name
+    'adamw8bit'
+
+    Args:
+        cfg: as for `build_optimizer`; without one, the function takes all of it later.
+        params: as for `build_optimizer`.
+        overrides: hyperparameters that replace those of `cfg`.
+
+    Raises:
+        ConfigError: the config or the parameters are refused.
+    """
+    cfg, params = _told_apart(cfg, params, overrides)
+    if params is not None:
+        return build_optimizer(cfg, params, **overrides)
+    later: Callable[..., Optimizer2State] = optimizer_factory
+    if cfg is None:
+        if "name" in overrides:
+            resolve(**overrides)
+        return partial(later, **overrides)
+    resolve(cfg, **overrides)
+    return partial(later, cfg, **overrides)
+
+
+def _told_apart(cfg: Any, params: Any, overrides: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The config and the parameters, where a single argument stands for either.
+
+    Who knows the config as keywords, as Hydra's partial functions do, gives parameters alone.
+    """
+    if params is None and "name" in overrides and not _is_config(cfg):
+        return None, cfg
+    return cfg, params
+
+
+def _is_config(given: object) -> bool:
+    return isinstance(given, (str, Mapping, OptimizerConfig, partial)) or _is_omegaconf(given)
+
+
+def _is_omegaconf(given: object) -> bool:
+    return type(given).__module__.partition(".")[0] == "omegaconf"
+
+
+def _plain(given: Any) -> Any:
+    """What Hydra wrapped on its way here, in containers of Python."""
+    if not _is_omegaconf(given):
+        return given
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(given, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the optimizer's config cannot be resolved: {error}") from error
+
+
+def _plain_params(params: Any) -> Any:
+    """Parameters without Hydra's containers, in which (name, tensor) pairs became lists."""
+    params = _plain(params)
+    if not isinstance(params, list):
+        return params
+    return [tuple(entry) if _is_pair(entry) else entry for entry in params]
+
+
+def _is_pair(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def _checked(values: dict[str, Any], path: str) -> OptimizerConfig:
+    problem = target_problem(values, path)
+    if problem:
+        raise ConfigError(problem)
+    values = {key: value for key, value in values.items() if key not in INSTANTIATE_KEYS}
     if "name" not in values:
         raise ConfigError(
             f"the optimizer config has no key 'name'; got the keys {sorted(values)}; "
@@ -54,50 +195,22 @@ def resolve(
     return validate(get_optimizer_info(name).config_class, values, path, f"optimizer '{name}'")
 
 
-def build_optimizer(
-    cfg: str | Mapping[str, Any] | DictConfig | OptimizerConfig, params: Params, /, **overrides: Any
-) -> Optimizer2State:
-    """Build the optimizer that a config names, after checking all of it.
-
-    >>> import torch
-    >>> model = torch.nn.Linear(128, 64)
-    >>> rules = {"no_decay": {"ndim": 1, "weight_decay": 0.0}}
-    >>> optimizer = build_optimizer("adamw8bit", model, lr=3e-4, param_groups=rules)
-    >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
-    [('default', 0.01), ('no_decay', 0.0)]
-
-    Args:
-        cfg: as for `resolve`.
-        params: a Module (its trainable parameters), tensors, (name, tensor) pairs, or torch
-            param-group dicts, whose own hyperparameters override the config's.
-        overrides: hyperparameters that replace those of `cfg`; `lr` may be a 0-d tensor, which the
-            groups then hold, or where rules make groups, each a copy of its own.
-
-    Raises:
-        ConfigError: the config or the parameters are refused; nothing was allocated.
-    """
-    # torch loads here and not with the module: checking a config must take milliseconds.
-    from torch import Tensor
-
-    from optfactory.optimizer import Optimizer2State
-
-    config = resolve(cfg, **overrides)
-    lr = overrides.get("lr", cfg.get("lr") if isinstance(cfg, Mapping) else None)
-    # The config holds its value; the groups hold the tensor, which schedules change in place.
-    return Optimizer2State(params, config, lr=lr if isinstance(lr, Tensor) else None)
-
-
-def _values(cfg: object, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _values(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """A config's plain values, overrides included, and where it stands in the user's config."""
+    overrides = {key: _plain(value) for key, value in given.items()}
+    if cfg is None:
+        return overrides, "optimizer"
     if isinstance(cfg, str):
         return {"name": cfg, **overrides}, "optimizer"
     if isinstance(cfg, OptimizerConfig):
         # Without the defaults: another name may be chosen, and has defaults of its own.
         return {**cfg.model_dump(exclude_unset=True), "name": cfg.name, **overrides}, "optimizer"
-    if type(cfg).__module__.partition(".")[0] == "omegaconf":
+    if isinstance(cfg, partial) and cfg.func in (build_optimizer, optimizer_factory):
+        return _values(cfg.args[0] if cfg.args else None, {**cfg.keywords, **overrides})
+    if _is_omegaconf(cfg):
         return _omegaconf_values(cfg, overrides)
     if isinstance(cfg, Mapping):
-        return {**cfg, **overrides}, "optimizer"
+        return {**{key: _plain(value) for key, value in cfg.items()}, **overrides}, "optimizer"
     raise ConfigError(
         "an optimizer config is a name, a mapping, an OmegaConf node or a resolved config, "
         f"got {type(cfg).__name__}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from optfactory.config.hydra_keys import SHIPPED_TARGET, TARGET
 from optfactory.config.ready_rules import list_rules, rules_folder
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import UnknownOptimizerError
@@ -37,15 +38,28 @@ def shipped_text(name: str) -> tuple[str, str]:
     except UnknownOptimizerError as error:
         rules = ", ".join(list_rules())
         raise UnknownOptimizerError(f"{error} Rules for param groups are {rules}.") from None
-    return info.name, f"# {info.description}\n{render(info.config_class(name=info.name))}"
+    return info.name, f"# {info.description}\n{_node(info.config_class(name=info.name))}"
 
 
 def render(config: OptimizerConfig) -> str:
     """A config as YAML, one commented line per key in the order of the schema's fields."""
-    entries = [
+    return _lines(_entries(config))
+
+
+def _node(config: OptimizerConfig) -> str:
+    """A config as the YAML of a node that `build_optimizer` and Hydra's `instantiate` build."""
+    target = (f"{TARGET}: {SHIPPED_TARGET}", "for hydra.utils.instantiate")
+    return _lines([target, *_entries(config)])
+
+
+def _entries(config: OptimizerConfig) -> list[tuple[str, str]]:
+    return [
         (f"{key}: {_scalar(value)}", type(config).model_fields[key].description or "")
         for key, value in config.model_dump(mode="json").items()
     ]
+
+
+def _lines(entries: list[tuple[str, str]]) -> str:
     width = max(len(entry) for entry, _ in entries)
     return "".join(f"{entry:<{width}}  # {comment}\n" for entry, comment in entries)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.hydra_keys import INSTANTIATE_KEYS, TARGET, TARGETS
 from optfactory.registry import get_optimizer_info, list_optimizers
 
 # Constraints that stand behind a validator of ours keep pydantic's names.
@@ -13,6 +14,14 @@ _STANDARD = {
     "gt": "exclusiveMinimum",
     "le": "maximum",
     "lt": "exclusiveMaximum",
+}
+# Which a node may have for Hydra's `instantiate`; they are no hyperparameters.
+_HYDRA_KEYS: dict[str, Any] = {
+    TARGET: {"enum": sorted(TARGETS), "description": "what hydra.utils.instantiate calls"},
+    **{
+        key: {"description": "for hydra.utils.instantiate"}
+        for key in sorted(INSTANTIATE_KEYS - {TARGET})
+    },
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -61,6 +70,7 @@ def _of(name: str) -> dict[str, Any]:
     for key, value in config_class.locked.items():
         description = schema["properties"][key]["description"]
         schema["properties"][key] = {"const": value, "description": description}
+    schema["properties"] |= _HYDRA_KEYS
     schema["required"] = ["name"]
     return schema
 

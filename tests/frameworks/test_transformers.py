@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from optfactory import build_optimizer, optim
+from optfactory import build_optimizer, optim, optimizer_factory, ready_rules
 from optfactory.errors import ConfigError
 from tests.frameworks.harness import (
     CLASSES,
@@ -118,6 +118,27 @@ def test_a_class_and_its_arguments_train_and_resume(name: str, tmp_path: Path) -
     assert type(resumed.optimizer.optimizer) is CLASSES[name]
     assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.1, 0.0]
     assert {group["betas"] for group in resumed.optimizer.param_groups} == {(0.9, 0.95)}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_factory_trains_and_resumes(early: bool, tmp_path: Path) -> None:
+    # What is no class is called without arguments first, then with the model.
+    config = {"name": "paged_adamw8bit", "lr": 0.01, "param_groups": ready_rules("no_decay_1d")}
+    given = (optimizer_factory(**config), {}) if early else (optimizer_factory, config)
+    whole, resumed = (
+        trainer(tmp_path, language_model(), optimizer_cls_and_kwargs=given) for _ in range(2)
+    )
+    assert_resumes(whole, resumed, tmp_path)
+    assert_kept_as_named(resumed.optimizer, "paged_adamw8bit")
+    groups = [(group["name"], group["weight_decay"]) for group in resumed.optimizer.param_groups]
+    assert groups == [("default", 0.01), ("no_decay", 0.0)]
+
+
+def test_build_optimizer_given_to_the_trainer_names_the_factory(tmp_path: Path) -> None:
+    given = (build_optimizer, {"name": "adamw8bit"})
+    run = trainer(tmp_path, language_model(), optimizer_cls_and_kwargs=given)
+    with pytest.raises(ConfigError, match="or use optimizer_factory"):
+        run.train()
 
 
 def test_a_bfloat16_model_resumes_bit_for_bit(tmp_path: Path) -> None:

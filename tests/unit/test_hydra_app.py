@@ -76,6 +76,39 @@ def test_an_appended_unknown_key_gets_past_hydra_but_not_past_the_schema(app, en
     assert "optimizer.lrr: unknown key; did you mean 'lr'?" in run.stderr
 
 
+TEMPLATE = """
+import hydra
+import torch
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(cfg):
+    model = torch.nn.Linear(96, 64)
+    optimizer = hydra.utils.instantiate(cfg.model.optimizer)(params=model.parameters())
+    model(torch.ones(2, 96)).sum().backward()
+    optimizer.step()
+    print("RAN", type(optimizer).__name__, optimizer.param_groups[0]["lr"])
+
+
+main()
+"""
+
+
+def test_an_app_with_options_of_its_own_can_use_ours_in_the_same_way(tmp_path, environment):
+    # As lightning-hydra-template has it: its options are partial functions of torch's classes.
+    app = write_app(tmp_path / "app", "defaults: [{optimizer@model.optimizer: mine}, _self_]\n")
+    (app / "app.py").write_text(TEMPLATE)
+    (app / "conf" / "optimizer").mkdir()
+    (app / "conf" / "optimizer" / "mine.yaml").write_text(
+        "{_target_: torch.optim.SGD, _partial_: true, lr: 0.5}\n"
+    )
+    sweep = ("-m", "optimizer@model.optimizer=glob(*)", "hydra.job.chdir=false")
+    run = run_app(app, *sweep, "model.optimizer.lr=0.25", **environment)
+    assert run.returncode == 0, run.stderr
+    ran = [line for line in run.stdout.splitlines() if line.startswith("RAN")]
+    assert sorted(ran) == ["RAN Optimizer2State 0.25"] * 18 + ["RAN SGD 0.25"]
+
+
 @pytest.mark.parametrize("value", ["1", "true"])
 def test_the_plugin_can_be_turned_off(app, environment, value):
     run = run_app(app, OPTFACTORY_NO_HYDRA_PLUGIN=value, **environment)

@@ -80,6 +80,8 @@ def test_only_words_of_the_standard_occur_and_references_stay_inside(name: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schema_describes_every_key_and_gives_its_default(name: str) -> None:
     properties = json_schema.one_name(name)["properties"]
+    hydras = [properties.pop(key) for key in list(properties) if key.startswith("_")]
+    assert all("hydra" in schema["description"] for schema in hydras)
     fields = get_optimizer_info(name).config_class.model_fields
     defaults = resolve(name).model_dump(mode="json")
     assert properties.keys() == fields.keys()
