@@ -15,18 +15,20 @@ from collections.abc import Callable, Sequence
 
 from optfactory.catalog.overrides import UsageError
 from optfactory.cli import parser
+from optfactory.cli.output import patient_stdout
 from optfactory.errors import OptFactoryError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; argparse itself exits with 2 on wrong usage."""
-    arguments = parser.parse(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    try:
-        return command(arguments)
-    except OptFactoryError as error:
-        _report(error, arguments.json)
-        return 2 if isinstance(error, UsageError) else 1
+    with patient_stdout():
+        arguments = parser.parse(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
+        try:
+            return command(arguments)
+        except OptFactoryError as error:
+            _report(error, arguments.json)
+            return 2 if isinstance(error, UsageError) else 1
 
 
 def _report(error: OptFactoryError, as_json: bool) -> None:

@@ -147,19 +147,21 @@ def _problem(
     where = ".".join([path, *(str(part) for part in item["loc"])]) if path else ""
     where = where or ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        fields = [*more, *(key for key in model.model_fields if not more or key != "name")]
-        return f"{where}: {unknown_key(str(item['loc'][-1]), fields)}"
+        return f"{where}: {_unknown_key(str(item['loc'][-1]), model, list(more))}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and "contradicts" in message:
         return f"{where}: {message}"
     return f"{where}: {message} (got {item['input']!r})"
 
 
-def unknown_key(key: str, fields: Sequence[str]) -> str:
-    """What to say about a key that the schema does not have."""
+def _unknown_key(key: str, model: type[OptimizerConfig], more: Sequence[str]) -> str:
+    """What to say about a key that the schema does not have, nor a rule, which has `more`."""
     if key in FOREIGN_KEYS:
         return f"unknown key; {FOREIGN_KEYS[key]}"
+    fields = [*more, *(name for name in model.model_fields if not more or name != "name")]
     known = [SYNONYMS[key]] if SYNONYMS.get(key) in fields else []
     close = known or difflib.get_close_matches(key, fields, n=1, cutoff=0.6)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown key; {hint}allowed: {', '.join(fields)}"
+    shown = f"`optfactory show {model.locked.get('name', model.family)}` lists all"
+    keys = f"a rule has {', '.join(more)}, and hyperparameters: {shown}" if more else shown
+    return f"unknown key; {hint}{keys}"

@@ -1,6 +1,7 @@
 """The command `optfactory`: what it prints, where, and its exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,42 @@ def test_the_module_runs_as_a_program():
     for words, code in ((["list"], 0), (["check", "adam", "lr=-1"], 1), (["list", "-x"], 2)):
         command = [sys.executable, "-m", "optfactory", *words]
         assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == code
+
+
+def run_without_a_reader(*words):
+    """The command with a stdout whose reader has left, as `| head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "optfactory", *map(str, words)],
+            cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "--json"], ["schema"], ["show", "adam"], ["--help"]]
+)
+def test_a_reader_that_leaves_early_is_no_error(words):
+    done = run_without_a_reader(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_wrong_is_told_without_a_reader_too():
+    done = run_without_a_reader("show", "adam", "lr=-1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: invalid config")
+
+
+def test_files_are_written_when_the_reader_left_early(tmp_path):
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    figures, picture = ROOT / "examples" / "results" / "readme.json", tmp_path / "bench.png"
+    done = run_without_a_reader("bench", "--from", figures, "--plot", picture)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert picture.stat().st_size > 1000
 
 
 def test_without_hydra_names_work_and_overrides_say_what_to_install(run, monkeypatch):

@@ -55,12 +55,13 @@ def test_a_hopeless_name_gets_no_hint() -> None:
         ("ispaged", "is_paged"),
     ],
 )
-def test_an_unknown_key_lists_what_is_allowed_and_what_was_meant(
+def test_an_unknown_key_says_what_was_meant_and_where_all_are_listed(
     key: str, meant: str | None
 ) -> None:
     message = str(refusal("adam", **{key: 1}))
     assert f"optimizer.{key}: unknown key" in message
-    assert "allowed: name, lr, weight_decay, maximize, optim_bits" in message
+    assert message.endswith("`optfactory show adam` lists all")
+    assert len(message) < 200
     assert (f"did you mean '{meant}'?" in message) if meant else ("did you mean" not in message)
 
 
@@ -68,7 +69,7 @@ def test_an_unknown_key_lists_what_is_allowed_and_what_was_meant(
 def test_keys_of_other_optimizers_get_a_message_of_their_own(key: str) -> None:
     message = str(refusal("adamw8bit", **{key: True}))
     assert f"optimizer.{key}: unknown key; " in message
-    assert "allowed:" not in message
+    assert "lists all" not in message
 
 
 @pytest.mark.parametrize("key", ["max_unorm", "trust_ratio"])
