@@ -198,6 +198,30 @@ OPT_FN void flush(const Step& step, Pending& pending) {
 
 #endif
 
+// ---- what a thread works in --------------------------------------------------------------------
+
+struct Workspace {
+  Buffers buffers;
+#if QUANTIZED
+  // The blocks whose turn it is to be updated and to be encoded; nothing is pending between chunks.
+  Pending pending[2];
+  int turn = 0;
+#endif
+};
+
+// Each thread has one of its own, not on its stack: users may limit stacks to 16 KB. Not inlined,
+// so that its address is looked up once for a chunk and not for each block. AddressSanitizer does
+// not watch such memory: what it watches works on stacks.
+#ifdef __SANITIZE_ADDRESS__
+#define OPT_WORKSPACE(name) Workspace name
+#else
+OPT_NOINLINE Workspace& own_workspace() {
+  static thread_local Workspace workspace;
+  return workspace;
+}
+#define OPT_WORKSPACE(name) Workspace& name = own_workspace()
+#endif
+
 // ---- the rule --------------------------------------------------------------------------------
 
 // Elements that a block does not have must not count.

@@ -9,7 +9,7 @@ using Stored = uint8_t;
 using Stored = float;
 #endif
 
-// ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes --------------
+// ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes ------------
 
 struct Tensor {
   PARAM* p;

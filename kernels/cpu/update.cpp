@@ -3,7 +3,7 @@
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
 // STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
 // element.cuh, the struct Scalars, kSigned[STATES], the rule texts as update_rule() and
-// trust_ratio(), and then element.cuh and the other headers of this folder.
+// trust_ratio(), and then element.cuh, codec.h, tables.h and blocks.h.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
@@ -11,12 +11,6 @@
 // ---- one block -------------------------------------------------------------------------------
 
 #if QUANTIZED
-// Blocks whose turn it is to be updated and to be encoded.
-struct Pipeline {
-  Pending pending[2];
-  int turn = 0;
-};
-
 // A first or a short block: rare enough to be compiled once, for any length.
 OPT_NOINLINE void update_alone(const Step& step, const Operands& o, const float* scales, int n,
                                Pending& next, Pending& ready, Extremes* extremes) {
@@ -25,15 +19,14 @@ OPT_NOINLINE void update_alone(const Step& step, const Operands& o, const float*
 }
 
 OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
-                         const float* new_scales, Pipeline& pipeline) {
-  Pending& next = pipeline.pending[pipeline.turn];
-  Pending& ready = pipeline.pending[pipeline.turn ^= 1];
-  Buffers buffers;
+                         const float* new_scales, Workspace& work) {
+  Pending& next = work.pending[work.turn];
+  Pending& ready = work.pending[work.turn ^= 1];
   Extremes extremes[STATES];
   Magnitudes found[STATES];
   float scales[STATES];
   prefetch(t, at);
-  const Operands o = operands(t, at, buffers);
+  const Operands o = operands(t, at, work.buffers);
   read_scales(t, at, scales);
   if (at.n == BLOCK && ready.is_usual()) {
     update_strides<true>(step, o, scales, BLOCK, next, ready, extremes);
@@ -41,7 +34,7 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
   } else {
     update_alone(step, o, scales, at.n, next, ready, extremes);
   }
-  write_back(t, at, step.scalars, o, buffers);
+  write_back(t, at, step.scalars, o, work.buffers);
   find_magnitudes(extremes, next.x, at.n, found);
   next.n = at.n;
   for (int j = 0; j < STATES; ++j) {
@@ -52,22 +45,19 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
   }
 }
 
-OPT_FN void finish(const Step& step, Pipeline& pipeline) {
-  for (Pending& pending : pipeline.pending) flush(step, pending);
+OPT_FN void finish(const Step& step, Workspace& work) {
+  for (Pending& pending : work.pending) flush(step, pending);
 }
 #else
-struct Pipeline {};
-
 OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, const float*,
-                         Pipeline&) {
-  Buffers buffers;
+                         Workspace& work) {
   prefetch(t, at);
-  const Operands o = operands(t, at, buffers);
+  const Operands o = operands(t, at, work.buffers);
   update_strides(o, at.n, step);
-  write_back(t, at, step.scalars, o, buffers);
+  write_back(t, at, step.scalars, o, work.buffers);
 }
 
-OPT_FN void finish(const Step&, Pipeline&) {}
+OPT_FN void finish(const Step&, Workspace&) {}
 #endif
 
 // Running sums of squares of a chunk. Each lane sums every kLanes-th element of a block, and the
@@ -99,13 +89,11 @@ struct Statistics {
 };
 
 OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
-                             Statistics& statistics) {
-  Buffers buffers;
+                             Statistics& statistics, Workspace& work) {
   float scales[STATES];
   Extremes extremes[STATES];
-  alignas(64) float fresh[STATES][TENSOR_WISE ? BLOCK : kStride];
   prefetch(t, at);
-  const Operands o = operands(t, at, buffers);
+  const Operands o = operands(t, at, work.buffers);
   read_scales(t, at, scales);
   for (int i = 0; i < at.n; i += kStride) {
     Strides states;
@@ -123,7 +111,7 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) {
         x[j] = without_padding(x[j], first, at.n);
-        store(fresh[j] + first, x[j]);
+        store(work.pending[0].x[j] + first, x[j]);
         extremes[j].add(x[j], kSigned[j]);
       }
 #endif
@@ -135,29 +123,30 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
   }
 #if TENSOR_WISE
   Magnitudes found[STATES];
-  find_magnitudes(extremes, fresh, at.n, found);
+  find_magnitudes(extremes, work.pending[0].x, at.n, found);
   for (int j = 0; j < STATES; ++j)
     statistics.scales[j] =
         rule::max(statistics.scales[j], found[j].scale(kSigned[j], step.maps[j]));
 #endif
 }
 
-OPT_FN void block_norm(const Tensor& t, const Place& at, Squares& squares) {
-  alignas(64) float g[BLOCK] = {};
+OPT_FN void block_norm(const Tensor& t, const Place& at, Squares& squares, float* g) {
   read_elements(t.g, t.g_view, at.first, at.n, g);
+  for (int i = at.n; i < whole(at.n); ++i) g[i] = 0.0f;
   for (int i = 0; i < at.n; i += kStride) squares.add(g + i);
 }
 
 // ---- passes ----------------------------------------------------------------------------------
 
-// Runs body(chunk index, chunk, tensor) on all chunks, over the bucket's threads.
+// Runs body(chunk index, chunk, tensor, workspace) on all chunks, over the bucket's threads.
 template <class Body>
 OPT_FN void for_each_chunk(const Bucket& bucket, Body body) {
   const int threads = int(bucket.threads);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t c = 0; c < bucket.chunk_count; ++c) {
     const Chunk& chunk = bucket.chunks[c];
-    body(c, chunk, bucket.tensors[chunk.tensor]);
+    OPT_WORKSPACE(work);
+    body(c, chunk, bucket.tensors[chunk.tensor], work);
   }
 }
 
@@ -205,10 +194,10 @@ void optfactory_advance(double* const* steps, double* values, int64_t count) {
 #if CLIPS
 // Squared norms of the gradients, and from each tensor's history the factor of its gradient.
 void optfactory_clip(const Bucket* bucket) {
-  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
+  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t, Workspace& work) {
     Squares squares;
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      block_norm(t, at, squares);
+      block_norm(t, at, squares, work.buffers.g);
     });
     bucket->partial_sums[2 * c] = squares.sum();
   });
@@ -229,11 +218,11 @@ void optfactory_clip(const Bucket* bucket) {
 
 #if NEEDS_STATISTICS
 void optfactory_statistics(const Bucket* bucket) {
-  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t) {
+  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t, Workspace& work) {
     Statistics statistics;
     const Step step = make_step(*bucket, chunk);
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      block_statistics(t, at, step, statistics);
+      block_statistics(t, at, step, statistics, work);
     });
     bucket->partial_sums[2 * c] = statistics.p.sum();
     bucket->partial_sums[2 * c + 1] = statistics.u.sum();
@@ -263,14 +252,13 @@ void optfactory_finalize(const Bucket* bucket) {
 #endif
 
 void optfactory_update(const Bucket* bucket) {
-  for_each_chunk(*bucket, [&](int64_t, const Chunk& chunk, const Tensor& t) {
+  for_each_chunk(*bucket, [&](int64_t, const Chunk& chunk, const Tensor& t, Workspace& work) {
     const float* new_scales = TENSOR_WISE ? bucket->scales + STATES * chunk.tensor : nullptr;
     const Step step = make_step(*bucket, chunk);
-    Pipeline pipeline;
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      update_block(t, at, step, new_scales, pipeline);
+      update_block(t, at, step, new_scales, work);
     });
-    finish(step, pipeline);
+    finish(step, work);
   });
 #if TENSOR_WISE
   // Only now, because all of a tensor's blocks are decoded with the old scale.
