@@ -363,6 +363,9 @@ class Optimizer2State(Optimizer):
         super().__setstate__(state)
         # Copies and unpickled tensors are ordinary memory; paged state goes back to its file.
         for slot in self._current_plan().slots:
+            step = slot.state.get("step")
+            if isinstance(step, Tensor) and step.dtype == torch.float32:  # pickled by release 0.1
+                slot.state["step"] = step.double()
             moved = slot.layout.tensors.keys() & slot.state.keys()
             if moved and slot.layout.where != placement.RESIDENT:
                 fresh = slot.allocate()

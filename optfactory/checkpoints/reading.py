@@ -25,10 +25,11 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import validate
 from optfactory.errors import ConfigError, StateError
 from optfactory.registry import get_optimizer_info
+from optfactory.rules.options import NOISE_KEY, SEEDS
 from optfactory.step.slots import Slot
 
 # What this optimizer keeps of its own, whatever the checkpoint says.
-_OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND)
+_OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND, NOISE_KEY)
 
 # What every library saves. Other hyperparameters a checkpoint may lack, for example one of an
 # older release: they stay as the config has them.
@@ -121,9 +122,22 @@ def _values(
         if problem:
             raise ConfigError(problem, [problem])
         taken.pop("adam_w_mode", None)
+    taken |= _noise(record.values, group)
     # A tensor lr stays a tensor: schedules change it in place.
     live = {"lr"} if isinstance(taken["lr"], Tensor) else set()
     return taken | {key: checked[key] for key in fields if key in taken and key not in live}
+
+
+def _noise(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, int]:
+    """The stream of random numbers to go on with, unless this run states another seed.
+
+    Checkpoints of release 0.1 have a seed alone.
+    """
+    if group["param_rounding"] != "stochastic" or group["seed"] not in (None, saved.get("seed")):
+        return {}
+    noise = saved.get(NOISE_KEY, saved.get("seed"))
+    is_number = isinstance(noise, int) and not isinstance(noise, bool)
+    return {NOISE_KEY: noise} if is_number and 0 <= noise < SEEDS else {}
 
 
 def _family_problem(

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as checkpoint_state
 
 from optfactory import Optimizer2State, build_optimizer
+from optfactory.errors import ConfigError
 from tests.frameworks.harness import (
     NAMES,
     SAMPLE,
@@ -102,3 +103,35 @@ def test_a_flat_state_by_parameter_names_is_loaded_too() -> None:
     resumed = build_optimizer("adamw8bit", other)
     checkpoint_state.set_optimizer_state_dict(other, resumed, saved, options=flat)
     assert train(other, resumed, range(3, 6)) == train(model, optimizer, range(3, 6))
+
+
+@pytest.mark.parametrize("handles_scale", [False, True])
+def test_a_closure_that_a_grad_scaler_passes_on_is_refused(handles_scale: bool) -> None:
+    p = torch.ones(300, requires_grad=True)
+    optimizer = build_optimizer("adam", [p])
+    optimizer._step_supports_amp_scaling = handles_scale
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def closure() -> float:
+        raise AssertionError("not called")
+
+    scaler.scale(p.sum()).backward()
+    with pytest.raises(ConfigError, match="a closure cannot be combined with a GradScaler"):
+        scaler.step(optimizer, closure)
+    assert not optimizer.state
+    assert torch.equal(p, torch.ones(300))
+
+
+def test_a_grad_scaler_that_is_off_passes_closures_on() -> None:
+    p = torch.ones(300, requires_grad=True)
+    optimizer = build_optimizer("adam", [p])
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = p.sum()
+        loss.backward()
+        return loss
+
+    assert scaler.step(optimizer, closure) == 300
+    assert (p < 1).all()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optfactory import build_optimizer
-from optfactory.errors import ConfigError
+from optfactory.errors import ConfigError, StateError
 from tests.torch_api.harness import bits, held, train, trained, weight
 
 
@@ -69,8 +69,11 @@ def test_names_follow_their_tensors_when_one_is_removed(backend: str) -> None:
     del optimizer.param_groups[0]["params"][1]
     train(optimizer, range(1, 2))
     assert [row.name for row in optimizer.memory_report().rows] == ["a", "c"]
-    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["a", "c"]
     assert optimizer.state[tensors["b"]]["step"] == 1
+    with pytest.raises(StateError, match=r"in no param group.*delete optimizer\.state"):
+        optimizer.state_dict()
+    del optimizer.state[tensors["b"]]
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["a", "c"]
 
 
 @pytest.mark.parametrize(
