@@ -1,6 +1,6 @@
 r"""Train the same model with every optimizer, and compare final loss and bytes of state.
 
-    python examples/sweep.py                                       # eighteen runs, a minute each
+    python examples/sweep.py                                  # eighteen runs, two minutes each
     python examples/sweep.py --names '*8bit' -- steps=100          # overrides of train_lm.py
     python examples/sweep.py --from examples/results/sweep.json --plot sweep.pdf
 

@@ -1,6 +1,6 @@
 """Train a small character-level transformer with any optimizer of optfactory, chosen by name.
 
-    python examples/train_lm.py                                    # paged_adam8bit, about a minute
+    python examples/train_lm.py                               # paged_adam8bit, two minutes
     python examples/train_lm.py optimizer=lamb8bit optimizer.lr=1e-2
     python examples/train_lm.py data=book.txt steps=1000 checkpoint=/tmp/lm.pt
     python examples/train_lm.py -m 'optimizer=glob(*8bit)'         # one run for each of them

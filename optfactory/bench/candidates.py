@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optfactory.bench.bare_import import import_module
 from optfactory.bench.results import Absent
 from optfactory.errors import ConfigError
 from optfactory.factory import build_optimizer, resolve
@@ -76,7 +76,7 @@ PEERS = (
     Peer("torchao", "torchao.optim", "AdamW4bit", slow=True),
     Peer("torchao", "torchao.optim", "AdamWFp8", slow=True),
     # None of the others clips gradients.
-    Peer("timm", "timm.optim", "Lamb", passes=2, settings={"max_grad_norm": None}),
+    Peer("timm", "timm.optim.lamb", "Lamb", passes=2, settings={"max_grad_norm": None}),
 )
 
 
@@ -96,7 +96,7 @@ def build_ours(parameters: list[Tensor], name: str, **more: Any) -> Optimizer:
 
 def build_peer(parameters: list[Tensor], peer: Peer) -> Optimizer:
     """An optimizer of another library."""
-    kind = getattr(importlib.import_module(peer.module), peer.kind)
+    kind = getattr(import_module(peer.module), peer.kind)
     made: Optimizer = kind(parameters, **_SETTINGS, **peer.settings)
     return made
 
