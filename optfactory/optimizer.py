@@ -331,6 +331,8 @@ class Optimizer2State(Optimizer):
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def export_state_dict(self, layout: str) -> dict[str, Any]:
         """A copy of the state as another library's optimizer loads it.
 

@@ -137,6 +137,8 @@ def test_a_look_at_a_parameters_state_does_not_make_the_checkpoint_unloadable() 
     saved["state"][0] = {}  # as releases before this one, and torch, write it
     build().load_state_dict(saved)
     optimizer.load_state_dict(saved)
+    assert not optimizer.state
+    assert not optimizer.state[first(optimizer)]
     assert optimizer.export_state_dict("torch")["state"] == {}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import optfactory
 from optfactory import Optimizer2State, build_optimizer
@@ -127,6 +128,20 @@ def test_a_checkpoint_loads_in_inference_mode(name: str, steps: int) -> None:
     train(source, range(3, 5))
     train(optimizer, range(3, 5))
     assert_same_training(optimizer, source)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("layout", ["own", "torch", "bitsandbytes"])
+def test_what_is_taken_in_inference_mode_is_ordinary(name: str, layout: str) -> None:
+    optimizer = build_optimizer(name, parameters(), lr=torch.tensor(0.5))
+    train(optimizer, range(1))
+    with torch.inference_mode():
+        is_own = layout == "own"
+        saved = optimizer.state_dict() if is_own else optimizer.export_state_dict(layout)
+    values = [*saved["param_groups"], *saved["state"].values()]
+    tensors = [t for entry in values for t in entry.values() if isinstance(t, Tensor)]
+    assert len(tensors) > 6
+    assert not any(t.is_inference() for t in tensors)
 
 
 def test_a_learning_rate_loaded_in_inference_mode_can_be_changed() -> None:
