@@ -10,35 +10,72 @@ that each target computes the same thing: assignments of ``+ - * /``, comparison
 from __future__ import annotations
 
 import ast
+import keyword
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 from optfactory.errors import ConfigError
 from optfactory.rules.options import COMMON_SCALARS
 from optfactory.rules.resources import data_dir
 
-# Functions that rule texts may call, with their number of arguments; defined in
-# kernels/shared/prelude.cuh.
-FUNCTIONS = {"fma": 3, "sqrt": 1, "abs": 1, "sign": 1, "max": 2, "min": 2, "where": 3}
+# Functions that rule texts may call, as one writes them; defined in kernels/shared/prelude.cuh.
+_SIGNATURES = (
+    *("fma(a, b, c)", "sqrt(a)", "abs(a)", "sign(a)", "max(a, b)", "min(a, b)"),
+    "where(a < b, x, y)",
+)
+FUNCTIONS = {text.partition("(")[0]: text.count(",") + 1 for text in _SIGNATURES}
 
 # Scalars that the kernel skeleton itself needs from every rule:
 # p <- p * decay - step_size * ratio * u
 SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 
+# Keys that an option adds to state dicts (optfactory/state/layout.py).
+_STATE_KEYS = ("gnorm_vec", "compensation")
+
+# What rule texts read and assign beside states and scalars.
+_VARIABLES = ("g", "p", "u", "p_norm", "u_norm", "ratio")
 
 # Names that the generated functions use themselves, and words of C++ that Python does not have.
+# Names with capitals are refused altogether: the macros and types of kernels have them.
 _WORDS = """
-    F K Kind Scalars k stay states
-    asm auto bool case catch char const constexpr default delete do double enum explicit extern
-    float friend goto inline int long mutable namespace new nullptr operator private protected
-    public register short signed sizeof static struct switch template this throw typedef typename
-    union unsigned using virtual void volatile
+    k stay states
+    alignas alignof and_eq asm auto bitand bitor bool case catch char char16_t char32_t compl
+    const const_cast constexpr decltype default delete do double dynamic_cast enum explicit export
+    extern false float friend goto inline int long mutable namespace new noexcept not_eq nullptr
+    operator or_eq private protected public register reinterpret_cast short signed sizeof static
+    static_assert static_cast struct switch template this thread_local throw true typedef typeid
+    typename typeof union unsigned using virtual void volatile wchar_t xor xor_eq
 """
 _RESERVED = frozenset(_WORDS.split())
 
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+_GREATEST = 3.4028234663852886e38  # of float32, which constants become
+
+# What is not in the language, as it is written; other expressions are shown whole.
+_WRITTEN: dict[type[ast.AST], str] = {
+    ast.Pow: "**",
+    ast.Mod: "%",
+    ast.MatMult: "@",
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+    ast.Invert: "~",
+    ast.UAdd: "unary +",
+    ast.Not: "not",
+    ast.And: "and",
+    ast.Or: "or",
+    ast.Is: "is",
+    ast.IsNot: "is not",
+    ast.In: "in",
+    ast.NotIn: "not in",
+}
+_LANGUAGE = f"there are + - * / and {', '.join(_SIGNATURES)}"
 
 
 @dataclass(frozen=True)
@@ -99,13 +136,37 @@ def read_update_text(rule: UpdateRule) -> RuleText:
     must assign every state and the update direction ``u``.
 
     Raises:
-        ConfigError: the file is missing or leaves the subset; the message names file and line.
+        ConfigError: a state or scalar has a name that means something else; the file is missing or
+            leaves the subset, and the message names file and line.
     """
     states = tuple(state.name for state in rule.states)
+    _check_names(rule.name, states, rule.scalars)
     inputs, outputs = ("g", "p", *states, *rule.scalars), (*states, "u")
     if rule.text is not None:
         return _parse(Path(f"<rule text of {rule.name}>"), rule.text, inputs, outputs)
     return _read(f"rules/{rule.name}.cuh", inputs, outputs)
+
+
+def _check_names(rule: str, states: tuple[str, ...], scalars: tuple[str, ...]) -> None:
+    """Refuse names that kernels, state dicts or the rule itself use for something else."""
+    taken = dict.fromkeys((*_RESERVED, *_VARIABLES), "means something in kernels")
+    taken |= dict.fromkeys(SKELETON_SCALARS, "is a scalar that every rule has")
+    taken |= dict.fromkeys(_STATE_KEYS, "is a key of every state dict")
+    for kind, names in (("state", states), ("scalar", scalars)):
+        for name in names:
+            # State dicts keep 8-bit codes and their scales under such keys.
+            stored = [
+                f"{name}{end}" for end in ("", "_q8", "_absmax")[: 3 if kind == "state" else 1]
+            ]
+            reason = next((taken[key] for key in stored if key in taken), "")
+            if reason or not _is_name(name):
+                reason = reason or "is no word in lower case"
+                raise ConfigError(f"the rule '{rule}': '{name}' {reason}; rename the {kind}")
+            taken |= dict.fromkeys(stored, f"is there already, by a {kind}")
+
+
+def _is_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)) and not keyword.iskeyword(name)
 
 
 def read_trust_ratio_text(rule: UpdateRule) -> RuleText:
@@ -129,9 +190,6 @@ def _read(relative: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> R
 def _parse(path: Path, text: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> RuleText:
     # With '#' for '//' the text is valid Python, at the same line numbers.
     source = dedent(text).replace("//", "#")
-    reserved = _RESERVED.intersection(inputs)
-    if reserved:
-        raise ConfigError(f"{path}: states and scalars cannot be called {sorted(reserved)}")
     try:
         module = ast.parse(source, filename=str(path))
     except SyntaxError as error:
@@ -153,6 +211,8 @@ def _parse(path: Path, text: str, inputs: tuple[str, ...], outputs: tuple[str, .
             raise _refused(
                 path, node, f"'{target}' means something in kernels; choose another name"
             )
+        if not _is_name(target):
+            raise _refused(path, node, f"'{target}' is no word in lower case; rename it")
         known.add(target)
         statements.append((target, node.value))
     missing = [name for name in outputs if name not in {target for target, _ in statements}]
@@ -166,8 +226,9 @@ def _check(path: Path, node: ast.expr, known: set[str]) -> None:
     match node:
         case ast.Constant(value=bool()):
             raise _refused(path, node, "numbers are the only constants allowed")
-        case ast.Constant(value=int() | float()):
-            return
+        case ast.Constant(value=int() | float() as value):
+            if abs(value) > _GREATEST:
+                raise _refused(path, node, "the number is too large for float32")
         case ast.Name(id=name):
             if name not in known:
                 raise _refused(path, node, f"'{name}' is unknown; known are {sorted(known)}")
@@ -177,15 +238,27 @@ def _check(path: Path, node: ast.expr, known: set[str]) -> None:
             _check(path, left, known)
             _check(path, right, known)
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
-            if FUNCTIONS.get(name) != len(arguments):
-                raise _refused(path, node, f"no function '{name}' of {len(arguments)} arguments")
-            if name == "where":
-                _check_condition(path, arguments[0], known)
-                arguments = arguments[1:]
-            for argument in arguments:
-                _check(path, argument, known)
+            _check_call(path, node, name, arguments, known)
+        case ast.Compare():
+            raise _refused(path, node, "a comparison stands only as the first argument of where()")
         case _:
-            raise _refused(path, node, f"{type(node).__name__} is not part of the rule language")
+            raise _foreign(path, node)
+
+
+def _check_call(
+    path: Path, node: ast.expr, name: str, arguments: list[ast.expr], known: set[str]
+) -> None:
+    if name not in FUNCTIONS:
+        raise _refused(path, node, f"there is no function '{name}'; {_LANGUAGE}")
+    if FUNCTIONS[name] != len(arguments):
+        signature = next(text for text in _SIGNATURES if text.startswith(f"{name}("))
+        reason = f"{name}() takes {FUNCTIONS[name]}, got {len(arguments)}: write {signature}"
+        raise _refused(path, node, reason)
+    if name == "where":
+        _check_condition(path, arguments[0], known)
+        arguments = arguments[1:]
+    for argument in arguments:
+        _check(path, argument, known)
 
 
 def _check_condition(path: Path, node: ast.expr, known: set[str]) -> None:
@@ -193,10 +266,16 @@ def _check_condition(path: Path, node: ast.expr, known: set[str]) -> None:
     if not isinstance(node, ast.Compare) or len(node.ops) != 1:
         raise _refused(path, node, "the first argument of where() must be one comparison")
     if not isinstance(node.ops[0], _COMPARISONS):
-        name = type(node.ops[0]).__name__
-        raise _refused(path, node, f"{name} is not part of the rule language")
+        raise _foreign(path, node)
     _check(path, node.left, known)
     _check(path, node.comparators[0], known)
+
+
+def _foreign(path: Path, node: ast.expr) -> ConfigError:
+    """The error for an expression of Python that rule texts do not have."""
+    operator: Any = getattr(node, "op", None) or next(iter(getattr(node, "ops", ())), None)
+    written = _WRITTEN[type(operator)] if type(operator) in _WRITTEN else ast.unparse(node)
+    return _refused(path, node, f"'{written}' is not part of the rule language; {_LANGUAGE}")
 
 
 def _refused(path: Path, node: ast.AST, reason: str) -> ConfigError:

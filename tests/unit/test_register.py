@@ -94,7 +94,7 @@ def test_what_is_no_class_of_ours_is_refused(given: Any) -> None:
     [
         ("u = g;", "must assign exp_avg"),
         ("exp_avg = g; u = nothing;", "'nothing' is unknown"),
-        ("exp_avg = g; u = log(g);", "no function 'log'"),
+        ("exp_avg = g; u = log(g);", "there is no function 'log'"),
         ("exp_avg = g;\nu = = g;", "<rule text of heavyball>:2"),
         ("double = g; exp_avg = double; u = g;", "'double' means something in kernels"),
     ],

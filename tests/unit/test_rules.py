@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from optfactory import get_optimizer_info, list_optimizers, resolve
 from optfactory.build.compiler import compile_library
 from optfactory.errors import ConfigError
 from optfactory.rules import language
+from optfactory.rules.codegen import KernelVariant, cpp_source, cuda_source
 from optfactory.rules.language import (
     FUNCTIONS,
     StateSpec,
@@ -22,6 +24,7 @@ from optfactory.rules.language import (
     read_update_text,
 )
 from optfactory.rules.resources import data_dir
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from tests.conftest import has_compiler
 
 RULE = UpdateRule(
@@ -85,36 +88,46 @@ def test_assignments_of_the_subset_are_read(texts: Path, text: str) -> None:
         ("u = g u = p", "not a rule text"),
         ("u = step_size", "'step_size' is unknown"),
         ("u = p_norm", "'p_norm' is unknown"),
-        ("u = exp(g)", "no function 'exp' of 1 arguments"),
-        ("u = fma(g, g)", "no function 'fma' of 2 arguments"),
-        ("u = max(g)", "no function 'max' of 1 arguments"),
-        ("u = sqrt(a=g)", "not part of the rule language"),
-        ("u = std.sqrt(g)", "not part of the rule language"),
-        ("u = g ** 2", "not part of the rule language"),
-        ("u = g % 2", "not part of the rule language"),
+        ("u = exp(g)", "there is no function 'exp'; there are + - * / and fma(a, b, c), sqrt(a)"),
+        ("u = fma(g, g)", "fma() takes 3, got 2: write fma(a, b, c)"),
+        ("u = max(g)", "max() takes 2, got 1: write max(a, b)"),
+        ("u = norm(g)", "there is no function 'norm'"),
+        ("u = where(g)", "where() takes 3, got 1: write where(a < b, x, y)"),
+        ("u = 1e400", "too large for float32"),
+        ("u = -3.5e38", "too large for float32"),
+        (f"u = 1{'0' * 400}", "too large for float32"),
+        ("Total = g", "'Total' is no word in lower case"),
+        ("STATES = g", "'STATES' is no word in lower case"),
+        ("xor = g", "'xor' means something in kernels"),
+        ("u = sqrt(a=g)", "'sqrt(a=g)' is not part of the rule language"),
+        ("u = std.sqrt(g)", "'std.sqrt(g)' is not part of the rule language"),
+        ("u = g ** 2", "'**' is not part of the rule language"),
+        ("u = g @ p", "'@' is not part of the rule language"),
+        ("u = g >> 2", "'>>' is not part of the rule language"),
+        ("u = g % 2", "'%' is not part of the rule language"),
         ("u = g // 2", None),  # the rest is a comment
-        ("u = ~g", "not part of the rule language"),
-        ("u = +g", "not part of the rule language"),
-        ("u = not g", "not part of the rule language"),
-        ("u = g and p", "not part of the rule language"),
-        ("u = g if p else g", "not part of the rule language"),
-        ("u = g[0]", "not part of the rule language"),
+        ("u = ~g", "'~' is not part of the rule language"),
+        ("u = +g", "'unary +' is not part of the rule language"),
+        ("u = not g", "'not' is not part of the rule language"),
+        ("u = g and p", "'and' is not part of the rule language"),
+        ("u = g if p else g", "'g if p else g' is not part of the rule language"),
+        ("u = g[0]", "'g[0]' is not part of the rule language"),
         ("u = g.real", "not part of the rule language"),
         ("u = (g, p)", "not part of the rule language"),
         ("u = [g]", "not part of the rule language"),
         ("u = lambda: g", "not part of the rule language"),
-        ("u = (x := g)", "not part of the rule language"),
+        ("u = (x := g)", "'(x := g)' is not part of the rule language"),
         ("u = 'g'", "not part of the rule language"),
         ("u = 1j", "not part of the rule language"),
         ("u = True", "numbers are the only constants"),
         ("u = None", "not part of the rule language"),
-        ("u = g < p", "not part of the rule language"),
+        ("u = g < p", "a comparison stands only as the first argument of where()"),
         ("u = where(g, p, p)", "must be one comparison"),
         ("u = where(0 < g < p, p, p)", "must be one comparison"),
         ("u = where(g < lr, p, p)", "'lr' is unknown"),
         ("u = where(g < p, lr, p)", "'lr' is unknown"),
-        ("u = where(g is p, p, p)", "rule language"),
-        ("u = where(g in p, p, p)", "rule language"),
+        ("u = where(g is p, p, p)", "'is' is not part of the rule language"),
+        ("u = where(g in p, p, p)", "'in' is not part of the rule language"),
         ("u += g", "only assignments"),
         ("u: float = g", "only assignments"),
         ("u = p = g", "only assignments"),
@@ -143,6 +156,85 @@ def test_everything_else_is_refused_with_file_and_line(
     message = refused(texts, text)
     assert f"{texts / 'rules' / 'probe.cuh'}:5: " in message
     assert reason in message
+
+
+# ---- names ---------------------------------------------------------------------------------
+
+
+def rule_of(states: Sequence[str] = (), scalars: Sequence[str] = (), text: str = "") -> UpdateRule:
+    """A rule that keeps these states, and reads these scalars."""
+    kept = "".join(f"{name} = {name};" for name in states)
+    total = " + ".join(["g", *scalars])
+    specs = tuple(StateSpec(name, signed=True) for name in states)
+    return UpdateRule("probe", specs, tuple(scalars), text=f"{text}{kept} u = {total};")
+
+
+@pytest.mark.parametrize("kind", ["state", "scalar"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "is a scalar that every rule has") for name in language.SKELETON_SCALARS),
+        *((name, "means something in kernels") for name in ("g", "p", "u", "ratio", "k", "double")),
+        *((name, "is a key of every state dict") for name in (HISTORY_KEY, LOSS_KEY)),
+        *(
+            (name, "is no word in lower case")
+            for name in ("CLIPS", "kStore", "a b", "_x", "lambda", "")
+        ),
+    ],
+)
+def test_a_name_that_means_something_else_is_refused(name: str, reason: str, kind: str) -> None:
+    rule = rule_of(states=[name]) if kind == "state" else rule_of(scalars=[name])
+    with pytest.raises(ConfigError, match=f"'probe': '{name}' {reason}; rename the {kind}"):
+        read_update_text(rule)
+
+
+@pytest.mark.parametrize(
+    ("states", "scalars"),
+    [
+        (["m", "m"], []),
+        (["m"], ["m"]),
+        ([], ["beta", "beta"]),
+        (["m", "m_q8"], []),
+        (["m_absmax", "m"], []),
+    ],
+)
+def test_two_things_of_one_name_are_refused(states: list[str], scalars: list[str]) -> None:
+    with pytest.raises(ConfigError, match="is there already, by a"):
+        read_update_text(rule_of(states, scalars))
+
+
+def words_of_kernels() -> list[str]:
+    """Every word that occurs in the kernels, where a name of a rule might meet it."""
+    variant = KernelVariant(rule_of(["m"], ["beta"]), "float16", "bfloat16", True, 256)
+    sources = cpp_source(variant) + cuda_source(variant)
+    return sorted(set(re.findall(r"\b[A-Za-z_]\w*", sources)))
+
+
+def usable(kind: str, words: list[str]) -> list[str]:
+    """Those of the words that may be names of this kind."""
+    found = []
+    for word in words:
+        try:
+            if kind == "scalar":
+                read_update_text(rule_of(scalars=[word]))
+            else:
+                read_update_text(rule_of(text=f"{word} = g;"))
+        except ConfigError:
+            continue
+        found.append(word)
+    return found
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_every_word_of_the_kernels_is_refused_or_can_be_a_name(kernel_cache: Path) -> None:
+    words = words_of_kernels()
+    scalars, targets = usable("scalar", words), usable("target", words)
+    assert min(len(scalars), len(targets)) > 100
+    text = "".join(f"{word} = g + {word if word in ('g', 'p') else 1};" for word in targets)
+    for rule in (rule_of(scalars=scalars), rule_of(text=text)):
+        for quantized in (False, True):
+            variant = KernelVariant(rule, "float", "float", quantized, 256)
+            compile_library(cpp_source(variant), f"words-{quantized}")
 
 
 @pytest.mark.parametrize(
