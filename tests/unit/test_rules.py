@@ -161,7 +161,9 @@ def test_everything_else_is_refused_with_file_and_line(
 # ---- names ---------------------------------------------------------------------------------
 
 
-def rule_of(states: Sequence[str] = (), scalars: Sequence[str] = (), text: str = "") -> UpdateRule:
+def rule_of(
+    states: Sequence[str] = ("kept",), scalars: Sequence[str] = (), text: str = ""
+) -> UpdateRule:
     """A rule that keeps these states, and reads these scalars."""
     kept = "".join(f"{name} = {name};" for name in states)
     total = " + ".join(["g", *scalars])
@@ -193,7 +195,7 @@ def test_a_name_that_means_something_else_is_refused(name: str, reason: str, kin
     [
         (["m", "m"], []),
         (["m"], ["m"]),
-        ([], ["beta", "beta"]),
+        (["m"], ["beta", "beta"]),
         (["m", "m_q8"], []),
         (["m_absmax", "m"], []),
     ],
@@ -201,6 +203,12 @@ def test_a_name_that_means_something_else_is_refused(name: str, reason: str, kin
 def test_two_things_of_one_name_are_refused(states: list[str], scalars: list[str]) -> None:
     with pytest.raises(ConfigError, match="is there already, by a"):
         read_update_text(rule_of(states, scalars))
+
+
+def test_a_rule_without_states_is_refused() -> None:
+    # g++ has arrays of no elements, CUDA's compiler has not.
+    with pytest.raises(ConfigError, match="'probe' has no states; kernels need at least one"):
+        read_update_text(rule_of(states=[]))
 
 
 def words_of_kernels() -> list[str]:
