@@ -13,10 +13,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from optfactory import backends
 from optfactory.backends.capture import refuse_capture
+from optfactory.backends.running import run_step
 from optfactory.checkpoints import layouts, reading, swap, writing
-from optfactory.checkpoints.carry import carry_over
+from optfactory.checkpoints.carry import carried_over
 from optfactory.checkpoints.own import FORMAT_VERSION
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.schema import OptimizerConfig
@@ -31,10 +31,9 @@ from optfactory.groups.parameters import (
 )
 from optfactory.groups.watch import ModelWatch, replaced_warning
 from optfactory.memory import placement
-from optfactory.state.layout import StateLayout
 from optfactory.step import gradients
 from optfactory.step.interrupts import Uninterrupted
-from optfactory.step.plan import Bucket, StepPlan
+from optfactory.step.plan import StepPlan
 from optfactory.step.report import MemoryReport, report
 from optfactory.step.settings import Settings, renew_noise
 from optfactory.step.slots import make_slots, refuse_changed_storage
@@ -151,20 +150,7 @@ class Optimizer2State(Optimizer):
         refuse_capture(plan.slots, plan.devices)
         self._tell_of_replaced(plan)
         self._allocate_missing(plan)
-        buckets = plan.gather(gradients.division(self, _kernels_divide))
-        found = gradients.found_nonfinite(self.param_groups)
-        for bucket in buckets:
-            bucket.grad_scale = gradients.handed_over(self, "grad_scale", bucket.key.device)
-            handed = gradients.handed_over(self, "found_inf", bucket.key.device)
-            own = None if found is None else found.to(bucket.key.device, non_blocking=True)
-            bucket.found_inf = handed if own is None else own if handed is None else own + handed
-        try:
-            _run(buckets)
-        finally:
-            # Buckets outlive the step; a gradient they kept would stay in memory behind zero_grad.
-            for bucket in buckets:
-                bucket.gradients = []
-                bucket.grad_scale = bucket.found_inf = None
+        run_step(self, plan)
 
     def _tell_of_replaced(self, plan: StepPlan) -> None:
         watch, self._watch = self._watch, None
@@ -212,20 +198,14 @@ class Optimizer2State(Optimizer):
             raise ConfigError("replace_parameter: the old tensor is no parameter of this optimizer")
         if new is not old:
             check_parameters([{"params": [new], "param_names": [slot.name]}], self.param_groups)
-        facts = (tuple(new.shape), new.device, new.dtype)
-        layout = StateLayout.of(*facts, type(self.config), slot.group)
-        fresh = layout.allocate(new.device, slot.group["page_dir"]) if slot.state else {}
-        if fresh:
-            self._synchronize()
-            carry_over(slot.layout, slot.state, layout, fresh)
-        kept = slot.state if slot.layout.shape == layout.shape else {}
-        others = {key: value for key, value in kept.items() if key not in slot.layout.tensors}
+        self._synchronize()
+        state = carried_over(slot, new, type(self.config))
         place = [id(p) for p in slot.group["params"]].index(id(old))
         with Uninterrupted():
             self.state.pop(old, None)
             slot.group["params"][place] = new
-            if fresh:
-                self.state[new] = {**fresh, **others}
+            if state:
+                self.state[new] = state
             self._plan = None
 
     def _follow_settings(self) -> bool:
@@ -374,30 +354,6 @@ class Optimizer2State(Optimizer):
                 for key in moved:
                     fresh[key].copy_(slot.state[key])
                 self.state[slot.parameter] = slot.state = {**slot.state, **fresh}
-
-
-def _run(buckets: list[Bucket]) -> None:
-    """Prepare all buckets, then update them: what can fail, fails before anything is written."""
-    work = [(backends.backend_for(bucket.key.device), bucket) for bucket in buckets]
-    for backend in {id(backend): backend for backend, _ in work}.values():
-        backend.prepare([bucket for chosen, bucket in work if chosen is backend])
-    with Uninterrupted():
-        for backend, bucket in work:
-            backend.update(bucket)
-            _increment_versions(bucket.parameters)
-
-
-def _increment_versions(tensors: list[Tensor]) -> None:
-    """Tell autograd that tensors changed: a later backward through old values must fail."""
-    try:
-        torch.autograd.graph.increment_version(tensors)
-    except TypeError:  # older torch takes one tensor at a time
-        for tensor in tensors:
-            torch.autograd.graph.increment_version(tensor)
-
-
-def _kernels_divide(device: torch.device) -> bool:
-    return backends.backend_for(device).divides_gradients
 
 
 def _live_lr(group: Mapping[str, Any]) -> dict[str, Tensor]:

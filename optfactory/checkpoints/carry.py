@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,25 +12,38 @@ from torch import Tensor
 from optfactory.checkpoints.convert import decode, write
 from optfactory.checkpoints.own import live_record
 from optfactory.checkpoints.records import Record
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout
+from optfactory.step.slots import Slot
 
 
-def carry_over(
-    old: StateLayout, state: Mapping[str, Tensor], new: StateLayout, fresh: Mapping[str, Tensor]
-) -> None:
-    """Copy state into the fresh state of a tensor that has other rows.
+def carried_over(slot: Slot, new: Tensor, family: type[OptimizerConfig]) -> dict[str, Any]:
+    """A parameter's state as that of a tensor with other rows; empty if there is none yet.
 
     Rows that both have keep their state, 8-bit codes and scales bit for bit where both are 8-bit;
-    further rows start from zero.
+    further rows start from zero. What other tools keep there stays where the shape does.
 
     Raises:
         ConfigError: the tensors differ in more than their first dimension.
     """
-    if len(old.shape) != len(new.shape) or old.shape[1:] != new.shape[1:]:
+    old, shape = slot.layout, tuple(new.shape)
+    if len(old.shape) != len(shape) or old.shape[1:] != shape[1:]:
         raise ConfigError(
-            f"state can follow a change of the first dimension only, got {old.shape} -> {new.shape}"
+            f"state can follow a change of the first dimension only, got {old.shape} -> {shape}"
         )
+    if not slot.state:
+        return {}
+    layout = StateLayout.of(shape, new.device, new.dtype, family, slot.group)
+    fresh = layout.allocate(new.device, slot.group["page_dir"])
+    _fill(old, slot.state, layout, fresh)
+    others = slot.state.items() if old.shape == shape else ()
+    return {**fresh, **{key: value for key, value in others if key not in old.tensors}}
+
+
+def _fill(
+    old: StateLayout, state: Mapping[str, Tensor], new: StateLayout, fresh: Mapping[str, Tensor]
+) -> None:
     if old.quantized == new.quantized and old.options.symmetric_map == new.options.symmetric_map:
         for key in fresh.keys() & state.keys():
             _copy_rows(state[key], fresh[key])
