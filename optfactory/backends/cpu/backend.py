@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -33,11 +33,10 @@ class CpuBackend:
             if bucket.tables is None or not bucket.tables.states.are_those_of(bucket)
         ]
         if fresh:
-            # Compilers are processes of their own: missing kernels build side by side.
-            with ThreadPoolExecutor() as pool:
-                libraries = list(pool.map(_library, [_variant(bucket.key) for bucket in fresh]))
-            for bucket, library in zip(fresh, libraries, strict=True):
-                bucket.tables = Tables(bucket, library)
+            variants = [_variant(bucket.key) for bucket in fresh]
+            libraries = _libraries(list(dict.fromkeys(variants)))
+            for bucket, variant in zip(fresh, variants, strict=True):
+                bucket.tables = Tables(bucket, libraries[variant])
         for bucket in buckets:
             bucket.tables.check_steps(bucket)
 
@@ -54,6 +53,22 @@ def _variant(key: BucketKey) -> KernelVariant:
         key.block_size,
         key.options,
     )
+
+
+def _libraries(variants: Sequence[KernelVariant]) -> dict[KernelVariant, ctypes.CDLL]:
+    """The kernels of all variants. Compilers are processes of their own: they run side by side."""
+    futures: dict[KernelVariant, Future[ctypes.CDLL]] = {}
+    if len(variants) > 1:
+        with ThreadPoolExecutor() as pool:
+            try:
+                for variant in variants:
+                    futures[variant] = pool.submit(_library, variant)
+            except RuntimeError:
+                pass  # no threads can be had, as when the interpreter exits: one after the other
+    return {
+        variant: futures[variant].result() if variant in futures else _library(variant)
+        for variant in variants
+    }
 
 
 @cache
