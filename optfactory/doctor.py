@@ -9,20 +9,31 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 from optfactory import __version__
 from optfactory.backends import BACKEND_VARIABLE, backend_for
+from optfactory.backends.cpu.fallback import FallbackBackend
 from optfactory.build import prebuilt
-from optfactory.build.compiler import CACHE_VARIABLE, cache_folder, find_compiler, is_temporary
+from optfactory.build.cache import (
+    CACHE_VARIABLE,
+    REMEDY,
+    cache_folder,
+    forbids_running,
+    is_temporary,
+)
+from optfactory.build.compiler import DEGRADED, find_compiler, lacking
+from optfactory.build.flags import missing_flags, usable_flags, wanted_flags
 from optfactory.build.processor import INSTRUCTIONS_VARIABLE, forced_set, runnable_sets
-from optfactory.errors import OptFactoryError
+from optfactory.errors import BrokenCompilerError, OptFactoryError
 from optfactory.factory import build_optimizer
 from optfactory.families import installed
 
@@ -50,7 +61,8 @@ class Finding:
 
     def __str__(self) -> str:
         remedy = f"\n{'':31}-> {self.remedy}" if self.remedy else ""
-        return f"{self.status:7}{self.what:23} {self.found}{remedy}"
+        found = self.found.replace("\n", f"\n{'':31}")
+        return f"{self.status:7}{self.what:23} {found}{remedy}"
 
     def as_dict(self) -> dict[str, str]:
         """The finding as JSON has it."""
@@ -59,6 +71,12 @@ class Finding:
 
 def checks() -> list[Finding]:
     """Look at everything; no finding stops the next one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is found here too
+        return _look()
+
+
+def _look() -> list[Finding]:
     found: list[Finding] = []
     for look in (
         _versions,
@@ -81,10 +99,11 @@ def checks() -> list[Finding]:
 
 
 def _broken(what: str, error: Exception) -> Finding:
-    """What went wrong, and the remedy: messages of this package end in theirs."""
+    """What went wrong, the remedy with which messages of this package end, and what a tool said."""
     if isinstance(error, OptFactoryError):
-        text, _, remedy = str(error).partition("; ")
-        return Finding(what, BROKEN, text.partition("\n")[0], remedy.partition("\n")[0] or _MEND)
+        message, _, said = str(error).partition("\n")
+        text, _, remedy = message.partition("; ")
+        return Finding(what, BROKEN, f"{text}\n{said}".rstrip(), remedy or _MEND)
     return Finding(what, BROKEN, f"{type(error).__name__}: {error}".partition("\n")[0], _MEND)
 
 
@@ -137,12 +156,27 @@ def _compiler() -> Iterator[Finding]:
         yield Finding("prebuilt kernels", OK, str(prebuilt.FOLDER))
     command = find_compiler()
     if command:
-        yield Finding("C++ compiler", OK, " ".join(command))
+        yield _compiler_at_work(command)
     else:
         named = os.environ.get("CXX")
         found = f"CXX names {named!r}, which is not there" if named else "none found"
         remedy = "install g++ or clang++, or name one that exists in the variable CXX"
         yield Finding("C++ compiler", NOTE, found, remedy)
+
+
+def _compiler_at_work(command: list[str]) -> Finding:
+    """Whether it builds a library, and with all flags."""
+    what, wanted = "C++ compiler", wanted_flags()
+    try:
+        with tempfile.TemporaryDirectory(prefix="optfactory-") as folder:
+            usable = usable_flags(command, wanted, Path(folder))
+    except BrokenCompilerError as error:
+        return _broken(what, error)
+    missing = missing_flags(wanted, usable)
+    if not missing:
+        return Finding(what, OK, shlex.join(command))
+    found, _, remedy = lacking(command, missing).partition("; ")
+    return Finding(what, NOTE, found, remedy)
 
 
 def _cache() -> Iterator[Finding]:
@@ -151,11 +185,18 @@ def _cache() -> Iterator[Finding]:
     size = sum(kernel.stat().st_size for kernel in kernels) / 1e6
     found = f"{folder}: {len(kernels)} kernels, {size:.1f} MB"
     if is_temporary(folder):
-        remedy = f"name a folder that only you can write to in {CACHE_VARIABLE}"
-        yield Finding("kernel cache", NOTE, f"{folder}, compiled anew by every process", remedy)
+        yield Finding("kernel cache", NOTE, f"{folder}, compiled anew by every process", REMEDY)
+        return
+    if forbids_running(folder):
+        remedy = f"set {CACHE_VARIABLE} to a folder whose programs may be run"
+        yield Finding("kernel cache", NOTE, f"{found}; mounted noexec, so they are copied", remedy)
         return
     with tempfile.TemporaryFile(dir=folder):
         yield Finding("kernel cache", OK, found)
+    degraded = [kernel for kernel in kernels if f"-{DEGRADED}-" in kernel.name]
+    if degraded:
+        found = f"{len(degraded)} in the cache, built by a compiler that lacked some flags"
+        yield Finding("degraded kernels", NOTE, found)
 
 
 def _cuda() -> Iterator[Finding]:
@@ -193,15 +234,18 @@ def _step(device: torch.device) -> Finding:
     """Take a step of 8-bit state on a device, and compare it with what every Adam does first."""
     what = f"step on {device}"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is found here too
-            name = backend_for(device).name
-            error = _first_step_error(device)
-    except Exception as problem:
-        return _broken(what, problem)
+        backend = backend_for(device)
+        error = _first_step_error(device)
+    except Exception as failure:
+        return _broken(what, failure)
+    name, problem = backend.name, ""
+    if isinstance(backend, FallbackBackend):
+        problem = backend.problem
     if not error <= 1e-5:
         found = f"backend '{name}' is wrong by {error:.1e}"
         return Finding(what, BROKEN, found, "please report this as a bug")
+    if problem:
+        return Finding(what, NOTE, f"plain torch operations, because {problem}: slower")
     if name != "reference":
         how = "CUDA kernels, compiled by NVRTC" if name == "cuda" else "kernels for this processor"
         prebuilt_only = name == "cpu" and not find_compiler()

@@ -5,7 +5,8 @@ OptFactoryError
 │   └── UnknownOptimizerError         no optimizer of that name
 ├── BackendError (RuntimeError)       a device's backend cannot run on this machine
 ├── KernelCompileError (RuntimeError) the compiler refused a kernel
-│   └── NoCompilerError               a kernel must be compiled, and there is no compiler
+│   ├── NoCompilerError               a kernel must be compiled, and there is no compiler
+│   └── BrokenCompilerError           there is one, and nothing that it builds can be used
 └── StateError (ValueError)           a checkpoint does not fit this optimizer
 """
 
@@ -47,6 +48,10 @@ class KernelCompileError(OptFactoryError, RuntimeError):
 
 class NoCompilerError(KernelCompileError):
     """A kernel is not among the prebuilt ones, and no C++ compiler was found."""
+
+
+class BrokenCompilerError(KernelCompileError):
+    """A kernel is not among the prebuilt ones, and the C++ compiler builds nothing that runs."""
 
 
 class StateError(OptFactoryError, ValueError):

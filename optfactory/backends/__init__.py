@@ -14,7 +14,7 @@ import torch
 
 from optfactory.backends.base import WARM_UP, Backend
 from optfactory.backends.cpu.backend import CpuBackend
-from optfactory.backends.cpu.prebuilt import PrebuiltBackend
+from optfactory.backends.cpu.fallback import FallbackBackend
 from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.build import prebuilt
 from optfactory.build.compiler import find_compiler
@@ -52,12 +52,10 @@ def _backend(device_type: str, choice: str) -> Backend:
     if device_type != "cpu":
         _warn_portable(f"optfactory has no kernels for '{device_type}' devices yet")
         return ReferenceBackend()
-    return CpuBackend() if choice == "cpu" or find_compiler() else _backend_without_compiler()
-
-
-def _backend_without_compiler() -> Backend:
-    if prebuilt.available():
-        return PrebuiltBackend()
+    if choice == "cpu":
+        return CpuBackend()
+    if find_compiler() or prebuilt.available():
+        return FallbackBackend()
     _warn_portable(
         "no C++ compiler was found; install one (e.g. g++) or name it in the variable CXX"
     )

@@ -14,7 +14,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-from optfactory.build.compiler import FLAGS
+from optfactory.build.flags import FLAGS
 from optfactory.build.processor import InstructionSet, wanted_sets
 
 FOLDER = Path(__file__).resolve().parents[1] / "_prebuilt"

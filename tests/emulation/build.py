@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optfactory.build.compiler import CACHE_VARIABLE, find_compiler
+from optfactory.build.cache import CACHE_VARIABLE
+from optfactory.build.compiler import find_compiler
 from optfactory.errors import KernelCompileError
 
 _FOLDER = Path(__file__).parent
@@ -136,7 +137,7 @@ def _processor_flags() -> list[str]:
 
 def _cache_folder() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
-    folder = Path(chosen) if chosen else _temporary_folder()
+    folder = Path(chosen).expanduser() if chosen else _temporary_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 

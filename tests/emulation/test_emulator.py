@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from optfactory.build.compiler import CACHE_VARIABLE
+from optfactory.build.cache import CACHE_VARIABLE
 from optfactory.errors import KernelCompileError
 from tests.emulation.arguments import address, integer
 from tests.emulation.driver import EmulatedDriver, EmulatedModule, EmulationError

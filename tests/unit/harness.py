@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer, list_optimizers, resolve
+from optfactory.build.compiler import find_compiler
 from optfactory.errors import ConfigError
 from tests.conftest import has_compiler
 from tests.devices import randn
@@ -17,6 +19,9 @@ from tests.devices import randn
 NAMES = list_optimizers()
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 NUMBERS = ("lr", "eps", "weight_decay")
+
+# A source for compilers, and what it says when it is loaded.
+SOURCE = 'extern "C" int answer() { return 42; }\n'
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
@@ -62,6 +67,20 @@ def step() -> None:
     p.grad = torch.ones(300)
     optimizer.step()
     assert torch.allclose(p, torch.tensor(0.5))
+
+
+def answer(library: Path) -> int:
+    return int(ctypes.CDLL(str(library)).answer())
+
+
+def without(flag: str, folder: Path) -> str:
+    """A command for CXX: a compiler that refuses a flag and nothing else."""
+    script = folder / f"c++{flag}"
+    refuse = f'for word; do if [ "$word" = {flag} ]; then echo "no {flag}" >&2; exit 1; fi; done'
+    real = " ".join(find_compiler() or ["c++"])
+    script.write_text(f'#!/bin/sh\n{refuse}\nexec {real} "$@"\n')
+    script.chmod(0o700)
+    return str(script)
 
 
 def programs(folder: Path, *names: str) -> str:

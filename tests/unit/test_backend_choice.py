@@ -10,6 +10,7 @@ import torch
 
 from optfactory import build_optimizer
 from optfactory.backends import backend_for
+from optfactory.backends.cpu import backend as cpu
 from optfactory.build.compiler import compile_library
 from optfactory.errors import ConfigError, KernelCompileError, OptFactoryError
 from tests.conftest import has_compiler
@@ -35,16 +36,21 @@ def test_a_source_that_does_not_compile_shows_what_the_compiler_said(cache: Path
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.usefixtures("cache", "no_backends_yet")
-@pytest.mark.parametrize("choice", ["cpu", "auto"])
-def test_a_compiler_that_fails_stops_the_first_step_before_it_changes_anything(
-    choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler named by CXX that builds nothing."""
     script = tmp_path / "failing-c++"
     script.write_text("#!/bin/sh\necho 'out of ideas' >&2\nexit 1\n")
     script.chmod(0o700)
     monkeypatch.setenv("CXX", str(script))
-    monkeypatch.setenv("OPTFACTORY_BACKEND", choice)
+    return script
+
+
+@pytest.mark.usefixtures("cache", "no_backends_yet")
+def test_a_compiler_that_fails_stops_whoever_insists_on_it_before_anything_changes(
+    failing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "cpu")
     p, q = torch.ones(300).requires_grad_(), torch.ones(4096).requires_grad_()
     optimizer = build_optimizer("adam8bit", [p, q])
     for parameter in (p, q):
@@ -52,13 +58,43 @@ def test_a_compiler_that_fails_stops_the_first_step_before_it_changes_anything(
     with pytest.raises(KernelCompileError, match="out of ideas") as caught:
         optimizer.step()
     assert "OPTFACTORY_BACKEND=reference" in str(caught.value)
-    assert str(script) in str(caught.value)
+    assert str(failing) in str(caught.value)
     for parameter in (p, q):
         assert (parameter == 1).all()
         assert optimizer.state[parameter].get("step", 0) == 0
     monkeypatch.setenv("OPTFACTORY_BACKEND", "reference")
     optimizer.step()
     assert optimizer.state[p]["step"] == 1
+
+
+@pytest.mark.usefixtures("no_backends_yet")
+def test_a_compiler_that_fails_is_warned_of_once_and_training_goes_on(
+    cache: Path, failing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "auto")
+    monkeypatch.setenv("OPTFACTORY_INSTRUCTIONS", "native")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for dtype in (torch.float32, torch.float32, torch.bfloat16):
+            p = torch.ones(300, dtype=dtype).requires_grad_()
+            optimizer = build_optimizer("adam", [p], lr=0.5)
+            for _ in range(2):
+                p.grad = torch.ones(300, dtype=dtype)
+                optimizer.step()
+            assert torch.allclose(p.float(), torch.tensor(0.0), atol=1e-2)
+    (warning,) = seen
+    for word in (str(failing), "out of ideas", "CXX", "plain torch operations", "doctor"):
+        assert word in str(warning.message)
+    assert list(cache.iterdir()) == []
+
+
+@needs_compiler
+@pytest.mark.usefixtures("cache", "no_backends_yet")
+def test_a_kernel_that_a_good_compiler_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTFACTORY_BACKEND", "auto")
+    monkeypatch.setattr(cpu, "cpp_source", lambda variant: "no program")
+    with pytest.raises(KernelCompileError, match="could not compile"):
+        step()
 
 
 @pytest.mark.usefixtures("no_backends_yet")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import ctypes
 import os
 import stat
 import subprocess
@@ -19,28 +18,10 @@ from optfactory.build import compiler
 from optfactory.build.compiler import compile_library, find_compiler
 from optfactory.errors import KernelCompileError
 from optfactory.rules.codegen import KernelVariant, cpp_source
-from tests.unit.harness import needs_compiler, programs, step
+from tests.unit.harness import SOURCE, answer, needs_compiler, programs, step
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = 'extern "C" int answer() { return 42; }\n'
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler named by CXX that notes each of its calls in a file."""
-    real = find_compiler()
-    assert real is not None
-    log, script = tmp_path / "calls", tmp_path / "noting-c++"
-    log.touch()
-    script.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\nexec {" ".join(real)} "$@"\n')
-    script.chmod(0o700)
-    monkeypatch.setenv("CXX", str(script))
-    return log
-
-
-def answer(library: Path) -> int:
-    return int(ctypes.CDLL(str(library)).answer())
 
 
 # ---- the cache -----------------------------------------------------------------------------
@@ -220,29 +201,6 @@ def test_a_chosen_folder_that_is_none_is_an_error(
         compile_library(SOURCE, "probe")
 
 
-@needs_compiler
-@pytest.mark.parametrize("usable", [True, False])
-def test_without_a_choice_the_users_cache_or_a_private_folder_is_taken(
-    usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / "home"
-    if usable:
-        home.mkdir()
-    else:
-        home.touch()  # no folder can be made below a file
-    monkeypatch.delenv("OPTFACTORY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    compiler._temporary_cache.cache_clear()
-    try:
-        library = compile_library(SOURCE, "probe")
-    finally:
-        compiler._temporary_cache.cache_clear()
-    assert answer(library) == 42
-    assert (library.parent == home / "optfactory") == usable
-    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
-
-
 # ---- which compiler ------------------------------------------------------------------------
 
 
@@ -292,19 +250,3 @@ def test_the_compiler_that_cxx_names_does_the_work(cache: Path, calls: Path) -> 
     assert "-std=c++17" in line
     assert "-ffast-math" not in line
     assert "-ffp-contract=off" in line
-
-
-@needs_compiler
-def test_flags_that_a_compiler_does_not_know_are_left_out(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = find_compiler()
-    assert real is not None
-    script = tmp_path / "simple-c++"
-    refuse = 'case "$*" in *-march=native*|*-fopenmp*) echo "unknown flag" >&2; exit 1;; esac'
-    script.write_text(f'#!/bin/sh\n{refuse}\nexec {" ".join(real)} "$@"\n')
-    script.chmod(0o700)
-    monkeypatch.setenv("CXX", str(script))
-    library = compile_library(SOURCE, "probe")
-    assert answer(library) == 42
-    assert compile_library(SOURCE, "probe") == library

@@ -17,6 +17,7 @@ from optfactory import __version__, doctor
 from optfactory.cli import main
 from optfactory.optimizer import Optimizer2State
 from tests.conftest import has_compiler
+from tests.unit.harness import needs_compiler, without
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("OPTFACTORY_BACKEND", "OPTFACTORY_INSTRUCTIONS", "CXX")
@@ -160,12 +161,50 @@ def test_no_compiler_is_a_note(found: Find) -> None:
     assert "plain torch operations" in findings["step on cpu"]["found"]
 
 
-def test_a_compiler_that_fails(found: Find, tmp_path: Path) -> None:
-    code, findings = found(CXX="false", OPTFACTORY_CACHE=str(tmp_path), **COMPILE)
+def failing_compiler(folder: Path) -> str:
+    script = folder / "failing-c++"
+    script.write_text("#!/bin/sh\necho one >&2\necho two >&2\nexit 1\n")
+    script.chmod(0o700)
+    return str(script)
+
+
+def test_a_compiler_that_fails_is_shown_with_all_that_it_says(found: Find, tmp_path: Path) -> None:
+    cxx = failing_compiler(tmp_path)
+    code, findings = found(CXX=cxx, OPTFACTORY_CACHE=str(tmp_path / "cache"), **COMPILE)
     assert code == 1
+    compiler, step = findings["C++ compiler"], findings["step on cpu"]
+    assert compiler["status"] == "broken"
+    assert compiler["found"] == f"the C++ compiler {cxx} builds nothing\none\ntwo"
+    assert "CXX" in compiler["remedy"]
+    assert "OPTFACTORY_BACKEND=reference" in compiler["remedy"]
+    assert step["status"] == "note"
+    assert "plain torch operations, because what the compiler builds" in step["found"]
+
+
+def test_lines_of_a_compiler_stay_in_their_column(ask: Ask, tmp_path: Path) -> None:
+    _, out = ask(CXX=failing_compiler(tmp_path), OPTFACTORY_CACHE=str(tmp_path / "c"), **COMPILE)
+    assert f"\n{'':31}one\n{'':31}two\n{'':31}-> mend it" in out
+
+
+def test_insisting_on_a_compiler_that_fails(found: Find, tmp_path: Path) -> None:
+    environment = {"CXX": failing_compiler(tmp_path), "OPTFACTORY_CACHE": str(tmp_path / "cache")}
+    _, findings = found(OPTFACTORY_BACKEND="cpu", **environment, **COMPILE)
     assert findings["step on cpu"]["status"] == "broken"
-    assert "false could not compile" in findings["step on cpu"]["found"]
-    assert "OPTFACTORY_BACKEND=reference" in findings["step on cpu"]["remedy"]
+    assert findings["step on cpu"]["found"].endswith("one\ntwo")
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_is_a_note(found: Find, tmp_path: Path) -> None:
+    environment = {"CXX": without("-fopenmp", tmp_path), "OPTFACTORY_CACHE": str(tmp_path / "c")}
+    code, findings = found(**environment, **COMPILE)
+    assert code == 0
+    assert findings["C++ compiler"]["status"] == "note"
+    assert "does not take -fopenmp" in findings["C++ compiler"]["found"]
+    assert "libomp" in findings["C++ compiler"]["remedy"]
+    assert "degraded kernels" not in findings  # none was there yet
+    findings = found(**environment, **COMPILE)[1]
+    assert findings["degraded kernels"]["found"].startswith("1 in the cache")
+    assert findings["step on cpu"]["status"] == "ok"
 
 
 @pytest.mark.parametrize("place", ["/proc/no/such", "/dev/null", "/dev/null/below", "{}", "{}/sub"])

@@ -20,6 +20,7 @@ from optfactory.build.compiler import compile_library, find_compiler
 from optfactory.build.processor import INSTRUCTION_SETS, InstructionSet
 from optfactory.errors import BackendError, ConfigError, NoCompilerError
 from optfactory.rules.codegen import KernelVariant, cpp_source
+from tests.unit import harness
 from tests.unit.harness import needs_compiler, programs, step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,19 +228,14 @@ def test_a_bad_choice_of_instructions_changes_nothing(value, error, with_adam, c
     assert not cache.exists()
 
 
-def test_compilers_are_told_the_forced_set(cache, tmp_path, monkeypatch):
-    log, script = tmp_path / "calls", tmp_path / "noting-c++"
-    script.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\nexec {" ".join(find_compiler())} "$@"\n')
-    script.chmod(0o700)
-    monkeypatch.setenv("CXX", str(script))
+def test_compilers_are_told_the_forced_set(cache, calls, monkeypatch):
     forced = next(target for target in INSTRUCTION_SETS if target in compiler_sets())
     monkeypatch.setattr(processor, "own_sets", lambda: [forced])
     monkeypatch.setattr(processor, "_common_features", lambda text: forced.features)
-    text = 'extern "C" int answer() { return 42; }\n'
-    native = compile_library(text, "probe")
+    native = compile_library(harness.SOURCE, "probe")
     monkeypatch.setenv("OPTFACTORY_INSTRUCTIONS", forced.name)
-    assert compile_library(text, "probe") != native
-    first, second = log.read_text().splitlines()
+    assert compile_library(harness.SOURCE, "probe") != native
+    first, second = calls.read_text().splitlines()
     assert "-march=native" in first
     assert "-march=native" not in second
     assert set(forced.flags) <= set(second.split())

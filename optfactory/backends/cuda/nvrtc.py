@@ -7,15 +7,15 @@ numbers would become zeros, and it demands toolkit headers that no kernel of our
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from optfactory.build.compiler import CACHE_VARIABLE, cache_folder
+from optfactory.build.cache import cache_folder
+from optfactory.build.once import building, install
 from optfactory.errors import BackendError, KernelCompileError
 from optfactory.memory.cupy import PORTABLE
 
@@ -117,21 +117,13 @@ def cubin_file(source: str, name: str, architecture: str) -> Path:
     identity: list[Any] = [source, architecture, nvrtc_version(), *COMPILE_OPTIONS]
     digest = hashlib.sha256("\0".join(map(str, identity)).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{digest}.cubin"
-    if not path.is_file():
-        cubin, _ = compile_cubin(source, name, architecture)
-        _write(path, cubin)
+    if path.is_file():
+        return path
+    with building(path) as folder:
+        if not path.is_file():
+            started = time.monotonic()
+            cubin, _ = compile_cubin(source, name, architecture)
+            file = folder / "kernel.cubin"
+            file.write_bytes(cubin)
+            install(file, path, started)
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside the target and move into place, so that others only see whole files."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as build:
-            file = Path(build, path.name)
-            file.write_bytes(content)
-            os.replace(file, path)
-    except OSError as error:
-        raise KernelCompileError(
-            f"the compiled kernel {path} cannot be written: {error.strerror}; "
-            f"set {CACHE_VARIABLE} to a folder with room that only you can write to"
-        ) from error

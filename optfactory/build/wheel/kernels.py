@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from optfactory.build.compiler import FLAGS, find_compiler
+from optfactory.build.compiler import find_compiler
+from optfactory.build.flags import FLAGS
 from optfactory.build.prebuilt import relative_path
 from optfactory.build.processor import InstructionSet, own_sets
 from optfactory.build.wheel.variants import prebuilt_variants
