@@ -34,7 +34,8 @@ def group_config(
     Raises:
         ConfigError: a hyperparameter is refused, or does not fit the group's parameters.
     """
-    overrides = {key: value for key, value in group.items() if key not in ANNOTATIONS}
+    carried = annotations_of(group, config)
+    overrides = {key: value for key, value in group.items() if key not in carried}
     title = f"optimizer '{config.name}'"
     values = overridden(config.model_dump(exclude={RULES_FIELD}), overrides)
     checked = validate(family_class(type(config)), values, place, title)
@@ -78,9 +79,11 @@ def group_place(group: Mapping[str, Any], index: int, config: OptimizerConfig) -
     return f"{RULES_FIELD}[{place}]"
 
 
-def annotations_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group holds beside its hyperparameters."""
-    return {key: group[key] for key in ANNOTATIONS if key in group}
+def annotations_of(group: Mapping[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+    """What a group holds beside its hyperparameters: torch's keys, and those in `annotations`."""
+    named = group.get("annotations", config.annotations)
+    keys = (*ANNOTATIONS, *(named if isinstance(named, (list, tuple)) else ()))
+    return {key: group[key] for key in keys if key in group}
 
 
 def _placement_problem(config: OptimizerConfig, devices: set[torch.device]) -> str:

@@ -70,6 +70,7 @@ class Optimizer2State(Optimizer):
     _plan: StepPlan | None = None
     _settings: Settings | None = None
     _watch: ModelWatch | None = None
+    _told_idle = False
 
     def __init__(
         self, params: Params, config: OptimizerConfig, *, lr: Tensor | None = None
@@ -96,7 +97,8 @@ class Optimizer2State(Optimizer):
         group = read_group(param_group, index)
         check_parameters([group], self.param_groups)
         config = group_config(group, self.config, group_place(group, index, self.config))
-        group = {**self._hyperparameters(config), **_live_lr(group), **annotations_of(group)}
+        carried = annotations_of(group, config)
+        group = {**self._hyperparameters(config), **_live_lr(group), **carried}
         name_all_or_none([*self.param_groups, group])
         if "param_names" in group:
             # torch reads names from pairs, and the key only behind the first group.
@@ -150,7 +152,8 @@ class Optimizer2State(Optimizer):
         refuse_capture(plan.slots, plan.devices)
         self._tell_of_replaced(plan)
         self._allocate_missing(plan)
-        run_step(self, plan)
+        if not run_step(self, plan):
+            self._tell_of_idleness(plan)
 
     def _tell_of_replaced(self, plan: StepPlan) -> None:
         watch, self._watch = self._watch, None
@@ -158,6 +161,17 @@ class Optimizer2State(Optimizer):
         names = watch.replaced(named) if watch else []
         if names:
             warnings.warn(replaced_warning(names), stacklevel=2)
+
+    def _tell_of_idleness(self, plan: StepPlan) -> None:
+        if self._told_idle or not any(slot.parameter.requires_grad for slot in plan.slots):
+            return
+        self._told_idle = True
+        warnings.warn(
+            "no parameter of this optimizer has a gradient, so that the step changed nothing; call "
+            "loss.backward() first, and build the optimizer after the model was wrapped (adapters, "
+            "sharding), from the parameters that are trained. This is said once",
+            stacklevel=2,
+        )
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()

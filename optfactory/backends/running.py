@@ -12,11 +12,14 @@ from optfactory.step.interrupts import Uninterrupted
 from optfactory.step.plan import Bucket, StepPlan
 
 
-def run_step(optimizer: Optimizer, plan: StepPlan) -> None:
+def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
     """Update every parameter that has a gradient, whose state is there.
 
     Args:
         optimizer: holds what a GradScaler handed over for this step.
+
+    Returns:
+        Whether there was any.
 
     Raises:
         ConfigError, StateError, KernelCompileError: as `Optimizer2State.step`.
@@ -35,6 +38,7 @@ def run_step(optimizer: Optimizer, plan: StepPlan) -> None:
         for bucket in buckets:
             bucket.gradients = []
             bucket.grad_scale = bucket.found_inf = None
+    return bool(buckets)
 
 
 def _run(buckets: list[Bucket]) -> None:

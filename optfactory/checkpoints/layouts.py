@@ -92,7 +92,7 @@ def export(
 def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export) -> list[str]:
     if config.family not in layout.families:
         return [f"optimizer: {layout.title} has no {config.family}"]
-    own = {"name", *layout.expressed, *PLACEMENT, *STORAGE}
+    own = {"name", "annotations", *layout.expressed, *PLACEMENT, *STORAGE}
     fields = family_class(type(config)).model_fields.items()
     problems = [
         f"{key}: {group[key]!r} has no counterpart there, which does as with {field.default!r}"

@@ -26,6 +26,8 @@ from pydantic import (
 )
 
 from optfactory.config.fields import read_number
+from optfactory.config.ready_rules import ready_rules
+from optfactory.errors import ConfigError
 
 _COMPARISONS = {
     "<=": operator.le,
@@ -161,14 +163,21 @@ def _plain(value: object) -> object:
     return value[0] if len(value) == 1 else list(value)
 
 
-def _drop_empty(value: object) -> object:
-    """Accept null for no rules at all, and drop rules that are null: so a config loses one."""
+def read_rules(value: object) -> object:
+    """Accept null for no rules, and the names of ready rules; drop rules that are null."""
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, (list, tuple)):
+        try:
+            return ready_rules(*map(str, value))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
     if isinstance(value, Mapping):
         return {label: rule for label, rule in value.items() if rule is not None}
     return {} if value is None else value
 
 
-GroupRules = Annotated[dict[str, GroupRule], BeforeValidator(_drop_empty)]
+GroupRules = Annotated[dict[str, GroupRule], BeforeValidator(read_rules)]
 
 # The field of configs that holds them. Families do not have it, only the configs of names: a
 # param group has no rules of its own.

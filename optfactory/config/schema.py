@@ -11,7 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from optfactory.config.fields import Bits, BlockSize, Count, Number
 from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
-from optfactory.rules.options import SEEDS
+from optfactory.rules.options import NOISE_KEY, SEEDS
+
+# Keys of param groups beside hyperparameters and what users may add: torch's, schedulers' and ours.
+RESERVED_KEYS = (
+    *("params", "param_names", "name", "initial_lr"),
+    *("optimizer", "format_version", NOISE_KEY),
+)
 
 
 class OptimizerConfig(BaseModel):
@@ -86,6 +92,9 @@ class OptimizerConfig(BaseModel):
         default=None,
         description="seed of stochastic rounding; null draws one from torch's generator when built",
     )
+    annotations: tuple[str, ...] = Field(
+        default=(), description="keys of param groups that other tools read; they are carried along"
+    )
     compat: Literal["none", "bitsandbytes"] = Field(
         default="none",
         description="bitsandbytes: scales, codes, order of decay as its CUDA kernels have them",
@@ -105,6 +114,14 @@ class OptimizerConfig(BaseModel):
                 f"{value!r} contradicts the name '{cls.locked['name']}'; drop the key, or use "
                 f"optimizer={cls.family} with {info.field_name}: {value!r}"
             )
+        return value
+
+    @field_validator("annotations")
+    @classmethod
+    def _annotations_mean_nothing_here(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        taken = [key for key in value if key in cls.model_fields or key in RESERVED_KEYS]
+        if taken:
+            raise ValueError(f"{', '.join(taken)} have a meaning here; they need no annotation")
         return value
 
     @field_validator("page_dir")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from optfactory.config.group_rules import RULES_FIELD, GroupRule, rules_of
+from optfactory.config.group_rules import RULES_FIELD, GroupRule, read_rules, rules_of
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.errors import ConfigError
 
@@ -94,7 +94,10 @@ def _checked_rules(
 
     Matchers are fields and have been checked. What is wrong with the config alone is not repeated.
     """
-    rules = values.get(RULES_FIELD)
+    try:
+        rules = read_rules(values.get(RULES_FIELD))
+    except ValueError:  # the model says so
+        rules = None
     if RULES_FIELD not in model.model_fields or not isinstance(rules, Mapping):
         return {}, []
     family = family_class(model)
@@ -147,7 +150,9 @@ def _problem(
     where = ".".join([path, *(str(part) for part in item["loc"])]) if path else ""
     where = where or ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{where}: {_unknown_key(str(item['loc'][-1]), model, list(more))}"
+        said = f"{where}: {_unknown_key(str(item['loc'][-1]), model, list(more))}"
+        in_group = path.startswith(f"{RULES_FIELD}[")
+        return f"{said}; or name it in annotations, if another tool reads it" if in_group else said
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error" and "contradicts" in message:
         return f"{where}: {message}"

@@ -14,6 +14,7 @@ from optfactory.config.plain import plain
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
 from optfactory.groups.origins import Origins, without_wrappers
+from optfactory.rules.options import NOISE_KEY
 
 NamedTensor = tuple[str, Tensor]
 Params = nn.Module | Iterable[Tensor] | Iterable[NamedTensor] | Iterable[Mapping[str, Any]]
@@ -25,6 +26,9 @@ _NO_LISTS = (Tensor, str, Mapping)
 
 # Keys of a param group that are no hyperparameters: torch's own and the schedulers' bookkeeping.
 ANNOTATIONS = ("params", "param_names", "name", "initial_lr")
+
+# What our groups hold beside: of the optimizer that they are in, and not to be taken along.
+_MARKS = ("optimizer", "format_version", NOISE_KEY)
 
 
 def read_params(params: Params, origins: Origins | None = None) -> list[dict[str, Any]]:
@@ -74,6 +78,7 @@ def read_group(group: object, index: int, origins: Origins | None = None) -> dic
         params = [params]
     entries = _ordered(params, f"{place}.params")
     result = {plain(key): plain(value) for key, value in group.items() if key != "params"}
+    _read_live_group(result)
     if any(isinstance(entry, tuple) for entry in entries):
         pairs = [_pair(entry, place) for entry in entries]
         entries = [tensor for _, tensor in pairs]
@@ -83,6 +88,21 @@ def read_group(group: object, index: int, origins: Origins | None = None) -> dic
         origins.add_named(zip(result["param_names"], entries, strict=True))
     result["params"] = entries
     return result
+
+
+def _read_live_group(group: dict[str, Any]) -> None:
+    """Make a group of another optimizer, ours or torch's, one that a user could have written."""
+    for key in _MARKS:
+        group.pop(key, None)
+    if {"foreach", "differentiable"} <= group.keys():
+        # How torch computes a step, not what; every step here is fused.
+        for key in ("foreach", "fused"):
+            group.pop(key, None)
+        if group["differentiable"] is False:
+            del group["differentiable"]
+        decoupled = group.pop("decoupled_weight_decay", None)
+        if decoupled is not None:
+            group.setdefault("adam_w_mode", decoupled)
 
 
 def _trainable(module: nn.Module, origins: Origins) -> list[NamedTensor]:

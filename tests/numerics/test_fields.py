@@ -70,6 +70,7 @@ FLIPS: dict[str, list[Flip]] = {
     "page_dir": [_flip(PAGES, is_paged=True), _flip(PAGES, is_paged=True, optim_bits=8)],
     # For GPUs alone: refused on CPUs, and shown in tests/emulation and tests/gpu.
     "page_memory": [],
+    "annotations": [],  # for other tools: tests/param_groups/test_annotations.py
     "capturable": [],
     "min_8bit_size": [_flip(1, optim_bits=8), _flip(1_000_000, optim_bits=8)],
     "block_size": [_flip(128, optim_bits=8), _flip(1024, optim_bits=8)],

@@ -101,3 +101,12 @@ def test_the_hydra_app_runs(tmp_path):
             word[1:].split(".")[-1] for word in arguments if word[0] == "~"
         }
         assert len({name for name, _ in printed}) == (6 if "--multirun" in arguments else 1)
+
+
+def test_every_environment_variable_of_the_package_is_in_the_guide() -> None:
+    read = set()
+    for path in (ROOT / "optfactory").rglob("*.py"):
+        read |= set(re.findall(r"\bOPTFACTORY_[A-Z_]+\b", path.read_text(encoding="utf-8")))
+    guide = (ROOT / "examples" / "guide.md").read_text(encoding="utf-8")
+    assert read
+    assert not [name for name in sorted(read) if f"| `{name}` |" not in guide]
