@@ -10,17 +10,20 @@ import os
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-_PATH = "pkg://optfactory.configs"
+# The shipped files, and what other packages add (config_source.py).
+_PATHS = ("pkg://optfactory.configs", "optfactory://")
 _OPT_OUT = "OPTFACTORY_NO_HYDRA_PLUGIN"
 
 
 class OptfactorySearchPath(SearchPathPlugin):
-    """Appends `pkg://optfactory.configs` once; `OPTFACTORY_NO_HYDRA_PLUGIN=1` turns it off."""
+    """Appends our paths once each; `OPTFACTORY_NO_HYDRA_PLUGIN=1` turns it off."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the path behind the app's own, so that the user's files shadow ours."""
+        """Append them behind the app's own, so that the user's files shadow ours."""
         if os.environ.get(_OPT_OUT, "0") not in ("", "0"):
             return
         # Hydra 1.4 finds the plugin twice: as hydra_plugins.optfactory and by its entry point.
-        if all(element.path != _PATH for element in search_path.get_path()):
-            search_path.append(provider="optfactory", path=_PATH)
+        there = {element.path for element in search_path.get_path()}
+        for path in _PATHS:
+            if path not in there:
+                search_path.append(provider="optfactory", path=path)

@@ -54,8 +54,9 @@ ALLOWED = {
         *("checkpoints", "config", "factory", "optim", "optimizer", "planning"),
         *("registry", "rules"),
     },
-    # Hydra loads it in every app, so it stands alone; and nothing imports it
-    "_hydra_plugin": set(),
+    # Hydra loads it in every app, so it stands alone until an app asks for a name of another
+    # package; and nothing imports it
+    "_hydra_plugin": {"catalog", "registry"},
 }
 TORCH_FREE = {
     *("errors", "rules", "config", "optimizers", "plugins", "families", "registry"),

@@ -4,12 +4,16 @@ Hydra 1.3 finds plugins in the namespace package `hydra_plugins`, which only an 
 (tests/packaging tries one). Here a link stands in for it, so that the tests run uninstalled.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from optfactory import list_optimizers, resolve
 from tests.hydra_app import configs, run_app, write_app
+from tests.plugin_packages import family_source, install
 
 ROOT = Path(__file__).parents[2]
 CHOICE = "defaults: [{optimizer: paged_adam8bit}, _self_]\n"
@@ -77,8 +81,12 @@ def test_an_appended_unknown_key_gets_past_hydra_but_not_past_the_schema(app, en
 
 
 TEMPLATE = """
+import warnings
+
 import hydra
 import torch
+
+warnings.filterwarnings("ignore", "(?s).*_execution_whitelist_")  # advice of Hydra 1.4
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -154,3 +162,69 @@ def test_the_path_is_appended_only_once(app, environment, tmp_path):
     run = run_app(app, "--info", "searchpath", **environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("pkg://optfactory.configs") == 1
+    assert run.stdout.count("optfactory://") == 1
+
+
+# ---- optimizers of other packages --------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path):
+    """A module with an optimizer where apps can import it; not installed."""
+    (tmp_path / "site" / "ball_pkg.py").write_text(family_source("ball", registered=True))
+
+
+@pytest.fixture
+def installed(tmp_path):
+    install(tmp_path / "site", "ball_pkg", family_source("ball"), "ball_pkg:BallConfig")
+
+
+def test_an_installed_packages_optimizer_is_an_option(app, environment, installed):
+    run = run_app(app, "optimizer=paged_ball8bit", "optimizer.lr=0.5", **environment)
+    (config,) = configs(run)
+    assert config["name"] == "paged_ball8bit"
+    assert (config["lr"], config["optim_bits"]) == (0.5, 8)
+
+
+def test_globs_find_the_shipped_names_and_those_of_packages(app, environment, installed):
+    run = run_app(app, "-m", "optimizer=glob(*8bit)", **environment)
+    names = {config["name"] for config in configs(run)}
+    assert names == {*list_optimizers("*8bit"), "ball8bit", "paged_ball8bit"}
+
+
+def test_an_optimizer_that_the_app_registers_is_an_option(app, environment, module):
+    path = app / "app.py"
+    path.write_text("import ball_pkg\n" + path.read_text().replace("import sys", ""))
+    path.write_text(
+        path.read_text().replace('    assert "torch" not in sys.modules', "    assert 1")
+    )
+    (config,) = configs(run_app(app, "optimizer=ball", **environment))
+    assert config["name"] == "ball"
+
+
+def test_an_installed_packages_optimizer_can_be_copied_into_an_app(app, environment, installed):
+    words = [sys.executable, "-m", "optfactory", "copy", "ball8bit", "conf/optimizer"]
+    subprocess.run(words, cwd=app, env=os.environ | environment, check=True)
+    path = app / "conf" / "optimizer" / "ball8bit.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.125"))
+    (config,) = configs(run_app(app, "optimizer=ball8bit", **environment))
+    assert (config["name"], config["lr"]) == ("ball8bit", 0.125)
+
+
+def test_an_option_that_nobody_has_is_refused_with_those_that_there_are(
+    app, environment, installed
+):
+    run = run_app(app, "optimizer=ball16bit", **environment)
+    assert run.returncode == 1
+    assert "paged_ball8bit" in run.stderr
+    assert "paged_adamw8bit" in run.stderr
+
+
+def test_apps_that_do_not_ask_for_a_packages_optimizer_load_nothing_of_ours(
+    app, environment, installed
+):
+    path = app / "app.py"
+    composed = "def main(cfg: DictConfig) -> None:\n"
+    unasked = '    assert "optfactory.registry" not in sys.modules\n'
+    path.write_text(path.read_text().replace(composed, composed + unasked))
+    assert configs(run_app(app, **environment)) == [expected("paged_adam8bit")]

@@ -10,28 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugin_packages import family_source, install
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "examples" / "custom_optimizer.py").read_text(encoding="utf-8")
-
-PLAIN = """
-from typing import ClassVar
-from optfactory.extend import OptimizerConfig, StateSpec, UpdateRule
-class {cls}Config(OptimizerConfig):
-    "Momentum."
-    family: ClassVar[str] = {family!r}
-    @classmethod
-    def rule(cls, group):
-        text = "m = fma(beta, m, g); u = m;"
-        return UpdateRule("rule", (StateSpec("m", True),), ("beta",), text=text)
-    @classmethod
-    def scalars(cls, group, step):
-        return {{"decay": 1.0, "step_size": group["lr"], "beta": 0.9}}
-"""
-REGISTERED = PLAIN.replace("class ", "from optfactory.extend import register\n@register\nclass ")
-
-
-def plain(family: str, text: str = PLAIN) -> str:
-    return text.format(family=family, cls=family.title())
 
 
 class Site:
@@ -41,13 +23,7 @@ class Site:
         self.folder = folder
 
     def install(self, name: str, source: str, *values: str) -> None:
-        """What pip leaves of a package of one module: the module and its metadata."""
-        (self.folder / f"{name}.py").write_text(source)
-        info = self.folder / f"{name}-1.5.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
-        lines = [f"entry{i} = {value}\n" for i, value in enumerate(values)]
-        (info / "entry_points.txt").write_text("[optfactory.optimizers]\n" + "".join(lines))
+        install(self.folder, name, source, *values)
 
     def run(self, code: str, *options: str) -> tuple[str, str]:
         """What a program prints, and what it warns of."""
@@ -112,9 +88,11 @@ def test_a_config_is_unpickled_by_a_process_that_did_nothing_else(site: Site) ->
     assert "name='adabelief8bit' lr=0.5" in site.run(load, "-W", "error")[0].replace(", ", " ")
 
 
-@pytest.mark.parametrize("text", [PLAIN, REGISTERED])
-def test_a_module_may_use_optimizers_while_it_is_imported(site: Site, text: str) -> None:
-    source = "from optfactory import resolve\nresolve('adam')\n" + plain("ball", text)
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_module_may_use_optimizers_while_it_is_imported(site: Site, registered: bool) -> None:
+    source = "from optfactory import resolve\nresolve('adam')\n" + family_source(
+        "ball", registered=registered
+    )
     site.install("ball_pkg", source, "ball_pkg:BallConfig")
     use = "from optfactory import resolve; print(resolve('ball8bit').name)"
     for first in ("", "import ball_pkg\n", "import optfactory.registry, ball_pkg\n"):
@@ -122,7 +100,10 @@ def test_a_module_may_use_optimizers_while_it_is_imported(site: Site, text: str)
 
 
 def test_a_module_may_use_its_own_optimizer_while_it_is_imported(site: Site) -> None:
-    source = plain("ball", REGISTERED) + "\nimport optfactory\noptfactory.resolve('ball8bit')\n"
+    source = (
+        family_source("ball", registered=True)
+        + "\nimport optfactory\noptfactory.resolve('ball8bit')\n"
+    )
     site.install("ball_pkg", source, "ball_pkg:BallConfig")
     use = "from optfactory import resolve; print(resolve('ball').name)"
     for first in ("", "import ball_pkg\n"):
@@ -130,7 +111,7 @@ def test_a_module_may_use_its_own_optimizer_while_it_is_imported(site: Site) -> 
 
 
 def test_one_module_may_add_several_families(site: Site) -> None:
-    source = plain("ball", REGISTERED) + plain("cube", REGISTERED)
+    source = family_source("ball", registered=True) + family_source("cube", registered=True)
     site.install("two_pkg", source, "two_pkg:BallConfig", "two_pkg:CubeConfig")
     use = "from optfactory import list_optimizers; print(len(list_optimizers()))"
     assert site.run(use, "-W", "error")[0] == "30\n"
@@ -145,9 +126,13 @@ BROKEN = {
     "def": "SyntaxError: ",
     "": "AttributeError: module 'bad_pkg' has no attribute 'BadConfig'",
     "BadConfig = 3": "ConfigError: a family is a subclass of OptimizerConfig, got 3",
-    plain("x8bit").replace("X8BitConfig", "BadConfig"): "ConfigError: BadConfig.family is 'x8bit'",
-    plain("bad").replace("u = m", "u = n"): "ConfigError: <rule text of rule>:1: 'n' is unknown",
-    plain("bad", REGISTERED) + "1 / 0": "ZeroDivisionError: division by zero",
+    family_source("x8bit").replace(
+        "X8BitConfig", "BadConfig"
+    ): "ConfigError: BadConfig.family is 'x8bit'",
+    family_source("bad").replace(
+        "u = m", "u = n"
+    ): "ConfigError: <rule text of rule>:1: 'n' is unknown",
+    family_source("bad", registered=True) + "1 / 0": "ZeroDivisionError: division by zero",
 }
 KEEPS_ON = """
 import sys
@@ -162,7 +147,7 @@ for _ in range(2):
 @pytest.mark.parametrize("source", BROKEN)
 def test_a_broken_package_is_left_out_with_one_warning(site: Site, source: str) -> None:
     site.install("bad_pkg", source, "bad_pkg:BadConfig")
-    site.install("ball_pkg", plain("ball"), "ball_pkg:BallConfig")
+    site.install("ball_pkg", family_source("ball"), "ball_pkg:BallConfig")
     out, err = site.run(KEEPS_ON, "-W", "always")
     assert out == "24\n24\n"
     (warning,) = warnings_in(err)
@@ -189,11 +174,11 @@ def test_a_malformed_entry_point_is_left_out(site: Site) -> None:
     assert "the package 'bad_pkg 1.5'" in warnings_in(err)[0]
 
 
-@pytest.mark.parametrize("text", [PLAIN, REGISTERED])
+@pytest.mark.parametrize("registered", [False, True])
 @pytest.mark.parametrize("family", ["adam", "adam_w"])
-def test_a_family_of_ours_stays_ours(site: Site, family: str, text: str) -> None:
+def test_a_family_of_ours_stays_ours(site: Site, family: str, registered: bool) -> None:
     cls = f"{family.title()}Config"
-    site.install("bad_pkg", plain(family, text), f"bad_pkg:{cls}")
+    site.install("bad_pkg", family_source(family, registered=registered), f"bad_pkg:{cls}")
     out, err = site.run(KEEPS_ON)
     assert out == "18\n18\n"
     assert re.search(rf"bad_pkg.*'{family}' .*optfactory", warnings_in(err)[0])
@@ -210,17 +195,19 @@ except ValueError as error:
 """
 
 
-@pytest.mark.parametrize("text", [PLAIN, REGISTERED])
+@pytest.mark.parametrize("registered", [False, True])
 @pytest.mark.parametrize("first", ["", "import one_pkg", "import two_pkg"])
-def test_two_packages_with_one_family_lose_it_alone(site: Site, text: str, first: str) -> None:
+def test_two_packages_with_one_family_lose_it_alone(
+    site: Site, registered: bool, first: str
+) -> None:
     # Which of the two would train must not depend on the order in which they were found.
     site.install(
         "one_pkg",
-        plain("ball", text) + plain("cube", text),
+        family_source("ball", registered=registered) + family_source("cube", registered=registered),
         "one_pkg:BallConfig",
         "one_pkg:CubeConfig",
     )
-    site.install("two_pkg", plain("ball", text), "two_pkg:BallConfig")
+    site.install("two_pkg", family_source("ball", registered=registered), "two_pkg:BallConfig")
     out, err = site.run(f"{first}\n{CLASH}")
     assert out.startswith("24\n")
     assert "'ball' is also in the package 'two_pkg 1.5'" in out
@@ -229,8 +216,8 @@ def test_two_packages_with_one_family_lose_it_alone(site: Site, text: str, first
 
 
 def test_a_family_registered_by_the_program_is_not_replaced_by_a_package(site: Site) -> None:
-    site.install("ball_pkg", plain("ball"), "ball_pkg:BallConfig")
-    (site.folder / "mine.py").write_text(plain("ball", REGISTERED))
+    site.install("ball_pkg", family_source("ball"), "ball_pkg:BallConfig")
+    (site.folder / "mine.py").write_text(family_source("ball", registered=True))
     use = "import optfactory\nprint(optfactory.get_optimizer_info('ball').config_class.__mro__[1])"
     out, err = site.run(f"import mine\n{use}")
     assert "mine.BallConfig" in out
@@ -239,7 +226,7 @@ def test_a_family_registered_by_the_program_is_not_replaced_by_a_package(site: S
 
 def test_the_doctor_shows_packages_that_work_and_those_that_do_not(site: Site) -> None:
     site.install("bad_pkg", "import nothing_there", "bad_pkg:BadConfig")
-    site.install("ball_pkg", plain("ball"), "ball_pkg:BallConfig")
+    site.install("ball_pkg", family_source("ball"), "ball_pkg:BallConfig")
     code = "from optfactory.doctor import checks; print(*checks(), sep='\\n')"
     out, err = site.run(code)
     assert re.search(r"^ok +ball_pkg 1\.5 +adds the optimizers ball$", out, re.M)
