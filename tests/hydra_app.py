@@ -41,6 +41,10 @@ main()
 """
 
 
+# Hydra 1.4 advises apps to drop what 1.3 advised them to have.
+_ADVICE = "ignore:The version_base parameter"
+
+
 def write_app(folder: Path, config: str) -> Path:
     """Write the app and its primary config; returns the app's folder."""
     (folder / "conf").mkdir(parents=True)
@@ -55,7 +59,7 @@ def run_app(
     """Run the app without the caller's PYTHONPATH; warnings are errors."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(
-        [python, "-W", "error", "app.py", *arguments],
+        [python, "-W", "error", "-W", _ADVICE, "app.py", *arguments],
         cwd=folder,
         env=inherited | {"HYDRA_FULL_ERROR": "0"} | environment,
         capture_output=True,

@@ -160,5 +160,5 @@ def _require_hydra() -> None:
     except ImportError as error:
         raise OptFactoryError(
             f"files and overrides need Hydra and OmegaConf ({error}); "
-            "run: pip install 'hydra-core>=1.3,<1.5' 'omegaconf>=2.3,<2.4'"
+            "run: pip install 'hydra-core>=1.3,<1.5' 'omegaconf>=2.3,<2.5'"
         ) from error

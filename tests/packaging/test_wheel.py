@@ -82,3 +82,4 @@ def test_the_entry_points(archive, names):
     text = archive.read(path).decode()
     assert "optfactory = optfactory.cli:main" in text
     assert "optfactory = optfactory._hydra_plugin.searchpath:OptfactorySearchPath" in text
+    assert "optfactory_packages = optfactory._hydra_plugin.config_source:Optfactory" in text
