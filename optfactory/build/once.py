@@ -22,7 +22,7 @@ if sys.platform != "win32":
 
 _LOG = logging.getLogger("optfactory")
 _PREFIX = "build-"
-_POLL = 0.02  # seconds
+_POLL = 0.1  # seconds
 # After so long one builds beside whoever has the lock, which may be a stopped process.
 _PATIENCE = 600.0
 # Folders that tell nothing of their process are taken to be abandoned after a day.
