@@ -50,7 +50,7 @@ def plan(
     ...     model = torch.nn.Linear(4096, 4096)
     >>> planned = optfactory.plan("adamw8bit", model, memory="1GiB")
     >>> planned.state_bytes, planned.verdict()
-    (34087048, 'fits')
+    (34087056, 'fits')
 
     Args:
         cfg, overrides: as for `build_optimizer`.

@@ -24,7 +24,7 @@ ALLOWED = {
     # engine
     "memory": {"errors"},
     "state": {"config", "errors", "memory", "rules"},
-    "groups": {"config", "errors"},
+    "groups": {"config", "errors", "rules"},
     "step": {"config", "errors", "groups", "memory", "rules", "state"},
     "backends": {"build", "errors", "memory", "rules", "state", "step"},
     "checkpoints": {
