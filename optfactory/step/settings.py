@@ -106,7 +106,7 @@ def _rate_problem(group: dict[str, Any]) -> str:
         if lr.ndim or lr.is_complex() or lr.dtype == torch.bool or lr.is_meta:
             return f"{expected} got a {lr.dtype} tensor of shape {tuple(lr.shape)} on {lr.device}"
         # Where a graph may be captured, nobody may wait for the value.
-        number = 0.0 if group.get("capturable") and lr.device.type != "cpu" else float(lr)
+        number = 0.0 if group.get("capturable") else float(lr)
     elif isinstance(lr, bool):
         return f"{expected} got {lr!r}"
     else:
