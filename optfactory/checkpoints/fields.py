@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optfactory.checkpoints.foreign import copied
 from optfactory.rules.language import StateSpec
@@ -60,8 +59,6 @@ class Fields:
         value = self._unread.pop(key)
         dtype = next((d for d in dtypes if d == getattr(value, "dtype", None)), dtypes[0])
         problem = TensorSpec(dtype, shape).problem(value)
-        if not problem and is_traceable_wrapper_subclass(value):
-            problem = f"expected a plain tensor, got {type(value).__name__}"
         if problem:
             self.note(key, problem)
             return None

@@ -167,9 +167,9 @@ def read_rules(value: object) -> object:
     """Accept null for no rules, and the names of ready rules; drop rules that are null."""
     if isinstance(value, str):
         value = (value,)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and value and all(isinstance(x, str) for x in value):
         try:
-            return ready_rules(*map(str, value))
+            return ready_rules(*value)
         except ConfigError as error:
             raise ValueError(str(error)) from None
     if isinstance(value, Mapping):

@@ -22,7 +22,8 @@ class Options(TypedDict, total=False):
     skip_zeros: bool
     nonfinite: Literal["propagate", "skip_element", "skip_step"]
     param_rounding: Literal["nearest", "stochastic", "kahan"]
-    seed: int
+    seed: int | None
+    annotations: tuple[str, ...]
     compat: Literal["none", "bitsandbytes"]
     param_groups: dict[str, dict[str, Any]]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import StateError
@@ -73,6 +74,8 @@ class TensorSpec:
             return f"expected dense data, got layout {value.layout} on device '{value.device}'"
         if hasattr(value, "device_mesh"):
             return "is a DTensor; sharded state is not supported yet"
+        if is_traceable_wrapper_subclass(value):
+            return f"expected a plain tensor, got {type(value).__name__}"
         return memory_problem(value)
 
     def home(self, device: torch.device) -> torch.device:

@@ -30,7 +30,7 @@ def test_the_bandwidth_counts_twelve_bytes_of_the_fastest_run(monkeypatch):
 def test_arrays_are_far_larger_than_the_cache(monkeypatch):
     sizes: list[int] = []
 
-    def ones(elements: int) -> torch.Tensor:
+    def ones(elements: int, **kind: object) -> torch.Tensor:
         sizes.append(elements)
         return torch.zeros(1)
 

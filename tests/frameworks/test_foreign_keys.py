@@ -83,8 +83,8 @@ def test_a_key_of_hugging_face_or_another_optimizer_comes_with_its_remedy(
 
 
 def test_groups_of_a_torch_optimizer_name_all_their_foreign_keys_at_once() -> None:
-    theirs = torch.optim.AdamW(parameters(), fused=False, foreach=False)
+    theirs = torch.optim.SGD(parameters(), lr=0.1, momentum=0.9, differentiable=True)
     message = refusal(build_optimizer, "adamw8bit", theirs.param_groups)
-    for key in ("fused", "foreach", "differentiable", "decoupled_weight_decay"):
+    for key in ("momentum", "dampening", "nesterov", "differentiable"):
         assert f"param_groups[0].{key}: unknown key" in message
     assert "param_groups[0].lr" not in message

@@ -82,7 +82,7 @@ def test_a_rule_that_cannot_be_meant_is_refused_by_its_label(
     assert not any("fine" in one for one in found)
 
 
-@pytest.mark.parametrize("rules", [[], [{"match": "*", "lr": 1}], "llama", 3, {"a": []}, {"a": 1}])
+@pytest.mark.parametrize("rules", [[], [{"match": "*", "lr": 1}], "lama", 3, {"a": []}, {"a": 1}])
 def test_rules_are_a_mapping_of_mappings(rules: Any) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.param_groups"):
         resolve("adamw", param_groups=rules)

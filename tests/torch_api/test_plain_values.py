@@ -105,7 +105,7 @@ def test_what_a_schedule_puts_into_a_group_is_plain_in_the_checkpoint() -> None:
     assert through_file(saved) == saved
     assert type(saved["lr"]) is float
     assert saved["lr"] == schedule[1]
-    assert saved["betas"] == [0.1, schedule[1]]
+    assert saved["betas"] == (0.1, schedule[1])
     assert saved["note"] == ["a", {1: 2}]
 
 
