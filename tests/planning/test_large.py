@@ -65,8 +65,8 @@ def test_seven_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path)
         sizes = {(s["what"], s["bits"]): s["nbytes"] for s in values["shares"]}
         assert sizes["parameters", 16] == sizes["gradients", 16] == 2 * ELEMENTS
         assert len(values["parameters"]) == COUNT
-    assert adam["state_bytes"] == 8 * ELEMENTS + 4 * COUNT
-    assert lamb["state_bytes"] == 2 * (ELEMENTS + 4 * SCALES) + 4 * COUNT
+    assert adam["state_bytes"] == 8 * ELEMENTS + 8 * COUNT
+    assert lamb["state_bytes"] == 2 * (ELEMENTS + 4 * SCALES) + 8 * COUNT
     # Embeddings and head at 32 bits: three bytes more for each of two states, and no scales.
     wide, scales = 2 * 32000 * 4096, 2 * 32000 * 16
     assert ruled["state_bytes"] == lamb["state_bytes"] + 2 * 3 * wide - 2 * 4 * scales

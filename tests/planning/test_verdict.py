@@ -80,7 +80,7 @@ def test_what_is_needed_is_a_sum_that_one_can_do_by_hand() -> None:
     buffers = sum(b.numel() * b.itemsize for b in model.buffers())
     planned = sized_plan("adam")
     elements = sum(p.numel() for p in model.parameters())
-    state = 8 * elements + 4 * len(list(model.parameters()))
+    state = 8 * elements + 8 * len(list(model.parameters()))
     assert planned.needed() == (2 * tensors + buffers + state, 0)
     large = sum(p.numel() for p in model.parameters() if p.numel() >= 100_000)
     assert sized_plan("paged_adam").needed() == (
@@ -133,7 +133,7 @@ def test_state_that_lives_elsewhere_does_not_count_on_the_device() -> None:
     # The step counters of parameters on a GPU are on the CPU.
     planned = plan("adam", on_meta(Odd), device="cuda", memory=10**9)
     steps = sum(share.nbytes for share in planned.shares if share.device == "cpu")
-    assert steps == 4 * len(planned.report.rows)
+    assert steps == 8 * len(planned.report.rows)
     total = sum(share.nbytes for share in planned.shares)
     assert planned.needed() == (total - steps, 0)
 
