@@ -36,10 +36,10 @@ gradients   cuda      16  resident  1,045,000  1020.51 KiB
 state       cpu       32  resident         24         24 B
 state       cuda      32  resident     20,000    19.53 KiB
 state       cuda      32  managed     960,000   937.50 KiB
-state       cpu        8  resident          4          4 B
+state       cpu        8  resident          8          8 B
 state       cuda       8  managed     800,000   781.25 KiB
 state       cuda       8  resident     16,000    15.62 KiB
-total                               3,886,028     3.71 MiB
+total                               3,886,032     3.71 MiB
 Activations and what the backward pass keeps come on top.
 It fits only with paged state elsewhere: 2.03 MiB, and 1.68 MiB that can leave, of 2.38 MiB.
 

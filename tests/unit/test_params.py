@@ -169,13 +169,17 @@ def test_a_frozen_module_is_nothing_to_optimize() -> None:
 
 @pytest.mark.parametrize(
     "params",
-    [trainable(3), nn.Parameter(torch.ones(2)), "weights", {"params": [trainable(3)]}, 3, None],
+    [trainable(3), nn.Parameter(torch.ones(2)), "weights", {"params": [trainable(3)]}, 3],
     ids=lambda value: type(value).__name__,
 )
 def test_a_single_thing_is_refused_with_its_type(params: Any) -> None:
     message = refused(params)
     assert type(params).__name__ in message
     assert "list" in message
+
+
+def test_no_parameters_at_all_are_refused_with_what_to_give() -> None:
+    assert "give them as the second argument or as params=" in refused(None)
 
 
 @pytest.mark.parametrize("kind", [set, frozenset])

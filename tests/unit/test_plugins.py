@@ -139,7 +139,7 @@ import sys
 import torch
 from optfactory import build_optimizer, list_optimizers
 for _ in range(2):
-    build_optimizer("adam", torch.nn.Linear(2, 2)).step()
+    build_optimizer("adam", torch.nn.Linear(2, 2)).init_states()
     print(len(list_optimizers()))
 """
 
