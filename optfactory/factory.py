@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from optfactory.config.hydra_keys import INSTANTIATE_KEYS, target_problem
+from optfactory.config.hydra_keys import MADE_FOR, NODE_KEYS, renamed_problem, target_problem
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error, validate
 from optfactory.errors import ConfigError, UnknownOptimizerError
@@ -180,11 +180,10 @@ def _checked(values: dict[str, Any], path: str) -> OptimizerConfig:
     problem = target_problem(values, path)
     if problem:
         raise ConfigError(problem)
-    values = {key: value for key, value in values.items() if key not in INSTANTIATE_KEYS}
     if "name" not in values:
+        keys = sorted(values.keys() - NODE_KEYS)
         raise ConfigError(
-            f"the optimizer config has no key 'name'; got the keys {sorted(values)}; "
-            "add e.g. name: adam8bit"
+            f"the optimizer config has no key 'name'; got the keys {keys}; add e.g. name: adam8bit"
         )
     if not isinstance(values["name"], str):
         raise ConfigError(f"the optimizer's name must be a string, got {values['name']!r}")
@@ -192,13 +191,28 @@ def _checked(values: dict[str, Any], path: str) -> OptimizerConfig:
         name = values["name"] = canonical_name(values["name"])
     except UnknownOptimizerError as error:
         raise UnknownOptimizerError(f"{path}.name: {error}") from None
-    return validate(get_optimizer_info(name).config_class, values, path, f"optimizer '{name}'")
+    problem = renamed_problem(values, path)
+    if problem:
+        raise ConfigError(problem)
+    own = {key: value for key, value in values.items() if key not in NODE_KEYS}
+    config = validate(get_optimizer_info(name).config_class, own, path, f"optimizer '{name}'")
+    return _without_defaults(config) if MADE_FOR in values else config
+
+
+def _without_defaults(config: OptimizerConfig) -> OptimizerConfig:
+    """The config of a node that lists every default: they do not count as stated.
+
+    So another name that is chosen later has its own, as for a config in which they are left out.
+    """
+    defaults = get_optimizer_info(config.name).defaults
+    stated = {key for key, value in config if key not in defaults or value != defaults[key]}
+    return config.model_construct(_fields_set=stated, **dict(config))
 
 
 def _values(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """A config's plain values, overrides included, and where it stands in the user's config."""
     overrides = {key: _plain(value) for key, value in given.items()}
-    if cfg is None:
+    if cfg is None and overrides:
         return overrides, "optimizer"
     if isinstance(cfg, str):
         return {"name": cfg, **overrides}, "optimizer"

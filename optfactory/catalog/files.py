@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from optfactory.config.hydra_keys import SHIPPED_TARGET, TARGET
+from optfactory.config.hydra_keys import MADE_FOR, SHIPPED_TARGET, TARGET
 from optfactory.config.ready_rules import list_rules, rules_folder
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import UnknownOptimizerError
@@ -49,7 +49,8 @@ def render(config: OptimizerConfig) -> str:
 def _node(config: OptimizerConfig) -> str:
     """A config as the YAML of a node that `build_optimizer` and Hydra's `instantiate` build."""
     target = (f"{TARGET}: {SHIPPED_TARGET}", "for hydra.utils.instantiate")
-    return _lines([target, *_entries(config)])
+    made_for = (f"{MADE_FOR}: {config.name}", "whose values these are; another: optimizer=NAME")
+    return _lines([target, made_for, *_entries(config)])
 
 
 def _entries(config: OptimizerConfig) -> list[tuple[str, str]]:

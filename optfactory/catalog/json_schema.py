@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from optfactory.config.group_rules import RULES_FIELD
-from optfactory.config.hydra_keys import INSTANTIATE_KEYS, TARGET, TARGETS
+from optfactory.config.hydra_keys import INSTANTIATE_KEYS, MADE_FOR, TARGET, TARGETS
 from optfactory.registry import get_optimizer_info, list_optimizers
 
 # Constraints that stand behind a validator of ours keep pydantic's names.
@@ -70,7 +70,8 @@ def _of(name: str) -> dict[str, Any]:
     for key, value in config_class.locked.items():
         description = schema["properties"][key]["description"]
         schema["properties"][key] = {"const": value, "description": description}
-    schema["properties"] |= _HYDRA_KEYS
+    marked = "the name whose values a node of the hydra group holds"
+    schema["properties"] |= {**_HYDRA_KEYS, MADE_FOR: {"const": name, "description": marked}}
     schema["required"] = ["name"]
     return schema
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optfactory.config.hydra_keys import MADE_FOR
 from optfactory.errors import ConfigError, OptFactoryError
 from optfactory.registry import canonical_name, get_optimizer_info
 
@@ -47,7 +48,7 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any] | 
     # All keys, as in the shipped YAML: there `~lr` removes a key that exists.
     info = get_optimizer_info(name)
     values = info.config_class(name=name).model_dump(mode="json")
-    return _apply(OmegaConf.create(values), overrides)
+    return _apply(OmegaConf.create({MADE_FOR: name, **values}), overrides)
 
 
 def _is_file_name(source: str) -> bool:

@@ -32,8 +32,9 @@ def test_a_shipped_file_is_a_valid_config_and_holds_the_defaults(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_file_lists_every_settable_key_in_the_schemas_order(name):
     keys = list(yaml.safe_load(shipped(name).read_text()))
-    assert keys == ["_target_", *get_optimizer_info(name).config_class.model_fields]
-    assert keys[1] == "name"
+    fields = list(get_optimizer_info(name).config_class.model_fields)
+    assert keys == ["_target_", "_made_for_", *fields]
+    assert fields[0] == "name"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,6 +45,7 @@ def test_yaml_readers_agree_on_values_and_types(name):
         OmegaConf.to_container(OmegaConf.load(shipped(name))),
     ):
         assert values.pop("_target_") == "optfactory.optimizer_factory"
+        assert values.pop("_made_for_") == name
         assert values == defaults
         types = {key: type(value) for key, value in values.items()}
         assert types == {key: type(value) for key, value in defaults.items()}

@@ -202,7 +202,7 @@ def test_any_text_as_a_name_is_known_or_refused(text: str) -> None:
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text(max_size=5)))
 @settings(deadline=None, max_examples=60)
 def test_any_mapping_is_accepted_or_refused_by_a_config_error(values: dict[str, Any]) -> None:
-    known = (*ACCEPTED, "name", "_target_", "_partial_", "_convert_", "_recursive_")
+    known = (*ACCEPTED, "name", "_target_", "_partial_", "_convert_", "_recursive_", "_made_for_")
     unknown = [key for key in values if key not in known]
     assume(unknown)
     error = refusal({**values, "name": "adamw"})
