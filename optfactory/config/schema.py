@@ -19,6 +19,10 @@ RESERVED_KEYS = (
     *("optimizer", "format_version", NOISE_KEY),
 )
 
+# Fields that do nothing where state has 32 bits: there, all but their defaults are refused.
+# `min_8bit_size` holds there too: it says which tensors have 32-bit state.
+EIGHT_BIT_FIELDS = ("block_size", "block_wise", "signed_map", "second_moment_floor")
+
 
 class OptimizerConfig(BaseModel):
     """Hyperparameters shared by every optimizer; one subclass per family, one class per name.
@@ -148,11 +152,15 @@ class OptimizerConfig(BaseModel):
             raise ValueError("page_memory needs is_paged: true or a paged_ name; drop it otherwise")
         return value
 
-    @field_validator("block_wise", "second_moment_floor")
+    @field_validator(*EIGHT_BIT_FIELDS)
     @classmethod
-    def _switches_of_8_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        if not value and _stated(cls, info, "optim_bits") == 32:
-            raise ValueError(f"{info.field_name}: false is for 8-bit state; drop it at 32 bits")
+    def _nothing_to_store_at_32_bits(cls, value: object, info: ValidationInfo) -> object:
+        field = str(info.field_name)
+        if _stated(cls, info, "optim_bits") == 32 and value != cls.model_fields[field].default:
+            raise ValueError(
+                f"{field} is for 8-bit state; drop it at 32 bits, or say it in the rule or group "
+                "that has optim_bits: 8"
+            )
         return value
 
     @field_validator("block_wise")
@@ -160,13 +168,6 @@ class OptimizerConfig(BaseModel):
     def _one_scale_has_no_blocks(cls, value: bool, info: ValidationInfo) -> bool:
         if not value and info.data.get("block_size", 256) != 256:
             raise ValueError("block_wise: false has one scale per tensor; drop block_size")
-        return value
-
-    @field_validator("signed_map")
-    @classmethod
-    def _map_of_8_bits(cls, value: str, info: ValidationInfo) -> str:
-        if value != "dynamic" and _stated(cls, info, "optim_bits") == 32:
-            raise ValueError("signed_map is for 8-bit state; drop it at 32 bits")
         return value
 
     @field_validator("seed")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from optfactory.config.group_rules import RULES_FIELD, GroupRule, read_rules, rules_of
-from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig, family_class
 from optfactory.errors import ConfigError
 
 # torch's and other libraries' switches that configs carry along, each with what to do about it.
@@ -82,7 +82,7 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     if overrides.get("is_paged") is False:
         dropped += ["page_dir", "page_memory"]
     if str(overrides.get("optim_bits")) == "32":
-        dropped += ["block_wise", "signed_map", "second_moment_floor"]
+        dropped += EIGHT_BIT_FIELDS
     kept = {key: value for key, value in values.items() if key not in dropped}
     return {**kept, **overrides}
 

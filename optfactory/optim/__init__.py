@@ -9,8 +9,9 @@ Each class is `Optimizer2State` with a name's config: `Adam8bit(params, lr)` is
 `build_optimizer("adam8bit", params, lr=lr)`. An argument has the effect that it names, or is
 refused with a ValueError; that differs from bitsandbytes, where
 
-* `weight_decay` of the Adam classes is decoupled: here that is `AdamW`, and `Adam` adds it to the
-  gradient as torch.optim.Adam does (`adam_w_mode=True` changes that);
+* `weight_decay` of the Adam classes is decoupled, while torch.optim.Adam adds it to the gradient
+  (L2): the Adam classes here take none until `adam_w_mode` says which (True: decoupled);
+* `optim_bits` and `is_paged` do nothing where the class's name says otherwise;
 * `amsgrad`, `bias_correction`, `adam_w_mode` and more are accepted and ignored;
 * the LAMB classes only clip the update's norm. These do so too (`trust_ratio="clip"`), at 8 bits as
   well, and take the paper's ratio with `trust_ratio="lamb"`.

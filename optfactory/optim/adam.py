@@ -20,14 +20,15 @@ class Adam(Named):
     Args:
         params: as for `build_optimizer`.
         lr, betas, eps: hyperparameters.
-        weight_decay: if not given 0, for the AdamW classes 0.01; `adam_w_mode` says how it enters.
+        weight_decay: if not given 0, for the AdamW classes 0.01. The others want `adam_w_mode`
+            beside it: False as torch.optim.Adam (L2), True as bitsandbytes (decoupled).
         amsgrad: use the maximum of past second moments; 32-bit state only.
-        optim_bits: 8 or 32.
+        optim_bits: 8 or 32; if None, what the class's name says, or 32.
         args: an object whose attributes are read as further arguments.
         min_8bit_size: tensors with fewer elements keep 32-bit state.
         percentile_clipping: scale gradients to this percentile of their last 100 norms; 100: off.
         block_wise: 8-bit state has a scale per block (True) or per tensor (False).
-        is_paged: keep state where it makes room for other data.
+        is_paged: keep state where it makes room for other data; if None, as the name says.
         options: any other field of the config, e.g. ``param_rounding="stochastic"``.
 
     Raises:
@@ -35,6 +36,7 @@ class Adam(Named):
     """
 
     _name = "adam"
+    _two_decays = True
 
     def __init__(
         self,
@@ -44,12 +46,12 @@ class Adam(Named):
         eps: float = 1e-8,
         weight_decay: float | None = None,
         amsgrad: bool = False,
-        optim_bits: int = 32,
+        optim_bits: int | None = None,
         args: object = None,
         min_8bit_size: int = 4096,
         percentile_clipping: int = 100,
         block_wise: bool = True,
-        is_paged: bool = False,
+        is_paged: bool | None = None,
         **options: Unpack[AdamOptions],
     ) -> None:
         values = {key: value for key, value in locals().items() if key in _ADAM_ARGUMENTS}
@@ -63,7 +65,7 @@ _ADAM_ARGUMENTS = (
 
 
 class Adam8bit(Adam):
-    """`Adam` with 8-bit state; `optim_bits` may be left at its historic default.
+    """`Adam` with 8-bit state.
 
     >>> import torch
     >>> from optfactory import optim
@@ -132,6 +134,7 @@ class AdamW(Adam):
     """
 
     _name = "adamw"
+    _two_decays = False
 
 
 class AdamW8bit(AdamW):

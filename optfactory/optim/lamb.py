@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from typing_extensions import Unpack
 
 from optfactory.groups.parameters import Params
@@ -25,12 +23,12 @@ class LAMB(Named):
         bias_correction: correct the moments' bias towards zero in early steps.
         amsgrad: use the maximum of past second moments; 32-bit state only.
         adam_w_mode: decoupled decay (True), or L2, added to the gradient.
-        optim_bits: 8 or 32.
+        optim_bits: 8 or 32; if None, what the class's name says, or 32.
         args: an object whose attributes are read as further arguments.
         min_8bit_size: tensors with fewer elements keep 32-bit state.
         percentile_clipping: scale gradients to this percentile of their last 100 norms; 100: off.
-        block_wise: 8-bit state has a scale per block (True) or per tensor (False).
-        max_unorm: an update's norm is at most this times the tensor's; 0: no limit.
+        block_wise: 8-bit state has a scale per block (True) or per tensor (False; if None too).
+        max_unorm: an update's norm is at most this times the tensor's; None: 1.0; 0: no limit.
         options: any other field of the config, e.g. ``trust_ratio="lamb"``.
 
     Raises:
@@ -38,7 +36,7 @@ class LAMB(Named):
     """
 
     _name = "lamb"
-    _own_defaults = MappingProxyType({"block_wise": False})
+    _whole_tensors = True
 
     def __init__(
         self,
@@ -50,12 +48,12 @@ class LAMB(Named):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         adam_w_mode: bool = True,
-        optim_bits: int = 32,
+        optim_bits: int | None = None,
         args: object = None,
         min_8bit_size: int = 4096,
         percentile_clipping: int = 100,
-        block_wise: bool = False,
-        max_unorm: float | None = 1.0,
+        block_wise: bool | None = None,
+        max_unorm: float | None = None,
         **options: Unpack[LambOptions],
     ) -> None:
         values = {key: value for key, value in locals().items() if key in _LAMB_ARGUMENTS}
@@ -84,8 +82,8 @@ class _FixedLAMB(LAMB):
         args: object = None,
         min_8bit_size: int = 4096,
         percentile_clipping: int = 100,
-        block_wise: bool = False,
-        max_unorm: float | None = 1.0,
+        block_wise: bool | None = None,
+        max_unorm: float | None = None,
         **options: Unpack[LambOptions],
     ) -> None:
         values = {key: value for key, value in locals().items() if key in _LAMB_ARGUMENTS}

@@ -61,6 +61,8 @@ def options_of(name: str, **asked: Any) -> Options:
     """The family's reference defaults with what a test asked for."""
     known = {field.name for field in fields(Options)}
     chosen = {key: value for key, value in asked.items() if key in known}
+    if chosen.get("seed", 0) is None:
+        del chosen["seed"]  # drawn, for noise that no default has
     return replace(reference_of(get_optimizer_info(name).family).defaults, **chosen)
 
 

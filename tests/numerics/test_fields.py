@@ -128,6 +128,7 @@ WITHOUT_EFFECT: dict[str, list[Flip]] = {
     "capturable": [_flip(True)],
     "max_unorm": [_flip(0.5, trust_ratio="lamb")],
     "amsgrad": [_flip(True, optim_bits=8)],
+    "block_size": [_flip(128)],
     "block_wise": [_flip(False), _flip(False, optim_bits=8, block_size=128)],
     "signed_map": [_flip("symmetric")],
     "second_moment_floor": [_flip(False)],

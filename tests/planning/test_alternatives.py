@@ -87,7 +87,7 @@ def test_param_groups_hold_for_every_name_also_from_generators() -> None:
     def groups() -> Any:
         model = on_meta(Odd)
         yield {"params": (p for p in model.wide.parameters()), "optim_bits": 32}
-        yield {"params": model.embed.named_parameters(), "block_size": 64}
+        yield {"params": model.embed.named_parameters(), "optim_bits": 8, "block_size": 64}
         yield {"params": iter([model.flat])}
 
     planned = plan("adamw8bit", groups())

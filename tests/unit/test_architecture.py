@@ -38,7 +38,7 @@ ALLOWED = {
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},
     "extend": {"config", "families", "optimizers", "rules"},
-    "optim": {"errors", "factory", "groups", "optimizer"},
+    "optim": {"config", "errors", "factory", "groups", "optimizer"},
     "planning": {
         *("config", "errors", "factory", "group_config", "groups"),
         *("memory", "registry", "state", "step"),

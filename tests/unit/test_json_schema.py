@@ -173,7 +173,7 @@ VALUES: list[tuple[str, Any, bool]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "good"), VALUES)
-@pytest.mark.parametrize("name", ["adamw", "paged_lamb8bit"])
+@pytest.mark.parametrize("name", ["adamw8bit", "paged_lamb8bit"])
 def test_values_are_checked_as_the_package_does(
     name: str, key: str, value: Any, good: bool, valid: Callable[..., bool]
 ) -> None:

@@ -61,18 +61,114 @@ def test_8bit_classes_refuse_amsgrad_and_other_widths(name: str) -> None:
         CLASSES[name]([parameter()], optim_bits=16)
 
 
-def test_the_historic_default_width_is_accepted() -> None:
-    assert optim.Adam8bit([parameter()], optim_bits=32).config.optim_bits == 8
-    assert optim.PagedAdam([parameter()], is_paged=False).config.is_paged
-    with pytest.raises(ConfigError, match="optim_bits"):
-        optim.Adam32bit([parameter()], optim_bits=8)
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_contradicts_the_name_of_a_class_is_refused(name: str) -> None:
+    kind = CLASSES[name]
+    if name.startswith("Paged"):
+        with pytest.raises(ConfigError, match="is_paged: False contradicts"):
+            kind([parameter()], is_paged=False)
+    assert kind([parameter()], is_paged=True).config.is_paged
+    if name.endswith("bit"):
+        with pytest.raises(ConfigError, match=f"optim_bits: {40 - WIDTHS[name]} contradicts"):
+            kind([parameter()], optim_bits=40 - WIDTHS[name])
+    assert kind([parameter()], optim_bits=WIDTHS[name]).config.optim_bits == WIDTHS[name]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_defaults_in_a_signature_state_nothing(name: str) -> None:
+    """Command lines write them out and give them back."""
+    parameters = inspect.signature(CLASSES[name].__init__).parameters.values()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty}
+    assert CLASSES[name]([parameter()], **given).config == CLASSES[name]([parameter()]).config
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("Adam32bit", {"block_size": 64}),
+        ("LAMB32bit", {"block_wise": False}),
+        ("LAMB", {"block_wise": False}),
+        ("LAMB", {"trust_ratio": "lamb", "max_unorm": 1.0}),
+        ("AdamW", {"block_wise": False}),
+    ],
+)
+def test_an_argument_without_effect_is_refused(name: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=list(arguments)[-1]):
+        CLASSES[name]([parameter()], **arguments)
+
+
+# ---- weight decay of Adam --------------------------------------------------------------------
+
+ADAMS = [name for name in CLASSES if "Adam" in name and "AdamW" not in name]
+
+
+@pytest.mark.parametrize("name", ADAMS)
+def test_weight_decay_of_adam_must_say_which_one_is_meant(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        CLASSES[name]([parameter()], weight_decay=0.05)
+    message = str(caught.value)
+    assert "optimizer.weight_decay: 0.05 means decoupled decay in bitsandbytes' Adam" in message
+    assert "adam_w_mode=True" in message
+    assert "AdamW class" in message
+    assert "adam_w_mode=False" in message
+    for mode in (True, False):
+        optimizer = CLASSES[name]([parameter()], weight_decay=0.05, adam_w_mode=mode)
+        assert optimizer.param_groups[0]["adam_w_mode"] is mode
+    assert CLASSES[name]([parameter()], weight_decay=0.0).config.weight_decay == 0
+
+
+def test_what_the_refusal_says_of_both_libraries_is_so() -> None:
+    def run(kind: Any, **given: Any) -> torch.Tensor:
+        p = parameter()
+        optimizer = kind([p], lr=0.01, weight_decay=0.5, **given)
+        for scale in (1.0, 3.0):
+            p.grad = scale * torch.linspace(0.1, -0.3, p.numel()).view_as(p)
+            optimizer.step()
+        return p.detach()
+
+    theirs = run(bitsandbytes.optim.Adam32bit)
+    torch.testing.assert_close(run(optim.Adam32bit, adam_w_mode=True), theirs, rtol=1e-5, atol=1e-6)
+    torchs = run(torch.optim.Adam)
+    torch.testing.assert_close(run(optim.Adam, adam_w_mode=False), torchs, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(theirs, torchs, atol=1e-3)
+
+
+def test_weight_decay_of_a_group_must_say_so_too() -> None:
+    groups = [{"params": [parameter()], "weight_decay": 0.05}]
+    with pytest.raises(ConfigError, match=r"param_groups\[0\]\.weight_decay: 0\.05 means"):
+        optim.Adam8bit(groups)
+    assert optim.Adam8bit(groups, adam_w_mode=True).param_groups[0]["weight_decay"] == 0.05
+    groups[0]["adam_w_mode"] = False
+    optimizer = optim.Adam8bit(groups)
+    assert optimizer.param_groups[0]["adam_w_mode"] is False
+    rule = {"head": {"match": "head", "weight_decay": 0.05}}
+    with pytest.raises(ConfigError, match=r"param_groups\[head\]\.weight_decay: 0\.05 means"):
+        optim.Adam8bit([("head", parameter())], param_groups=rule)
+    with pytest.raises(ConfigError, match=r"param_groups\[1\]\.weight_decay"):
+        optimizer.add_param_group({"params": [parameter()], "weight_decay": 0.1})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_an_unclear_decay_is_told_beside_other_problems() -> None:
+    with pytest.raises(ConfigError, match="3 problem") as caught:
+        optim.PagedAdam8bit([parameter()], lr=-1, weight_decay=0.05, is_paged=False)
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("decay", [-1, "much", float("nan")])
+def test_a_decay_that_is_none_is_refused_as_such(decay: Any) -> None:
+    for groups in ([parameter()], [{"params": [parameter()], "weight_decay": decay}]):
+        given = {} if isinstance(groups[0], dict) else {"weight_decay": decay}
+        with pytest.raises(ConfigError, match="weight_decay: Input should be"):
+            optim.Adam(groups, **given)
 
 
 def test_defaults_of_the_families() -> None:
     assert optim.Adam([parameter()]).config.weight_decay == 0
     assert optim.AdamW([parameter()]).config.weight_decay == 0.01
     lamb = optim.LAMB([parameter()]).config
-    assert (lamb.trust_ratio, lamb.max_unorm, lamb.eps, lamb.weight_decay) == ("clip", 1, 1e-8, 0)
+    assert (lamb.trust_ratio, lamb.max_unorm, lamb.eps) == ("clip", None, 1e-8)
+    assert lamb.weight_decay == 0
     assert optim.LAMB8bit([parameter()]).config.block_wise is False
     assert optim.LAMB([parameter()], optim_bits=8).config.block_wise is False
     assert optim.LAMB([parameter()], trust_ratio="lamb").config.max_unorm is None

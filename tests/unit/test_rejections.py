@@ -211,6 +211,42 @@ def test_block_size_must_be_one_that_kernels_exist_for(value: Any) -> None:
     assert f"got {value!r}" in message
 
 
+EIGHT_BIT = {"block_size": 64, "block_wise": False, "signed_map": "symmetric",
+             "second_moment_floor": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", EIGHT_BIT)
+@pytest.mark.parametrize("name", ["adam", "adamw32bit", "paged_lamb"])
+def test_fields_of_8_bits_are_refused_at_32_bits(name: str, key: str) -> None:
+    message = str(refusal(name, **{key: EIGHT_BIT[key]}))
+    assert f"optimizer.{key}: {key} is for 8-bit state; drop it at 32 bits" in message
+    assert "say it in the rule or group that has optim_bits: 8" in message
+    default = getattr(resolve(name), key)
+    assert resolve(name, **{key: default}) == resolve(name)  # as every shipped node states it
+
+
+@pytest.mark.parametrize("key", EIGHT_BIT)
+def test_fields_of_8_bits_are_said_in_the_rule_or_group_of_8_bits(key: str) -> None:
+    wide = {"optim_bits": 8, key: EIGHT_BIT[key]}
+    p, q = torch.ones(64, 64).requires_grad_(), torch.ones(8).requires_grad_()
+    by_group = build_optimizer("adam", [{"params": [p], **wide}, {"params": [q]}])
+    rules = {"wide": {"ndim": 2, **wide}}
+    by_rule = build_optimizer("adam", [("p", p), ("q", q)], param_groups=rules)
+    for optimizer in (by_group, by_rule):
+        values = {group["optim_bits"]: group[key] for group in optimizer.param_groups}
+        assert values == {8: EIGHT_BIT[key], 32: getattr(resolve("adam"), key)}
+    message = str(refusal("adam8bit", param_groups={"a": {"optim_bits": 32, key: EIGHT_BIT[key]}}))
+    assert f"param_groups.a.{key}: " in message
+
+
+@pytest.mark.parametrize("key", EIGHT_BIT)
+def test_a_group_of_32_bits_does_without_what_its_optimizer_says_of_8(key: str) -> None:
+    groups = [{"params": [torch.ones(64, 64).requires_grad_()], "optim_bits": 32}]
+    optimizer = build_optimizer("adam8bit", groups, **{key: EIGHT_BIT[key]})
+    assert optimizer.param_groups[0][key] == getattr(resolve("adam"), key)
+    assert optimizer.config.model_dump()[key] == EIGHT_BIT[key]
+
+
 @pytest.mark.parametrize("value", ["paper", "", None, 1])
 def test_trust_ratio_must_be_one_of_two(value: Any) -> None:
     message = str(refusal("lamb", trust_ratio=value))

@@ -119,7 +119,7 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
     if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
-        for key in ("block_wise", "signed_map", "second_moment_floor"):
+        for key in ("block_size", "block_wise", "signed_map", "second_moment_floor"):
             values.pop(key, None)
     if not values.get("block_wise", True):
         values.pop("block_size", None)
@@ -228,7 +228,7 @@ def test_any_mapping_is_accepted_or_refused_by_a_config_error(values: dict[str, 
     ],
 )
 def test_numbers_written_as_text_are_read(key: str, text: Any, value: Any) -> None:
-    found = getattr(resolve("adamw", **{key: text}), key)
+    found = getattr(resolve("adamw8bit", **{key: text}), key)
     assert found == value
     assert type(found) is type(value)
 
