@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from optfactory import build_optimizer, optim
+from optfactory import optim, optimizer_factory, ready_rules
 
 CONFIG = LlamaConfig(
     vocab_size=1024,
@@ -30,14 +30,23 @@ CONFIG = LlamaConfig(
 )
 
 
-def optimizer_of(choice: str, model: torch.nn.Module, lr: float) -> dict[str, Any]:
-    """The Trainer's argument for an optimizer, in either of the two ways that it has."""
+def optimizer_of(choice: str, arguments: TrainingArguments) -> tuple[Any, dict[str, Any]]:
+    """What makes the optimizer, and what it is given beside the parameters.
+
+    The learning rate of TrainingArguments has to be said here either way.
+    """
     if choice in optim.__all__:
         # The Trainer makes the param groups: TrainingArguments' weight_decay, none for biases
-        # and norms. The learning rate has to be said here.
-        return {"optimizer_cls_and_kwargs": (getattr(optim, choice), {"lr": lr})}
-    # Anything that build_optimizer takes; None lets the Trainer make the schedule.
-    return {"optimizers": (build_optimizer(choice, model, lr=lr), None)}
+        # and norms. The classes Adam, Adam8bit, ... want `adam_w_mode` beside it.
+        return getattr(optim, choice), {"lr": arguments.learning_rate}
+    # Anything else that build_optimizer takes. The rules make the same two groups, so that
+    # checkpoints of either way, and of the Trainer's own optimizers, go on with the other.
+    return optimizer_factory, {
+        "name": choice,
+        "lr": arguments.learning_rate,
+        "weight_decay": arguments.weight_decay,
+        "param_groups": ready_rules("no_decay_1d"),
+    }
 
 
 def make_trainer(choice: str, out: Path) -> Trainer:
@@ -63,7 +72,7 @@ def make_trainer(choice: str, out: Path) -> Trainer:
         model,
         arguments,
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        **optimizer_of(choice, model, arguments.learning_rate),
+        optimizer_cls_and_kwargs=optimizer_of(choice, arguments),
     )
 
 

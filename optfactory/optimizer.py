@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, overload
 
@@ -31,6 +31,7 @@ from optfactory.groups.parameters import (
 )
 from optfactory.groups.watch import ModelWatch, replaced_warning
 from optfactory.memory import placement
+from optfactory.overlooked import overlooked
 from optfactory.step import gradients
 from optfactory.step.interrupts import Uninterrupted
 from optfactory.step.plan import StepPlan
@@ -71,6 +72,7 @@ class Optimizer2State(Optimizer):
     _settings: Settings | None = None
     _watch: ModelWatch | None = None
     _told_idle = False
+    _overlooked = ""
 
     def __init__(
         self, params: Params, config: OptimizerConfig, *, lr: Tensor | None = None
@@ -82,6 +84,7 @@ class Optimizer2State(Optimizer):
         super().__init__(grouping.groups, self._hyperparameters(config))
         self._watch = ModelWatch(grouping.models)
         self._follow_settings()
+        self._tell_of_overlooked(grouping.models)
 
     # ---- param groups ------------------------------------------------------------------------
 
@@ -157,6 +160,8 @@ class Optimizer2State(Optimizer):
 
     def _tell_of_replaced(self, plan: StepPlan) -> None:
         watch, self._watch = self._watch, None
+        if watch:  # bitsandbytes takes settings until its first step
+            self._tell_of_overlooked()
         named = [(slot.name, slot.parameter) for slot in plan.slots]
         names = watch.replaced(named) if watch else []
         if names:
@@ -172,6 +177,11 @@ class Optimizer2State(Optimizer):
             "sharding), from the parameters that are trained. This is said once",
             stacklevel=2,
         )
+
+    def _tell_of_overlooked(self, models: Sequence[torch.nn.Module] = ()) -> None:
+        told, self._overlooked = self._overlooked, overlooked(self.param_groups, models)
+        if self._overlooked and not told:
+            warnings.warn(self._overlooked, stacklevel=3)
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()

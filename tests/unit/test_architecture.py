@@ -30,10 +30,11 @@ ALLOWED = {
     "checkpoints": {
         *("config", "errors", "groups", "memory", "registry", "rules", "state", "step"),
     },
+    "overlooked": set(),
     "group_config": {"backends", "config", "errors", "groups"},
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
-        *("memory", "state", "step"),
+        *("memory", "overlooked", "state", "step"),
     },
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},

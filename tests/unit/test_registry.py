@@ -36,7 +36,8 @@ SHARED = {
     "min_8bit_size": 4096, "block_size": 256, "block_wise": True, "signed_map": "dynamic",
     "maximize": False, "second_moment_floor": True, "percentile_clipping": 100,
     "skip_zeros": False,
-    "nonfinite": "propagate", "param_rounding": "nearest", "seed": None, "annotations": (), "compat": "none",
+    "nonfinite": "propagate", "param_rounding": "nearest", "seed": None,
+    "annotations": (), "compat": "none",
 }  # fmt: skip
 
 
