@@ -12,11 +12,13 @@ def memory_problem(tensor: Tensor) -> str:
     """Why a tensor has no memory of its own to read and write; empty if it has."""
     if is_traceable_wrapper_subclass(tensor):
         return f"is a {type(tensor).__name__}, which has no memory of its own"
+    if type(tensor).__name__ == "FakeTensor":  # whose pointer torch warns of
+        return "is a FakeTensor, which has a shape and no data"
     if tensor.numel() == 0:
         return ""
     try:
         address = tensor.data_ptr()
-    except RuntimeError:  # fake tensors, tensors of functorch
+    except RuntimeError:  # tensors of functorch
         address = 0
     if address == 0:
         return f"has no data (it is on {tensor.device}, or its storage was freed)"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optfactory import build_optimizer
 from optfactory.errors import ConfigError, StateError
@@ -141,6 +142,16 @@ def test_a_parameter_without_memory_of_its_own_is_refused_when_built() -> None:
     wrapped = torch.nn.Parameter(Wrapped(torch.ones(64, 64)))
     with pytest.raises(ConfigError, match=r"has no memory of its own"):
         build_optimizer("adam8bit", [wrapped])
+
+
+@on_cpus
+def test_fake_parameters_and_gradients_are_refused_at_the_step(backend: str) -> None:
+    with FakeTensorMode():
+        fake = torch.nn.Parameter(torch.ones(300))
+        optimizer = build_optimizer("adam", [("w", fake)])
+        fake.grad = torch.ones_like(fake)
+        with pytest.raises(ConfigError, match="cannot update w: is a FakeTensor"):
+            optimizer.step()
 
 
 def test_a_view_that_is_negated_when_read_is_refused_when_built() -> None:
