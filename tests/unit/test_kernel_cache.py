@@ -22,8 +22,9 @@ from tests.unit.harness import SOURCE, answer, needs_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
-import sys
+import signal, sys
 from optfactory.build.compiler import compile_library
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 print(compile_library(sys.argv[1], "probe"))
 """
 LIMIT = 60.0  # seconds until a wait has failed
