@@ -68,6 +68,9 @@ def with_interrupt_at(event: int, call: Callable[[], object]) -> int:
     return begun
 
 
+# Between making a temporary folder and entering it, Python removes the folder and says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_line_leaves_the_old_state_or_the_new_one() -> None:
     saved = through_file(trained("paged_adamw8bit", lr=0.5).state_dict())
     optimizer = trained("paged_adamw8bit", steps=1)
