@@ -5,6 +5,9 @@
     python examples/lightning_module.py fit --optimizer=AdamW8bit --optimizer.lr=3e-3
     python examples/lightning_module.py fit --trainer.max_epochs=6 --ckpt_path=outputs/last.ckpt
 
+A run goes on with the optimizer that is named then: any of the same family, `adamw` say; another
+family's state means something else, and is refused. The learning rate goes on as in the checkpoint.
+
 With `--optimizer`, LightningCLI itself makes the optimizer and `configure_optimizers` is not
 called; it knows the arguments and their types (`--optimizer.help=AdamW8bit` lists them). The model
 learns a few random sequences by heart, so nothing is downloaded.
@@ -38,7 +41,9 @@ class LanguageModel(lightning.LightningModule):
 
     def __init__(self, optimizer: str = "paged_adamw8bit", lr: float = 1e-2) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        # Without save_hyperparameters(): LightningCLI takes what that saves from the checkpoint of
+        # --ckpt_path, whatever the command line says.
+        self.optimizer, self.lr = optimizer, lr
         self.layers = nn.Sequential(
             nn.Embedding(VOCABULARY, 128),
             nn.Linear(128, 128),
@@ -53,7 +58,7 @@ class LanguageModel(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self.hparams.optimizer, self, lr=self.hparams.lr)
+        optimizer = build_optimizer(self.optimizer, self, lr=self.lr)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=8)
         return {
             "optimizer": optimizer,

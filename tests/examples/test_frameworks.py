@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from optfactory.errors import StateError
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.slow
@@ -55,11 +57,27 @@ def test_the_trainer_learns_and_resumes(choice: str, run: Run) -> None:
     assert ("file-mapped" in printed) == (choice == "paged_adamw8bit")
 
 
+@pytest.mark.parametrize("choice", ["paged_adamw8bit", "AdamW8bit"])
+def test_both_ways_of_the_trainer_have_its_own_groups(choice: str, tmp_path: Path) -> None:
+    # So TrainingArguments' weight decay spares biases and norms, and its checkpoints go on.
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    trainer = runpy.run_path(str(EXAMPLES / "hf_trainer.py"))["make_trainer"](choice, tmp_path)
+    own = transformers.Trainer(trainer.model, trainer.args).create_optimizer()
+    assert type(own) is torch.optim.AdamW
+    found = [
+        [([id(p) for p in group["params"]], group["weight_decay"]) for group in groups]
+        for groups in (trainer.create_optimizer().param_groups, own.param_groups)
+    ]
+    assert found[0] == found[1]
+    assert [decay for _, decay in found[0]] == [0.01, 0.0]
+
+
 # What Lightning itself does with torch and jsonargparse, and its advice; none of it is ours.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*[Jj]sonargparse|[\\s\\S]*deprecated in v4.49.0")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-def test_the_lightning_module_learns_and_resumes(run: Run) -> None:
+def test_the_lightning_module_learns_and_resumes_as_the_command_line_says(run: Run) -> None:
     pytest.importorskip("lightning")
     pytest.importorskip("jsonargparse")
     printed = run("lightning_module.py", "fit", "--trainer.enable_progress_bar=false")
@@ -69,6 +87,14 @@ def test_the_lightning_module_learns_and_resumes(run: Run) -> None:
     resume = ["--trainer.max_epochs=6", "--ckpt_path=outputs/last.ckpt"]
     printed = run("lightning_module.py", "fit", "--trainer.enable_progress_bar=false", *resume)
     assert float(printed.partition("Optimizer2State, loss ")[2].split()[0]) < 0.9 * first
+
+    quiet = ("lightning_module.py", "fit", "--trainer.enable_progress_bar=false")
+    resume = ["--trainer.max_epochs=7", "--ckpt_path=outputs/last.ckpt"]
+    with pytest.raises(StateError, match="lamb"):
+        run(*quiet, "--model.optimizer=lamb8bit", *resume)
+    printed = run(*quiet, "--model.optimizer=adamw", *resume)
+    assert "file-mapped" not in printed  # goes on with 32-bit state in memory
+    assert float(printed.partition("Optimizer2State, loss ")[2].split()[0]) < first
 
 
 def test_lightning_chooses_a_class_by_its_short_name(tmp_path: Path) -> None:

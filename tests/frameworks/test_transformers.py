@@ -134,6 +134,37 @@ def test_a_factory_trains_and_resumes(early: bool, tmp_path: Path) -> None:
     assert groups == [("default", 0.01), ("no_decay", 0.0)]
 
 
+def with_rules(name: str, folder: Path, model: Any) -> Any:
+    """As examples/hf_trainer.py does it: by name, in the groups that the Trainer makes."""
+    given = {"name": name, "lr": 0.01, "weight_decay": 0.1}
+    rules = {"param_groups": ready_rules("no_decay_1d")}
+    return trainer(folder, model, optimizer_cls_and_kwargs=(optimizer_factory, given | rules))
+
+
+def of_kind(kind: str) -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    widths = {"vocab_size": VOCABULARY, "intermediate_size": 16}
+    return {
+        "llama": language_model,
+        "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**sizes, **widths)),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=VOCABULARY)
+        ),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "gpt2"])
+def test_the_ready_rule_makes_the_groups_that_the_trainer_makes(kind: str, tmp_path: Path) -> None:
+    model = of_kind(kind)
+    ours, theirs = with_rules("adamw8bit", tmp_path, model), trainer(tmp_path, model)
+    found = [
+        [([id(p) for p in group["params"]], group["weight_decay"]) for group in groups]
+        for groups in (ours.create_optimizer().param_groups, theirs.create_optimizer().param_groups)
+    ]
+    assert found[0] == found[1]
+    assert [decay for _, decay in found[0]] == [0.1, 0.0]
+
+
 def test_build_optimizer_given_to_the_trainer_names_the_factory(tmp_path: Path) -> None:
     given = (build_optimizer, {"name": "adamw8bit"})
     run = trainer(tmp_path, language_model(), optimizer_cls_and_kwargs=given)
@@ -175,15 +206,17 @@ def test_the_trainers_settings_act_as_on_torchs_adamw(tmp_path: Path) -> None:
     assert_close(ours.model, theirs.model, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit"])
+@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "adamw", "paged_adamw8bit"])
 def test_a_run_begun_with_torchs_adamw_goes_on_with_ours(name: str, tmp_path: Path) -> None:
     theirs = trainer(tmp_path, language_model())
     theirs.train()
-    ours = trainer(
-        tmp_path, language_model(), optimizer_cls_and_kwargs=(CLASSES[name], {"lr": 0.01})
-    )
+    if name in CLASSES:
+        given = (CLASSES[name], {"lr": 0.01})
+        ours = trainer(tmp_path, language_model(), optimizer_cls_and_kwargs=given)
+    else:
+        ours = with_rules(name, tmp_path, language_model())
     ours.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{SAVED}"))
-    rel = 1e-4 if name == "AdamW" else 2e-2
+    rel = 2e-2 if name.endswith("8bit") else 1e-4
     for mine, expected in zip(curve(ours), curve(theirs), strict=True):
         assert mine == pytest.approx(expected, rel=rel)
     assert_kept_as_named(ours.optimizer, name)
@@ -214,6 +247,17 @@ def test_the_embedding_may_stay_at_32_bits_and_resumes_so(tmp_path: Path) -> Non
     first, second, *_ = resumed.optimizer.state.values()
     assert "exp_avg" in first
     assert "exp_avg_q8" in second
+
+
+def test_decay_of_training_arguments_for_adam_asks_which_one_is_meant(tmp_path: Path) -> None:
+    # bitsandbytes' Adam8bit in this place would decay decoupled, torch's Adam by L2.
+    given = (optim.Adam8bit, {"lr": 0.01})
+    run = trainer(tmp_path, language_model(), optimizer_cls_and_kwargs=given)
+    with pytest.raises(ConfigError, match=r"param_groups\[0\]\.weight_decay: 0\.1 means"):
+        run.train()
+    assert run.state.global_step == 0
+    given[1]["adam_w_mode"] = True
+    trainer(tmp_path, language_model(), optimizer_cls_and_kwargs=given).train()
 
 
 @pytest.mark.parametrize("key", ["fused", "foreach", "momentum"])
