@@ -24,6 +24,10 @@ RESERVED_KEYS = (
 EIGHT_BIT_FIELDS = ("block_size", "block_wise", "signed_map", "second_moment_floor")
 
 
+# Fields for one kind of state: what it is, and whether it can be negative.
+_OF_STATES = {"signed_map": ("signed state", True), "second_moment_floor": ("second moment", False)}
+
+
 class OptimizerConfig(BaseModel):
     """Hyperparameters shared by every optimizer; one subclass per family, one class per name.
 
@@ -170,6 +174,15 @@ class OptimizerConfig(BaseModel):
             raise ValueError("block_wise: false has one scale per tensor; drop block_size")
         return value
 
+    @field_validator("signed_map", "second_moment_floor")
+    @classmethod
+    def _of_states_that_are_kept(cls, value: object, info: ValidationInfo) -> object:
+        field = info.field_name or ""
+        what, signed = _OF_STATES[field]
+        if value != cls.model_fields[field].default and signed not in _signs(cls):
+            raise ValueError(f"{cls.family} keeps no {what} that this could change; drop it")
+        return value
+
     @field_validator("seed")
     @classmethod
     def _seed_of_stochastic_rounding(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -220,6 +233,12 @@ class OptimizerConfig(BaseModel):
 def family_class(model: type[OptimizerConfig]) -> type[OptimizerConfig]:
     """The family's class: of a name's fields, those of one param group, and nothing locked."""
     return next(base for base in model.__mro__ if "family" in vars(base))
+
+
+def _signs(model: type[OptimizerConfig]) -> set[bool]:
+    """Of which kinds a name's states are by default: signed ones, and others."""
+    fields = {key: field.get_default() for key, field in model.model_fields.items()}
+    return {state.signed for state in model.rule(fields | {"name": model.family}).states}
 
 
 def _stated(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:

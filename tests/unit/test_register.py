@@ -11,6 +11,7 @@ import pytest
 from optfactory import families, get_optimizer_info, list_optimizers, resolve
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.extend import OptimizerConfig, StateSpec, UpdateRule, register
+from tests.families import NAMES
 
 SCALARS = ("beta",)
 STATES = (StateSpec("exp_avg", signed=True),)
@@ -23,7 +24,10 @@ def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(
-    family: str = "heavyball", text: str = TEXT, values: Mapping[str, Any] | None = None
+    family: str = "heavyball",
+    text: str = TEXT,
+    values: Mapping[str, Any] | None = None,
+    states: tuple[StateSpec, ...] = STATES,
 ) -> type[OptimizerConfig]:
     own_family = family
 
@@ -34,7 +38,7 @@ def made(
 
         @classmethod
         def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
-            return UpdateRule(own_family, STATES, SCALARS, text=text)
+            return UpdateRule(own_family, states, SCALARS, text=text)
 
         @classmethod
         def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def test_registering_again_replaces() -> None:
 def test_a_family_that_makes_no_names_is_refused(family: str) -> None:
     with pytest.raises(ConfigError, match="lower case"):
         register(made(family))
-    assert len(list_optimizers()) == 18
+    assert list_optimizers() == NAMES
 
 
 def test_a_family_that_exists_is_refused() -> None:
@@ -112,3 +116,19 @@ def test_a_mistake_in_the_text_shows_at_once(text: str, words: str) -> None:
 def test_scalars_that_do_not_match_the_rule_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"scalars returns .* needs \['beta', 'decay'"):
         register(made(values=values))
+
+
+@pytest.mark.parametrize(
+    ("signed", "field", "value", "what"),
+    [
+        (True, "second_moment_floor", False, "second moment"),
+        (False, "signed_map", "symmetric", "signed state"),
+    ],
+)
+def test_a_field_of_states_that_a_family_does_not_keep_is_refused(
+    signed: bool, field: str, value: Any, what: str
+) -> None:
+    register(made(states=(StateSpec("exp_avg", signed=signed),)))
+    with pytest.raises(ConfigError, match=f"{field}: heavyball keeps no {what} .*; drop it"):
+        resolve("heavyball8bit", **{field: value})
+    resolve("heavyball8bit", **{field: resolve("adam8bit").model_dump()[field]})

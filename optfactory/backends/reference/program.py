@@ -95,11 +95,15 @@ def _torch_functions() -> dict[str, Callable[..., Any]]:
             a = torch.as_tensor(a, dtype=torch.float32, device=condition.device)
         return torch.where(condition, a, b)
 
+    def sign(a: Any) -> Any:
+        """As kernels have it: torch.sign makes 0 of a NaN, and +0 of -0."""
+        return torch.where((a == 0) | (a != a), a, torch.sign(a))
+
     return {
         "fma": lambda a, b, c: a * b + c,
         "sqrt": torch.sqrt,
         "abs": torch.abs,
-        "sign": torch.sign,
+        "sign": sign,
         "max": lambda a, b: torch.maximum(like(a, a, b), like(b, a, b)),
         "min": lambda a, b: torch.minimum(like(a, a, b), like(b, a, b)),
         "where": where,
