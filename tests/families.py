@@ -17,6 +17,7 @@ NAMES = list_optimizers()
 FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
 # The families whose numbers and names some tests write out, so that none of them is lost.
 FIRST = ("adam", "adamw", "lamb")
+NAMES_OF_FIRST = [name for name in NAMES if get_optimizer_info(name).family in FIRST]
 
 
 def names_with(*fields: str) -> list[str]:
@@ -35,7 +36,7 @@ OF_SIGNED_STATE = {"signed_map": True, "second_moment_floor": False}
 
 def acts_on(name: str, field: str) -> bool:
     """Whether an optimizer has a field, and the state that the field is for."""
-    if field not in get_optimizer_info(name).config_class.model_fields:
+    if not has(name, field):
         return False
     signs = {state.signed for state in states_of(name)}
     return OF_SIGNED_STATE.get(field) in {None, *signs}
@@ -44,6 +45,11 @@ def acts_on(name: str, field: str) -> bool:
 def known_to(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, without the fields that an optimizer does not have or has no use for."""
     return {key: value for key, value in asked.items() if acts_on(name, key)}
+
+
+def has(name: str, field: str) -> bool:
+    """Whether an optimizer's schema has a field."""
+    return field in get_optimizer_info(name).config_class.model_fields
 
 
 def states_of(config: str | OptimizerConfig, **asked: Any) -> tuple[StateSpec, ...]:

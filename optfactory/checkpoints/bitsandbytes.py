@@ -55,13 +55,19 @@ class BitsandbytesLayout:
             if isinstance(entries, Mapping):
                 nested = entries.get(NESTED)
                 fields.update(entries, nested if isinstance(nested, Mapping) else ())
+        self._one_state = "state1" in fields and "state2" not in fields
         self._family = "lamb" if "unorm_vec" in fields else "adamw" if fields else ""
 
     def read_group(self, saved: Mapping[str, Any]) -> GroupRecord:
         """The hyperparameters; decay is decoupled in all of bitsandbytes, also in its Adam."""
         values = {key: value for key, value in saved.items() if key not in _UNUSED}
         facts = {"amsgrad": False, "adam_w_mode": True} if self._family else {"amsgrad": False}
-        return GroupRecord(self._family, {**values, **facts})
+        problems = [
+            "optimizer: the checkpoint has state1 and no state2; it is of an optimizer of "
+            "bitsandbytes with one state (Lion, RMSprop, Adagrad, SGD), and only Adam, AdamW and "
+            "LAMB are read; start with fresh state"
+        ] * self._one_state
+        return GroupRecord(self._family, {**values, **facts}, problems, self.families)
 
     def read_entries(
         self, fields: Fields, layout: StateLayout, saved: Mapping[str, Any]

@@ -78,7 +78,7 @@ def read_groups(
     moved = name_problems(saved, groups)
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
         record = layout.read_group(old)
-        found = record.problems or _group_problems(record, group)
+        found = record.problems or _strange(record, config) or _group_problems(record, group)
         found = found or moved[index]
         try:
             read.append(_values(record, group, config) if not found else {})
@@ -87,6 +87,25 @@ def read_groups(
         problems += [f"param_groups[{index}].{problem}" for problem in found]
     _raise(problems)
     return read
+
+
+def _strange(record: GroupRecord, config: OptimizerConfig) -> list[str]:
+    """Why state of the checkpoint's family is of no use to this one, whatever the settings.
+
+    A family whose schema inherits another's differs from it in defaults and in how weight decay
+    enters: AdamW from Adam.
+    """
+    ours = family_class(type(config))
+    possible = (record.family,) if record.family else record.families
+    for family in possible:
+        theirs = family_class(get_optimizer_info(family).config_class)
+        if issubclass(theirs, ours) or issubclass(ours, theirs):
+            return []
+    families = " or ".join(map(repr, possible))
+    return [
+        f"optimizer: the checkpoint is of family {families}, the config's name is "
+        f"'{config.name}'; take a name of that family, or start with fresh state"
+    ] * bool(possible)
 
 
 def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
@@ -146,21 +165,12 @@ def _family_problem(
     group: Mapping[str, Any],
     config: OptimizerConfig,
 ) -> str:
-    """Why state of another family cannot be taken; empty where both compute the same.
-
-    A family whose schema inherits another's differs from it in defaults and in how weight decay
-    enters: AdamW from Adam.
-    """
-    theirs = family_class(get_optimizer_info(record.family).config_class)
-    ours = family_class(type(config))
-    differ = f"optimizer: the checkpoint is of family '{record.family}', the config's name is "
-    differ += f"'{config.name}'"
-    if not (issubclass(theirs, ours) or issubclass(ours, theirs)):
-        return differ
+    """Why state of a related family cannot be taken; empty where both compute the same."""
     if checked["weight_decay"] == 0 or record.values.get("adam_w_mode") is group["adam_w_mode"]:
         return ""
     return (
-        f"{differ}, and they apply the weight decay {checked['weight_decay']} differently; "
+        f"optimizer: the checkpoint is of family '{record.family}', the config's name is "
+        f"'{config.name}', and they apply the weight decay {checked['weight_decay']} differently; "
         f"take a name of family '{record.family}', or set adam_w_mode or the checkpoint's decay"
     )
 

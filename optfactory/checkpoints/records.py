@@ -82,11 +82,13 @@ class GroupRecord:
         family: whose mathematics the state belongs to; empty where the checkpoint does not say.
         values: hyperparameters under our names, and users' labels.
         problems: why the group cannot be read.
+        families: one of these it is where it does not say.
     """
 
     family: str
     values: Mapping[str, Any]
     problems: list[str] = field(default_factory=list)
+    families: tuple[str, ...] = ()
 
 
 class Layout(Protocol):

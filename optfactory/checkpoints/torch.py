@@ -32,7 +32,7 @@ class TorchLayout:
             problems = ["amsgrad: missing; the checkpoint is not of torch.optim.Adam or AdamW"]
         decoupled = saved.get("decoupled_weight_decay")
         if not isinstance(decoupled, bool):
-            return GroupRecord("", values, problems)
+            return GroupRecord("", values, problems, self.families)
         values["adam_w_mode"] = decoupled
         return GroupRecord("adamw" if decoupled else "adam", values, problems)
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tests.families import FAMILIES, states_of
 from tests.reference import quantization as oracle
 
 Array = NDArray[Any]
@@ -22,7 +23,11 @@ NESTED = "__bnb_optimizer_quant_state__"
 # Rows of whole blocks, rows with a tail, one row, short rows; too few elements for 8 bits.
 SHAPES = [(18, 512), (20, 300), (4097,), (64, 70), (255,), ()]
 
-CODECS = {"exp_avg": oracle.SIGNED_CODEC, "exp_avg_sq": oracle.UNSIGNED_CODEC}
+CODECS = {
+    state.name: oracle.SIGNED_CODEC if state.signed else oracle.UNSIGNED_CODEC
+    for family in FAMILIES
+    for state in states_of(family)
+}
 
 
 def peer(name: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 from optfactory import Optimizer2State, build_optimizer, get_optimizer_info, list_optimizers
 from optfactory.errors import StateError
 from tests.checkpoints.harness import array, encoded, same, values_of, weights
+from tests.families import states_of
 from tests.torch_api.harness import (
     assert_same_training,
     clones,
@@ -49,7 +50,7 @@ def assert_converted(
     """Values are kept wherever they can be, and quantized by the specification elsewhere."""
     for p, q in zip(held(old), held(new), strict=True):
         assert same(array(new.state[q]["step"]), array(old.state[p]["step"]))
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in (state.name for state in states_of(old.config)):
             values = values_of(old.state[p], key, old_block)
             is_quantized = f"{key}_q8" in new.state[q]
             if not is_quantized or (f"{key}_q8" in old.state[p] and old_block == block):
@@ -72,8 +73,9 @@ def test_every_name_goes_on_from_every_name_of_its_family(saved_by: str, loaded_
     assert group["optim_bits"] == (info.optim_bits or 32)
     assert group["is_paged"] == info.is_paged
     large = new.state[held(new)[0]]
-    mapped = large["exp_avg_q8" if "exp_avg_q8" in large else "exp_avg"]
-    assert is_file_mapped(mapped) == info.is_paged
+    for state in states_of(loaded_by):
+        mapped = large[f"{state.name}_q8" if info.optim_bits == 8 else state.name]
+        assert is_file_mapped(mapped) == info.is_paged
     if get_optimizer_info(saved_by).optim_bits in (None, 32) and "8bit" in loaded_by:
         return  # quantizing changed the state
     # A step moves the parameters by moments that are not yet quantized anew.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info
 from tests.devices import here, host, randn
+from tests.families import states_of
 from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
 from tests.reference.quantization import BLOCK
@@ -86,15 +88,11 @@ def quantized(state: dict[str, Any], name: str) -> Quantized:
     return Quantized(host(codes).numpy().copy(), host(scales).numpy().copy())
 
 
-def stored_state(state: dict[str, Any]) -> State:
-    """The state of one parameter as the optimizer stores it; 8-bit moments are left empty."""
-    done = int(state["step"])
+def stored_state(state: dict[str, Any], names: Iterable[str]) -> State:
+    """The state of one parameter as the optimizer stores it; 8-bit moments are left out."""
     history = array(state["gnorm_vec"]) if "gnorm_vec" in state else None
-    if "exp_avg" not in state:
-        return State(done, *(np.zeros(0),) * 3, gnorm_vec=history)
-    m, v = (array(state[key]) for key in ("exp_avg", "exp_avg_sq"))
-    vmax = array(state["max_exp_avg_sq"]) if "max_exp_avg_sq" in state else np.zeros_like(v)
-    return State(done, m, v, vmax, history)
+    moments = {name: array(state[name]) for name in names if name in state}
+    return State(int(state["step"]), moments, history)
 
 
 def assert_parameter(p: Tensor, state: dict[str, Any], stored: Stored, what: str) -> None:
@@ -174,8 +172,10 @@ class Twin:
         self.name, self.asked, self.params = name, asked, params
         self.options = options_of(name, **asked)
         self.block_size = asked.get("block_size", BLOCK)
-        self.step_reference = reference_of(get_optimizer_info(name).family).step
+        self.reference = reference_of(get_optimizer_info(name).family)
+        self.step_reference = self.reference.step
         self.optimizer = build_optimizer(name, params, **asked)
+        self.states = [state.name for state in states_of(self.optimizer.config)]
         self.optimizer.init_states()
         self.count = Ambiguity()
 
@@ -193,25 +193,26 @@ class Twin:
             self._compare(number, p, update, codes)
         return [update for update, _ in expected]
 
-    def _expect(self, p: Tensor) -> tuple[Update, tuple[Expected, Expected] | None]:
+    def _expect(self, p: Tensor) -> tuple[Update, dict[str, Expected] | None]:
         state, grad = self.optimizer.state[p], p.grad
         assert grad is not None
-        seen, before = array(p), stored_state(state)
+        seen, before = array(p), stored_state(state, self.states)
         if "compensation" in state:
             seen = compensated(seen, array(state["compensation"]))
-        if not is_8bit(self.name, p, self.asked):
-            assert "exp_avg" in state, f"{tuple(p.shape)}: want 32-bit state, got {list(state)}"
+        bits_wanted = 8 if is_8bit(self.name, p, self.asked) else 32
+        keys = {name if bits_wanted == 32 else f"{name}_q8" for name in self.states}
+        what = f"{tuple(p.shape)}: want {bits_wanted}-bit state, got {list(state)}"
+        assert keys <= set(state), what
+        if bits_wanted == 32:
             return self.step_reference(seen, array(grad), before, self.options), None
-        assert "exp_avg_q8" in state, f"{tuple(p.shape)}: want 8-bit state, got {list(state)}"
-        update, m, v = step_8bit(
+        return step_8bit(
             self.step_reference, seen, array(grad),
-            quantized(state, "exp_avg"), quantized(state, "exp_avg_sq"),
+            {name: quantized(state, name) for name in self.states}, self.reference.states,
             before, self.options, self.block_size,
         )  # fmt: skip
-        return update, (m, v)
 
     def _compare(
-        self, number: int, p: Tensor, update: Update, codes: tuple[Expected, Expected] | None
+        self, number: int, p: Tensor, update: Update, codes: dict[str, Expected] | None
     ) -> None:
         state = self.optimizer.state[p]
         what = f"{self.name} {tuple(p.shape)} {p.dtype} step {update.step}"
@@ -223,11 +224,9 @@ class Twin:
             np.testing.assert_allclose(
                 array(state["gnorm_vec"]), update.gnorm_vec, rtol=2 * UNIT, atol=0, err_msg=what
             )
-        if codes is not None:
-            assert_quantized(state, "exp_avg", codes[0], what, self.count)
-            assert_quantized(state, "exp_avg_sq", codes[1], what, self.count)
-            return
-        assert_close(array(state["exp_avg"]), update.m, f"{what}: exp_avg")
-        assert_close(array(state["exp_avg_sq"]), update.v, f"{what}: exp_avg_sq")
-        if self.options.amsgrad:
-            assert_close(array(state["max_exp_avg_sq"]), update.vmax, f"{what}: maximum")
+        assert set(update.moments) == set(self.states), what
+        for name, moment in update.moments.items():
+            if codes is not None:
+                assert_quantized(state, name, codes[name], what, self.count)
+            else:
+                assert_close(array(state[name]), moment, f"{what}: {name}")

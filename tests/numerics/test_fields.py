@@ -13,6 +13,7 @@ import torch
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
 from optfactory.config.schema import family_class
 from optfactory.errors import ConfigError
+from tests.families import FIRST, acts_on, known_to
 from tests.numerics.harness import bits, gradient
 
 FAMILIES = {
@@ -56,7 +57,7 @@ DECAYING = {"weight_decay": 0.1, "lr": 0.01}
 FLIPS: dict[str, list[Flip]] = {
     "name": [_flip("paged_{family}8bit"), _flip("{other}", weight_decay=0.1)],
     "lr": [_flip(2e-3), _flip(0.0)],
-    "betas": [_flip((0.8, 0.999)), _flip((0.9, 0.99)), _flip((0.0, 0.999))],
+    "betas": [_flip((0.8, 0.999)), _flip((0.9, 0.97)), _flip((0.0, 0.999))],
     "eps": [_flip(1e-3), _flip(1e-2, optim_bits=8)],
     "weight_decay": [_flip(0.2), _flip(0.2, adam_w_mode=True), _flip(0.2, adam_w_mode=False)],
     "bias_correction": [_flip(False), _flip(False, optim_bits=8)],
@@ -151,12 +152,18 @@ def _cases() -> list[Any]:
         pytest.param(family, field, _beside(family, field, flip), id=f"{family}-{field}-{number}")
         for family in FAMILIES
         for field in _fields(family)
+        if acts_on(family, field)
         for number, flip in enumerate(FLIPS.get(field, []))
+        if flip.value != flip.base.get(field, _default(family, field))
     ]
 
 
+def _default(family: str, field: str) -> Any:
+    return get_optimizer_info(family).defaults.get(field)
+
+
 def _beside(family: str, field: str, flip: Flip) -> Flip:
-    return replace(flip, base={**flip.base, **BESIDE.get((family, field), {})})
+    return replace(flip, base={**known_to(family, flip.base), **BESIDE.get((family, field), {})})
 
 
 def _mapped(folder: Path) -> bool:
@@ -248,8 +255,25 @@ def test_a_field_that_could_do_nothing_is_refused(family: str, field: str, tmp_p
     params = [torch.zeros(8, requires_grad=True)]
     for flip in WITHOUT_EFFECT[field]:
         value = _filled(flip.value, family, tmp_path)
+        known = known_to(family, flip.base)
         with pytest.raises(ConfigError, match=field):
-            build_optimizer({"name": family, **flip.base, field: value}, params)
+            build_optimizer({"name": family, **known, field: value}, params)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_field_of_states_that_are_not_kept_is_refused(family: str) -> None:
+    params = [torch.zeros(8, requires_grad=True)]
+    for field in (field for field in _fields(family) if not acts_on(family, field)):
+        for flip in FLIPS[field]:
+            with pytest.raises(ConfigError, match=f"{field}: .*keeps no .*; drop it"):
+                build_optimizer({"name": family, **flip.base, field: flip.value}, params)
+
+
+def test_the_first_families_lack_no_flip() -> None:
+    fields = [(case.values[0], case.values[1]) for case in _cases()]
+    for family in FIRST:
+        for field in _fields(family):
+            assert fields.count((family, field)) == len(FLIPS[field])
 
 
 @pytest.mark.parametrize(("family", "field", "flip"), _cases())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from optfactory import build_optimizer, get_optimizer_info, list_optimizers
+from optfactory import build_optimizer
+from optfactory import families as families_module
+from optfactory.extend import OptimizerConfig, StateSpec, UpdateRule, register
+from tests.families import FAMILIES, has_adams_moments, has_ratio, states_of
 from tests.numerics.harness import Twin, gradient, parameters, quantized
 from tests.reference.quantization import SIGNED_CODEC, UNSIGNED_CODEC, decode32
 
-FAMILIES = sorted({get_optimizer_info(name).family for name in list_optimizers()})
 PEERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 BAD = {"nan": float("nan"), "inf": float("inf"), "minus_inf": float("-inf")}
 SHAPE = (20, 300)
@@ -88,17 +91,18 @@ def test_8_bits_contain_a_bad_element(family: str, bad: str, backend: str) -> No
     (clean_p, clean), (p, hurt) = runs
     other = torch.ones(SHAPE, dtype=torch.bool)
     other[3, 5] = other[7, 299] = False
-    for name, zero_code in (("exp_avg", 127), ("exp_avg_sq", 0)):
+    for name, signed in ((state.name, state.signed) for state in states_of(family)):
         codes = hurt[f"{name}_q8"]
         assert torch.isfinite(hurt[f"{name}_absmax"]).all()
-        assert codes[3, 5] == codes[7, 299] == zero_code
-        if family in PEERS:  # LAMB's parameters differ by the ratio, Adam's states do not
+        assert codes[3, 5] == codes[7, 299] == (127 if signed else 0)
+        if not has_ratio(family):  # LAMB's parameters differ by the ratio, Adam's states do not
             assert torch.equal(codes[other], clean[f"{name}_q8"][other])
             assert torch.equal(hurt[f"{name}_absmax"], clean[f"{name}_absmax"])
     assert torch.isfinite(p[other]).all()
-    if family in PEERS:
+    if not has_ratio(family):
         assert torch.equal(p[other], clean_p[other])
-    assert torch.isnan(p[3, 5])
+    if has_adams_moments(family):  # a sign of infinity is a number
+        assert torch.isnan(p[3, 5])
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -124,7 +128,7 @@ def test_huge_gradients(family: str, width: int, size: float, backend: str) -> N
         twin.step(step, [g])
     assert torch.isfinite(twin.params[0]).all()
     if width == 8:
-        for name in ("exp_avg", "exp_avg_sq"):
+        for name in twin.states:
             assert torch.isfinite(twin.optimizer.state[twin.params[0]][f"{name}_absmax"]).all()
 
 
@@ -210,5 +214,37 @@ def test_zero_gradient_and_zero_state_never_move(family: str, width: int, backen
     assert torch.equal(p[:, ::2], start[:, ::2])
     assert not torch.equal(p, start)
     if width == 8:
-        stored = quantized(optimizer.state[p], "exp_avg_sq")
-        assert (decode32(stored.codes, stored.scales, UNSIGNED_CODEC)[:, ::2] == 0).all()
+        for state in states_of(family):
+            stored = quantized(optimizer.state[p], state.name)
+            codec = SIGNED_CODEC if state.signed else UNSIGNED_CODEC
+            assert (decode32(stored.codes, stored.scales, codec)[:, ::2] == 0).all()
+
+
+def test_a_sign_is_the_same_everywhere(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a NaN it is a NaN, of a zero that zero."""
+
+    class SignConfig(OptimizerConfig):
+        """Keeps the gradient's sign."""
+
+        family: ClassVar[str] = "sign"
+
+        @classmethod
+        def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
+            text = "kept = sign(g); u = kept;"
+            return UpdateRule("sign", (StateSpec("kept", signed=True),), (), text=text)
+
+        @classmethod
+        def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
+            return {"decay": 1.0, "step_size": group["lr"]}
+
+    monkeypatch.setattr(families_module, "_registered", {})
+    register(SignConfig)
+    inf, nan = float("inf"), float("nan")
+    p = torch.zeros(8, requires_grad=True)
+    p.grad = torch.tensor([nan, inf, -inf, 0.0, -0.0, 1e-45, -3.0, 0.5])
+    optimizer = build_optimizer("sign", [p])
+    optimizer.step()
+    kept = optimizer.state[p]["kept"]
+    wanted = torch.tensor([nan, 1.0, -1.0, 0.0, -0.0, 1.0, -1.0, 1.0])
+    torch.testing.assert_close(kept, wanted, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(kept.signbit()[3:], wanted.signbit()[3:])

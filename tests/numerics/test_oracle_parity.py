@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from optfactory import get_optimizer_info, list_optimizers
+from optfactory import get_optimizer_info
+from tests.families import FAMILIES, FIRST, NAMES, acts_on, known_to, states_of
 from tests.numerics.harness import (
     DTYPES,
     Twin,
@@ -21,8 +22,6 @@ from tests.reference import REFERENCES, reference_of
 from tests.reference.base import Options, State
 from tests.reference.tracked import Tracked
 
-NAMES = list_optimizers()
-FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
 STEPS = 5
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,7 +46,8 @@ LAMB_VARIANTS: dict[str, dict[str, Any]] = {
 def test_every_family_has_a_reference() -> None:
     assert len(NAMES) >= 18
     for family in FAMILIES:
-        reference_of(family)
+        states = {state.name: state.signed for state in states_of(family)}
+        assert reference_of(family).states == states
     assert set(REFERENCES) <= set(FAMILIES)
 
 
@@ -69,16 +69,32 @@ def test_defaults_follow_the_reference(name: str, dtype: str, backend: str) -> N
         twin.count.check()
 
 
+def _variants_of(family: str) -> dict[str, dict[str, Any]]:
+    """What a family has of each variant, without those of which nothing is left or that are one."""
+    table = VARIANTS | (LAMB_VARIANTS if acts_on(family, "trust_ratio") else {})
+    found: dict[str, dict[str, Any]] = {}
+    for variant, asked in table.items():
+        known = known_to(family, asked)
+        if known.keys() - {"optim_bits"} and known not in found.values():
+            found[variant] = known
+    return found
+
+
 def _variants() -> list[Any]:
     cases = []
     for family in FAMILIES:
-        table = VARIANTS | (LAMB_VARIANTS if family == "lamb" else {})
-        for variant, asked in table.items():
+        for variant, asked in _variants_of(family).items():
             widths = [asked["optim_bits"]] if "optim_bits" in asked else [32, 8]
             for width in widths:
                 values = asked | {"optim_bits": width}
                 cases.append(pytest.param(family, values, id=f"{family}-{width}-{variant}"))
     return cases
+
+
+def test_the_first_families_have_every_variant() -> None:
+    for family in FIRST:
+        table = VARIANTS | (LAMB_VARIANTS if family == "lamb" else {})
+        assert _variants_of(family) == table
 
 
 @pytest.mark.parametrize(("family", "asked"), _variants())
@@ -95,7 +111,7 @@ def test_twenty_steps_stay_on_the_free_running_reference(family: str, backend: s
     """32-bit: no resynchronisation, so that an error which every step repeats would add up."""
     twin = Twin(family, parameters(torch.float32, [(300,), (70, 64)]))
     free = [array(p) for p in twin.params]
-    states = [State.zeros(tuple(p.shape)) for p in twin.params]
+    states = [State.zeros(tuple(p.shape), twin.states) for p in twin.params]
     spent = [0.0 for _ in free]
     for step in range(20):
         twin.step(step)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.reference import REFERENCES, lamb
-from tests.reference.base import Options, State
+from tests.reference.base import ADAMS_MAXIMUM, ADAMS_MOMENTS, Options, State
 from tests.reference.tracked import Tracked, spacing
 
 ROOT = Path(__file__).parents[1] / "reference"
@@ -38,7 +38,7 @@ def test_references_never_import_the_package() -> None:
 def test_adam_is_torch_in_float64(family: str, decay: float, amsgrad: bool) -> None:
     o = replace(REFERENCES[family].defaults, weight_decay=decay, amsgrad=amsgrad, lr=0.01)
     peer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[family]
-    p, state = _random((50,), 0), State.zeros((50,))
+    p, state = _random((50,), 0), State.zeros((50,), [*ADAMS_MOMENTS, ADAMS_MAXIMUM])
     q = torch.tensor(p, requires_grad=True)
     optimizer = peer([q], lr=0.01, weight_decay=decay, amsgrad=amsgrad)
     for step in range(30):
@@ -93,9 +93,10 @@ def test_error_bounds_hold_for_float32_and_are_tight() -> None:
     p, m = (_random(shape, seed).astype(np.float32) for seed in (0, 1))
     v = (_random(shape, 2) ** 2).astype(np.float32)
     g = (-9 * m * (1 + 1e-3 * _random(shape, 3))).astype(np.float32)  # cancels in m
-    state = State(4, m.astype(np.float64), v.astype(np.float64), np.zeros(shape))
-    update = REFERENCES["adam"].step(p, g, state, Options())
-    for got, want in zip(_float32_adam(p, g, m, v, 5), (update.p, update.m, update.v), strict=True):
+    before = {"exp_avg": m.astype(np.float64), "exp_avg_sq": v.astype(np.float64)}
+    update = REFERENCES["adam"].step(p, g, State(4, before), Options())
+    wanted = (update.p, update.moments["exp_avg"], update.moments["exp_avg_sq"])
+    for got, want in zip(_float32_adam(p, g, m, v, 5), wanted, strict=True):
         excess = np.abs(got - want.value) / want.error
         assert 0.2 < excess.max() <= 1
     assert (update.p.error <= 1.1 * spacing(p, "float32") + 1e-6 * 1e-3 * 20).all()
@@ -119,3 +120,10 @@ def test_tracked_numbers_overflow_as_float32_does() -> None:
         want = np.array([top, top * (1 + 1e-8), 4e38, -4e38, 1.0]).astype(np.float32)
     assert got[[0, 4]].tolist() == [top, 1.0]
     assert (np.isinf(got) == np.isinf(want)).all()
+
+
+def test_a_sign_that_rounding_may_decide_may_be_any() -> None:
+    value = np.array([2.0, -3.0, 0.0, 1e-9, -1e-9])
+    signs = Tracked(value, np.array([1e-7, 1e-7, 0.0, 1e-9, 0.0])).sign()
+    assert signs.value.tolist() == [1, -1, 0, 1, -1]
+    assert signs.error.tolist() == [0, 0, 0, 2, 0]

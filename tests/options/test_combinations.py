@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.families import known_to
 from tests.numerics.harness import DTYPES, Twin, gradient, parameters
 from tests.options.tools import SHAPES, assert_resumes, families, trained
 
@@ -44,7 +45,7 @@ LAMB: dict[str, dict[str, Any]] = {
 
 def _asked(family: str, combination: str) -> dict[str, Any]:
     extra = LAMB.get(combination, {}) if family == "lamb" else {}
-    return COMBINATIONS[combination] | extra
+    return known_to(family, COMBINATIONS[combination]) | extra
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])

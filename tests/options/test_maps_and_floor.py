@@ -10,8 +10,10 @@ import torch
 
 from optfactory import build_optimizer
 from optfactory.state import quantmap
+from tests.families import acts_on, states_of
 from tests.numerics.harness import DTYPES, Twin, gradient, parameters, quantized
 from tests.options.tools import (
+    FAMILIES,
     SHAPES,
     assert_refused,
     assert_resumes,
@@ -23,12 +25,19 @@ from tests.reference.tables import SYMMETRIC
 
 MIRRORED: dict[str, Any] = {"optim_bits": 8, "signed_map": "symmetric"}
 FLOORLESS: dict[str, Any] = {"optim_bits": 8, "second_moment_floor": False}
-both = pytest.mark.parametrize("asked", [MIRRORED, FLOORLESS], ids=["symmetric", "no_floor"])
+MAPPED = [family for family in FAMILIES if acts_on(family, "signed_map")]
+FLOORED = [family for family in FAMILIES if acts_on(family, "second_moment_floor")]
+both = pytest.mark.parametrize(
+    ("family", "asked"),
+    [
+        *(pytest.param(family, MIRRORED, id=f"{family}-symmetric") for family in MAPPED),
+        *(pytest.param(family, FLOORLESS, id=f"{family}-no_floor") for family in FLOORED),
+    ],
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @both
-@families
 def test_follows_the_reference(
     family: str, asked: dict[str, Any], dtype: str, backend: str
 ) -> None:
@@ -108,7 +117,7 @@ def test_mirrored_gradients_give_mirrored_trajectories(backend: str) -> None:
     assert torch.equal(one["exp_avg_sq_q8"], other["exp_avg_sq_q8"])
 
 
-@families
+@pytest.mark.parametrize("family", MAPPED)
 def test_the_map_concerns_quantized_signed_state_alone(family: str, backend: str) -> None:
     """After one step from zero the second moments and 32-bit states are the same bits."""
     shapes: list[tuple[int, ...]] = [(20, 300), (100,)]
@@ -116,21 +125,23 @@ def test_the_map_concerns_quantized_signed_state_alone(family: str, backend: str
     dynamic = trained(family, shapes=shapes, steps=1, **asked)
     symmetric = trained(family, shapes=shapes, steps=1, **MIRRORED)
     differing = {key for key in dynamic if dynamic[key] != symmetric[key]}
-    assert differing == {"p0.exp_avg_q8", "p0.exp_avg_absmax"}
+    signed = [state.name for state in states_of(family) if state.signed]
+    assert differing == {f"p0.{name}_{part}" for name in signed for part in ("q8", "absmax")}
 
 
-@families
+@pytest.mark.parametrize("family", FLOORED)
 def test_the_floor_concerns_the_second_moment_alone(family: str, backend: str) -> None:
     dynamic, floorless = (
         trained(family, steps=1, shapes=[(20, 300), (100,)], **asked)
         for asked in ({"optim_bits": 8}, FLOORLESS)
     )
     differing = {key for key in dynamic if dynamic[key] != floorless[key]}
-    assert differing == {"p0.exp_avg_sq_q8"}
-    codes = [np.frombuffer(run["p0.exp_avg_sq_q8"], np.uint8) for run in (dynamic, floorless)]
-    changed = codes[0] != codes[1]
-    assert set(codes[0][changed]) == {1}
-    assert set(codes[1][changed]) == {0}
+    assert differing == {f"p0.{state.name}_q8" for state in states_of(family) if not state.signed}
+    for key in differing:
+        codes = [np.frombuffer(run[key], np.uint8) for run in (dynamic, floorless)]
+        changed = codes[0] != codes[1]
+        assert set(codes[0][changed]) == {1}
+        assert set(codes[1][changed]) == {0}
 
 
 def _worst_step(r: float, asked: dict[str, Any]) -> float:
@@ -180,7 +191,6 @@ def test_zero_stays_at_its_code(backend: str) -> None:
 
 
 @both
-@families
 def test_resumes_bit_for_bit(family: str, asked: dict[str, Any], backend: str) -> None:
     assert_resumes(family, **asked)
 

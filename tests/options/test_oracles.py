@@ -99,7 +99,7 @@ def test_compensation_keeps_what_rounding_lost() -> None:
     p = np.array([1.0, -3.0, 100.0])
     lost = np.array([1e-3, 1e-4, 0.2])
     value = Tracked.exact(np.float32(p + lost).astype(np.float64))
-    update = Update(value, value, value, value, 1)
+    update = Update(value, {}, 1)
     stored = Stored.of(update, "bfloat16", Options(param_rounding="kahan"), SLACK, 0)
     (low, high), (rest, _) = stored.parameter(), stored.compensation(stored.parameter()[0])
     assert (low == high).all()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from optfactory import build_optimizer
+from tests.families import states_of
 from tests.numerics.harness import DTYPES, Twin, array, gradient, parameters
 from tests.options.tools import (
     SHAPES,
@@ -76,7 +77,7 @@ def test_a_skipped_element_keeps_everything(
     assert torch.equal(p[zeros], before[zeros])
     assert (p[~zeros] != before[~zeros]).float().mean() > 0.99
     if width == 32:
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in (state.name for state in states_of(family)):
             assert torch.equal(optimizer.state[p][key][zeros], states[key][zeros])
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import Optimizer2State, build_optimizer, get_optimizer_info, list_optimizers
+from optfactory import Optimizer2State, build_optimizer
 from optfactory.errors import ConfigError
+from tests.families import FAMILIES
 from tests.numerics.harness import bits, gradient, parameters
 
-FAMILIES = sorted({get_optimizer_info(name).family for name in list_optimizers()})
 # Blocks that end inside, a row with a short last block, state too small for 8 bits, short rows.
 SHAPES: list[tuple[int, ...]] = [(4097,), (33, 300), (255,), (64, 8, 3, 3), (2100, 2)]
 SMALL: list[tuple[int, ...]] = [(20, 300), (100,)]

@@ -1,30 +1,41 @@
 """Float64 references of the optimizers, written from the papers; they never import optfactory.
 
-`REFERENCES` maps a family to its reference. Tests walk the optimizers that the package
-lists and fail for a family that has no entry here.
+A family's reference is the module of its name: `step`, the `DEFAULTS` that its papers or its users'
+habits give it, and the `STATES` it keeps. Tests walk the optimizers that the package lists and
+fail for a family that has no module here.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import dataclass
 
-from tests.reference import adam, adamw, lamb
-from tests.reference.base import Options, Step
+from tests.reference.base import Options, Signs, Step
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One family: its step and the defaults that its papers or its users' habits give it."""
+    """One family: its step, its defaults, its states and whether they can be negative."""
 
     step: Step
     defaults: Options
+    states: Signs
 
 
-REFERENCES: dict[str, Reference] = {
-    "adam": Reference(adam.step, adam.DEFAULTS),
-    "adamw": Reference(adamw.step, adamw.DEFAULTS),
-    "lamb": Reference(lamb.step, lamb.DEFAULTS),
-}
+def _found() -> dict[str, Reference]:
+    modules = {
+        info.name: importlib.import_module(f"{__name__}.{info.name}")
+        for info in pkgutil.iter_modules(__path__)
+    }
+    return {
+        family: Reference(module.step, module.DEFAULTS, module.STATES)
+        for family, module in modules.items()
+        if hasattr(module, "DEFAULTS")
+    }
+
+
+REFERENCES: dict[str, Reference] = _found()
 
 
 def reference_of(family: str) -> Reference:
@@ -34,5 +45,5 @@ def reference_of(family: str) -> Reference:
     except KeyError:
         raise AssertionError(
             f"family {family!r} has no float64 reference: write tests/reference/{family}.py "
-            "from its paper and enter it in tests/reference/__init__.py"
+            "from its paper, as CONTRIBUTING.md shows"
         ) from None

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tests.reference.base import (
+    ADAMS_MOMENTS,
     Options,
     State,
     Update,
@@ -17,6 +18,8 @@ from tests.reference.base import (
 )
 
 DEFAULTS = Options(weight_decay=0.0, adam_w_mode=False)
+
+STATES = ADAMS_MOMENTS
 
 
 def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
@@ -34,4 +37,4 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
             grad = grad + start.theta * o.weight_decay
         e = advance(grad, state, o)
         new = shrunk - (e.m_hat * o.lr) / (e.v_hat.sqrt() + o.eps)
-    return leave(start, state, o, e, new)
+    return leave(start, state, o, e.kept, new)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tests.reference.base import (
+    ADAMS_MOMENTS,
     Options,
     State,
     Update,
@@ -17,6 +18,8 @@ from tests.reference.base import (
 )
 
 DEFAULTS = Options(weight_decay=0.01, adam_w_mode=True)
+
+STATES = ADAMS_MOMENTS
 
 
 def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
@@ -36,4 +39,4 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
         # An infinite theta must stay infinite, so the decay is a factor and no difference.
         kept = theta * (1 - o.lr * decoupled) if decoupled else theta
         new = kept - direction * o.lr
-    return leave(start, state, o, e, new)
+    return leave(start, state, o, e.kept, new)

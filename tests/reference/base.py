@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,20 +48,24 @@ class Options:
         return self.compat == "bitsandbytes"
 
 
+# What a family keeps of each element by its name in state dicts, and whether it can be negative.
+Signs = Mapping[str, bool]
+ADAMS_MOMENTS: Signs = {"exp_avg": True, "exp_avg_sq": False}
+ADAMS_MAXIMUM = "max_exp_avg_sq"
+
+
 @dataclass(frozen=True)
 class State:
-    """Moments after `step` steps, as float64 arrays of the parameter's shape."""
+    """Moments by name after `step` steps, as float64 arrays of the parameter's shape."""
 
     step: int
-    m: Array
-    v: Array
-    vmax: Array
+    moments: Mapping[str, Array]
     gnorm_vec: Array | None = None
 
     @staticmethod
-    def zeros(shape: tuple[int, ...]) -> State:
+    def zeros(shape: tuple[int, ...], names: Iterable[str] = ADAMS_MOMENTS) -> State:
         """The state before the first step."""
-        return State(0, np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(100))
+        return State(0, {name: np.zeros(shape) for name in names}, np.zeros(100))
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,7 @@ class Update:
     """
 
     p: Tracked
-    m: Tracked
-    v: Tracked
-    vmax: Tracked
+    moments: Mapping[str, Tracked]
     step: int
     ratio: float = 1.0
     gnorm_vec: Array | None = None
@@ -82,7 +84,8 @@ class Update:
 
     def state(self) -> State:
         """The state from which a free-running reference goes on."""
-        return State(self.step, self.m.value, self.v.value, self.vmax.value, self.gnorm_vec)
+        values = {name: moment.value for name, moment in self.moments.items()}
+        return State(self.step, values, self.gnorm_vec)
 
 
 Step = Callable[[Values, ArrayLike, State, Options], Update]
@@ -90,11 +93,9 @@ Step = Callable[[Values, ArrayLike, State, Options], Update]
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments after one gradient and, with them, the bias-corrected estimates."""
+    """Adam's moments after one gradient and, with them, the bias-corrected estimates."""
 
-    m: Tracked
-    v: Tracked
-    vmax: Tracked
+    kept: Mapping[str, Tracked]
     m_hat: Tracked
     v_hat: Tracked
 
@@ -131,7 +132,12 @@ def enter(p: Values, g: ArrayLike, state: State, o: Options) -> Entry:
 
 
 def leave(
-    entry: Entry, state: State, o: Options, e: Moments, new: Tracked, ratio: float = 1.0
+    entry: Entry,
+    state: State,
+    o: Options,
+    moments: Mapping[str, Tracked],
+    new: Tracked,
+    ratio: float = 1.0,
 ) -> Update:
     """The update with the held elements as they were."""
 
@@ -142,9 +148,13 @@ def leave(
     if o.bitsandbytes and o.weight_decay and o.adam_w_mode:
         late = np.where(entry.held, 1.0, 1 - o.lr * o.weight_decay)
     return Update(
-        kept(entry.theta, new), kept(state.m, e.m), kept(state.v, e.v), kept(state.vmax, e.vmax),
-        state.step + 1, ratio, entry.gnorm_vec, late,
-    )  # fmt: skip
+        kept(entry.theta, new),
+        {name: kept(state.moments[name], moment) for name, moment in moments.items()},
+        state.step + 1,
+        ratio,
+        entry.gnorm_vec,
+        late,
+    )
 
 
 def early_decay(o: Options) -> float:
@@ -153,7 +163,7 @@ def early_decay(o: Options) -> float:
 
 
 def advance(g: Tracked, state: State, o: Options) -> Moments:
-    """One step of both moving averages (Kingma & Ba 2015, Algorithm 1, lines 5 to 8).
+    """One step of both moving averages of Adam (Kingma & Ba 2015, Algorithm 1, lines 5 to 8).
 
     With amsgrad (Reddi et al. 2018, as torch computes it) the running maximum is taken
     over the uncorrected second moment and corrected with the current step's factor.
@@ -161,10 +171,12 @@ def advance(g: Tracked, state: State, o: Options) -> Moments:
     beta1, beta2 = o.betas
     t = state.step + 1
     with np.errstate(all="ignore"):
-        m = (Tracked.exact(state.m) * beta1 + g * (1 - beta1)).saturated()
-        v = (Tracked.exact(state.v) * beta2 + (g * (1 - beta2)) * g).saturated()
-        vmax = Tracked.exact(state.vmax).maximum(v)
-        top = vmax if o.amsgrad else v
+        before = {name: Tracked.exact(moment) for name, moment in state.moments.items()}
+        m = (before["exp_avg"] * beta1 + g * (1 - beta1)).saturated()
+        v = (before["exp_avg_sq"] * beta2 + (g * (1 - beta2)) * g).saturated()
+        kept, top = {"exp_avg": m, "exp_avg_sq": v}, v
+        if o.amsgrad:
+            kept[ADAMS_MAXIMUM] = top = before[ADAMS_MAXIMUM].maximum(v)
         if not o.bias_correction:
-            return Moments(m, v, vmax, m, top)
-        return Moments(m, v, vmax, m / (1 - beta1**t), top / (1 - beta2**t))
+            return Moments(kept, m, top)
+        return Moments(kept, m / (1 - beta1**t), top / (1 - beta2**t))

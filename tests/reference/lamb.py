@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tests.reference.base import (
+    ADAMS_MOMENTS,
     Options,
     State,
     Update,
@@ -18,6 +19,8 @@ from tests.reference.base import (
 from tests.reference.tracked import Tracked
 
 DEFAULTS = Options(eps=1e-6, weight_decay=0.01, adam_w_mode=True, trust_ratio="lamb")
+
+STATES = ADAMS_MOMENTS
 
 
 def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
@@ -47,7 +50,7 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
         ratio = _ratio(theta, u, o)
         new = shrunk - (u * o.lr if ratio is None else u * (ratio * o.lr))
     taken = 1.0 if ratio is None else float(ratio.value)
-    return leave(start, state, o, e, new, taken)
+    return leave(start, state, o, e.kept, new, taken)
 
 
 def _ratio(theta: Tracked, u: Tracked, o: Options) -> Tracked | None:

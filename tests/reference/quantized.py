@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tests.reference import quantization as q
-from tests.reference.base import Options, State, Step, Update, Values
+from tests.reference.base import Options, Signs, State, Step, Update, Values
 from tests.reference.tracked import UNIT, Tracked
 
 Codes = NDArray[np.uint8]
@@ -98,33 +99,30 @@ def step_8bit(
     step: Step,
     p: Values,
     g: ArrayLike,
-    m: Quantized,
-    v: Quantized,
-    state: State | int,
+    stored: Mapping[str, Quantized],
+    signs: Signs,
+    state: State,
     options: Options,
     block_size: int = q.BLOCK,
-) -> tuple[Update, Expected, Expected]:
+) -> tuple[Update, dict[str, Expected]]:
     """One step from stored codes; the parameter takes the moments before they are rounded.
 
-    `state` is the number of steps done, or a state of which all but the moments counts. An
-    element of which one moment is not finite in float32 is left out of both scales and stored
-    as the code of 0 in both.
+    Of `state` all but the moments counts. An element of which one moment is not finite in float32
+    is left out of all scales and stored as the code of 0 in all.
     """
-    shape = m.codes.shape
-    codings = [Coding.of(options, signed, shape, block_size) for signed in (True, False)]
-    decoded_m, decoded_v = codings[0].decode(m), codings[1].decode(v)
-    rest = State(state, *(np.zeros(0),) * 3) if isinstance(state, int) else state
-    before = replace(rest, m=decoded_m, v=decoded_v, vmax=np.zeros_like(decoded_v))
+    codings = {
+        name: Coding.of(options, signs[name], codes.codes.shape, block_size)
+        for name, codes in stored.items()
+    }
+    before = replace(state, moments={name: codings[name].decode(stored[name]) for name in stored})
     if options.bitsandbytes and options.block_wise:
         update = _reset(step(p, g, before, replace(options, trust_ratio="none")), p, g)
     else:
         update = step(p, g, before, options)
-    finite = q.finite32(update.m.value, update.v.value)
-    return (
-        update,
-        Expected(update.m, finite, codings[0]),
-        Expected(update.v, finite, codings[1]),
-    )
+    finite = q.finite32(*(moment.value for moment in update.moments.values()))
+    return update, {
+        name: Expected(moment, finite, codings[name]) for name, moment in update.moments.items()
+    }
 
 
 def _reset(update: Update, p: Values, g: ArrayLike) -> Update:
@@ -134,7 +132,6 @@ def _reset(update: Update, p: Values, g: ArrayLike) -> Update:
     return replace(
         update,
         p=Tracked.choose(hurt, Tracked.exact(p), update.p),
-        m=Tracked.choose(hurt, 0.0, update.m),
-        v=Tracked.choose(hurt, 0.0, update.v),
+        moments={k: Tracked.choose(hurt, 0.0, moment) for k, moment in update.moments.items()},
         late_decay=None if late is None else np.where(hurt, 1.0, late),
     )

@@ -115,6 +115,11 @@ class Tracked:
         """Element-wise maximum that keeps NaN, as torch does."""
         return Tracked(np.maximum(self.value, other.value), np.maximum(self.error, other.error))
 
+    def sign(self) -> Tracked:
+        """-1, 0 or 1; where rounding errors may decide it, an error that allows for all three."""
+        unsure = np.abs(self.value) < 4 * self.error
+        return Tracked(np.sign(self.value), np.where(unsure, 2.0, 0.0))
+
     def norm(self) -> Tracked:
         """Euclidean norm of the whole tensor, 8 roundings granted to its summation."""
         total = np.sqrt(np.sum(self.value * self.value))

@@ -20,6 +20,7 @@ from optfactory.errors import ConfigError
 from optfactory.memory import placement
 from tests.conftest import on_cpus
 from tests.devices import randn
+from tests.families import states_of
 from tests.torch_api.harness import (
     assert_same_training,
     held,
@@ -70,9 +71,9 @@ def test_state_of_large_tensors_is_mapped_from_a_deleted_private_file(
     optimizer.init_states()
     large, small = (optimizer.state[p] for p in held(optimizer))
     keys = [key for key in large if not key.endswith("_absmax") and key != "step"]
-    assert keys == (
-        ["exp_avg_q8", "exp_avg_sq_q8"] if "8bit" in name else ["exp_avg", "exp_avg_sq"]
-    )
+    assert keys == [
+        f"{state.name}_q8" if "8bit" in name else state.name for state in states_of(name)
+    ]
     for key in keys:
         line = mapping_of(large[key])
         assert str(tmp_path / "optfactory-") in line

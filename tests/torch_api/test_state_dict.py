@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
+from tests.families import NAMES_OF_FIRST, names_with, states_of
 from tests.torch_api.harness import (
     assert_same_training,
     bits,
@@ -174,20 +175,32 @@ def test_loaded_state_is_paged(name: str, initialised: bool) -> None:
             if tensor.numel() >= 1000 and not key.endswith("_absmax"):
                 assert is_file_mapped(tensor), (index, key)
                 mapped += 1
-    assert mapped == 8  # four large parameters with two states
+    assert mapped == 4 * len(states_of(name))  # four large parameters
     assert_same_training(resumed, optimizer)
 
 
 # ---- what a checkpoint holds ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_states_have_flat_keys_and_stated_dtypes_and_shapes(name: str, amsgrad: bool) -> None:
-    if amsgrad and name.endswith("8bit"):
-        return
-    states = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
-    optimizer = build_optimizer(name, parameters(), amsgrad=amsgrad)
+def test_the_states_of_the_first_families_are_torchs() -> None:
+    for name in NAMES_OF_FIRST:
+        states = ["exp_avg", "exp_avg_sq"]
+        assert [state.name for state in states_of(name)] == states
+        if not name.endswith("8bit"):
+            states.append("max_exp_avg_sq")
+            assert [state.name for state in states_of(name, amsgrad=True)] == states
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in NAMES]
+    + [(name, {"amsgrad": True}) for name in names_with("amsgrad") if not name.endswith("8bit")],
+)
+def test_states_have_flat_keys_and_stated_dtypes_and_shapes(
+    name: str, options: dict[str, Any]
+) -> None:
+    states = [state.name for state in states_of(name, **options)]
+    optimizer = build_optimizer(name, parameters(), **options)
     optimizer.init_states()
     scales: dict[int, tuple[int, ...]] = {0: (20, 2), 1: (17,), 2: (64, 1)}  # the 8-bit ones
     entries = optimizer.state_dict()["state"]

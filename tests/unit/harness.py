@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from optfactory import Optimizer2State, build_optimizer, list_optimizers, resolve
+from optfactory import Optimizer2State, build_optimizer, resolve
 from optfactory.build.compiler import find_compiler
 from optfactory.errors import ConfigError
 from tests.conftest import has_compiler
 from tests.devices import randn
+from tests.families import NAMES as NAMES
 
-NAMES = list_optimizers()
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 NUMBERS = ("lr", "eps", "weight_decay")
 
