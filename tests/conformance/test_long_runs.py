@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
 from tests.conformance.harness import Deviation
+from tests.families import states_of
 from tests.numerics.harness import bits
 
 EIGHT_BITS = [name for name in list_optimizers() if get_optimizer_info(name).optim_bits == 8]
@@ -21,7 +22,7 @@ UNPAGED = [name for name in EIGHT_BITS if name not in PAGED]
 STEPS, BATCH, LAST = 2000, 64, 200
 TOKENS, WIDTH, HIDDEN = 64, 64, 128
 
-# Peak learning rates: LAMB's are shares of a tensor's norm.
+# Peak learning rates, three times the default where none is given: LAMB's are shares of a norm.
 LR = {"adam": 3e-3, "adamw": 3e-3, "lamb": 1e-2}
 
 
@@ -61,7 +62,8 @@ def _trained(name: str, steps: int = STEPS) -> tuple[Tensor, list[Tensor]]:
     """Losses of every step and the parameters, with a learning rate that falls to 0."""
     torch.set_num_threads(1)
     batches, _ = _language()
-    params, rate = _model(), LR.get(get_optimizer_info(name).family, 3e-3)
+    info = get_optimizer_info(name)
+    params, rate = _model(), LR.get(info.family, 3 * info.defaults["lr"])
     optimizer = build_optimizer(name, params, lr=rate)
     losses = torch.zeros(steps)
     for step in range(steps):
@@ -71,7 +73,7 @@ def _trained(name: str, steps: int = STEPS) -> tuple[Tensor, list[Tensor]]:
             p.grad = g
         optimizer.step()
         losses[step] = loss.detach()
-    quantized = ["exp_avg_q8" in optimizer.state[p] for p in params]
+    quantized = [f"{states_of(name)[0].name}_q8" in optimizer.state[p] for p in params]
     assert quantized == [name in EIGHT_BITS] * 4 + [False] * 2
     return losses, params
 

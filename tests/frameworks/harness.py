@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optfactory import list_optimizers, optim
+from tests.families import states_of
 from tests.torch_api.harness import bits, is_paged
 
 NAMES = list_optimizers()
@@ -48,7 +49,8 @@ def assert_kept_as_named(optimizer: Optimizer, name: str) -> None:
     moments = [
         entries[key]
         for p, entries in optimizer.state.items()
-        for key in ("exp_avg", "exp_avg_sq", "exp_avg_q8", "exp_avg_sq_q8")
+        for state in states_of(name)
+        for key in (state.name, f"{state.name}_q8")
         if p.ndim == 2 and key in entries
     ]
     assert moments

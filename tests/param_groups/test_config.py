@@ -22,7 +22,7 @@ from tests.param_groups.harness import Net, Rules, built, got
 RULES: Rules = {
     "head": {"match": "head.*", "lr_scale": "2.5", "betas": [0.5, 0.75]},
     "norms": {"modules": ["LayerNorm", "*BatchNorm*"], "weight_decay": 0.0, "optional": True},
-    "expressions": {"regex": [r"^embed", "bias$"], "ndim": "<= 1", "eps": "1e-6"},
+    "expressions": {"regex": [r"^embed", "bias$"], "ndim": "<= 1", "eps": "1e-6", "lr": 0.25},
     "exact": {"ndim": 1, "listed_by": "no_weight_decay", "weight_decay": 0, "optional": True},
     "layers": {"layer_decay": 0.75, "blocks": "*blocks", "skip_zeros": False},
     "wide": {"match": ["embed.*"], "optim_bits": 32, "is_paged": False, "min_8bit_size": 1},

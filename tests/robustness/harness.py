@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optfactory import Optimizer2State, get_optimizer_info, list_optimizers
+from optfactory import Optimizer2State
+from tests import families
 from tests.numerics.harness import DTYPES
 
 # Every third has all widths and families: see tests/sampling.py.
-NAMES = sorted(list_optimizers(), key=lambda name: name[::-1])
-FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
+NAMES = sorted(families.NAMES, key=lambda name: name[::-1])
+ADAMS = [name for name in NAMES if families.has_adams_moments(name)]
+FAMILIES = families.FAMILIES
 
 # Kernels that do more than the rule, each with a dtype: few, because every one is compiled.
 OPTIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {

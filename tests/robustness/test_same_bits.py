@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from optfactory import Optimizer2State, build_optimizer, resolve
+from optfactory import Optimizer2State, build_optimizer
 from optfactory.backends.cpu import tables as cpu
+from tests.families import has_ratio
 from tests.robustness.harness import (
     FAMILIES,
     NAMES,
@@ -117,11 +118,6 @@ def test_options_give_a_tensor_the_same_bits_in_any_company(family: str, option:
     assert_company_does_not_matter(family, dtype, **asked)
 
 
-def _has_norms(name: str) -> bool:
-    config = resolve(name)
-    return type(config).rule(config.model_dump()).trust_ratio is not None
-
-
 def assert_chunks_do_not_matter(
     monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, **asked: Any
 ) -> None:
@@ -139,7 +135,7 @@ def assert_chunks_do_not_matter(
         assert_same(got, want, f"{name}, chunks of {elements}")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not _has_norms(name)])
+@pytest.mark.parametrize("name", [name for name in NAMES if not has_ratio(name)])
 def test_chunks_of_another_size_give_the_same_bits(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +143,7 @@ def test_chunks_of_another_size_give_the_same_bits(
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("family", [family for family in FAMILIES if not _has_norms(family)])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not has_ratio(family)])
 def test_options_give_chunks_of_another_size_the_same_bits(
     family: str, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 from tests.conftest import on_cpus
-
-ROOT = Path(__file__).parents[2]
-FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.S)
+from tests.recipe import follow, run
 
 # Lion in float64, written from the paper; gradients of one sign keep 8-bit momentum off ties.
 CHECK = """
@@ -40,26 +31,6 @@ for name in list_optimizers("*lion*"):
 
 @on_cpus  # the example is run in a process of its own, which knows nothing of `backend`
 def test_the_worked_example_makes_six_optimizers(tmp_path, backend):
-    for folder in ("optfactory", "kernels", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    files = FILE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    assert len(files) == 2
-    for name, text in files:
-        (tmp_path / name).write_text(text)
-
-    def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run("-c", CHECK)
-    run("-m", "optfactory", "configs", "--write")
+    assert len(follow(tmp_path)) == 3
+    run(tmp_path, "-c", CHECK)
     assert (tmp_path / "configs" / "optimizer" / "paged_lion8bit.yaml").is_file()
