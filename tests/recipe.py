@@ -23,7 +23,6 @@ def follow(folder: Path) -> list[str]:
         shutil.copy(path, folder)
     files = FILE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     for name, text in files:
-        assert not (folder / name).exists(), f"{name} is there already"
         (folder / name).write_text(text, encoding="utf-8")
     run(folder, "-m", "optfactory", "configs", "--write")
     return [name for name, _ in files]

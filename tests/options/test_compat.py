@@ -12,6 +12,7 @@ from optfactory import build_optimizer
 from tests.families import families_with, known_to, states_of
 from tests.numerics.harness import DTYPES, Twin, array, gradient, parameters, quantized
 from tests.options.tools import (
+    FAMILIES,
     SHAPES,
     SMALL,
     assert_refused,
@@ -222,8 +223,15 @@ REFUSED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("other", REFUSED, ids=str)
-@families
+@pytest.mark.parametrize(
+    ("family", "other"),
+    [
+        pytest.param(family, other, id=f"{family}-{other}")
+        for family in FAMILIES
+        for other in REFUSED
+        if known_to(family, other) == other
+    ],
+)
 def test_refused_beside_options_it_decides(family: str, other: dict[str, Any]) -> None:
     field = list(other)[-1]
     params = [torch.zeros(8, dtype=torch.bfloat16).requires_grad_()]
