@@ -32,7 +32,7 @@ class HeldStates:
         # Held, so that the memory stays as long as something points to it.
         self._tensors = bucket.state_tensors()
         for slot in bucket.slots:
-            slot.layout.check(slot.name, slot.state, slot.parameter.device)
+            slot.layout.check(slot.name, slot.state, slot.local.device)
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
 
     def are_those_of(self, bucket: Bucket) -> bool:

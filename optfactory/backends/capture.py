@@ -20,7 +20,7 @@ def refuse_capture(slots: list[Slot], devices: set[torch.device]) -> None:
     if not captured:
         return
     for slot in slots:
-        if slot.parameter.grad is None or slot.parameter.device not in captured:
+        if slot.parameter.grad is None or slot.local.device not in captured:
             continue
         if not slot.layout.device_step:
             raise BackendError(

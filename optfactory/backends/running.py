@@ -49,7 +49,7 @@ def _run(buckets: list[Bucket]) -> None:
     with Uninterrupted():
         for backend, bucket in work:
             backend.update(bucket)
-            _increment_versions(bucket.parameters)
+            _increment_versions([*bucket.parameters, *bucket.wrappers])
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:

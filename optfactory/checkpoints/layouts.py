@@ -75,7 +75,7 @@ def export(
     for index, (slot, state) in enumerate(states):
         own = {key: state[key] for key in slot.layout.tensors if key in state}
         if own:
-            slot.layout.check(slot.name, own, slot.parameter.device)
+            slot.layout.check(slot.name, own, slot.local.device)
             record = live_record(slot.layout, own)
             foreign = {key: copied(value) for key, value in state.items() if key not in own}
             entries[index] = {**layout.write_entries(slot.layout, record), **foreign}

@@ -72,7 +72,7 @@ def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
         if layout.quantized:
             codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
             qmap = map_for(spec.signed, symmetric)
-            states[spec.name] = Quantized(codes, scales, layout.grid, qmap)
+            states[spec.name] = Quantized(codes, scales, layout.local_grid, qmap)
         else:
             states[spec.name] = state[spec.name]
     return Record(state["step"], states)

@@ -209,7 +209,7 @@ def read_states(
         if not entries:  # optimizer.state is a defaultdict: a look at it makes an empty entry
             continue
         fields = Fields(slot.name, entries)
-        foreign = fields.foreign(known, slot.parameter.device)
+        foreign = fields.foreign(known, slot.local.device)
         has_state = any(key in known for key in entries)
         record = layout.read_entries(fields, slot.layout, group) if has_state else None
         fields.expect_no_more()

@@ -84,7 +84,7 @@ def _fits(slot: Slot, state: dict[Any, Any]) -> bool:
     """Whether live state is what would be allocated anew."""
     own = {key: state[key] for key in slot.layout.tensors if key in state}
     try:
-        slot.layout.check(slot.name, own, slot.parameter.device)
+        slot.layout.check(slot.name, own, slot.local.device)
     except StateError:
         return False
     return not any(value.is_inference() for value in own.values())

@@ -15,6 +15,7 @@ from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
 from optfactory.groups.origins import Origins, without_wrappers
 from optfactory.rules.options import NOISE_KEY
+from optfactory.sharding.dtensors import Sharding, is_dtensor, local_tensor
 
 NamedTensor = tuple[str, Tensor]
 Params = nn.Module | Iterable[Tensor] | Iterable[NamedTensor] | Iterable[Mapping[str, Any]]
@@ -180,8 +181,8 @@ def parameter_problem(tensor: object) -> str | None:
     """Why a tensor cannot be optimized, or None if it can."""
     if not isinstance(tensor, Tensor):
         return f"must be a tensor, got {_kind(tensor)}"
-    if hasattr(tensor, "device_mesh"):
-        return "is a DTensor; sharded parameters are not supported yet"
+    if is_dtensor(tensor):
+        return _dtensor_problem(tensor)
     if is_traceable_wrapper_subclass(tensor):
         return (
             f"is {_kind(tensor)}, which has no memory of its own; train the tensors inside it, or "
@@ -203,6 +204,24 @@ def parameter_problem(tensor: object) -> str | None:
     if not (tensor.is_leaf or tensor.retains_grad):
         return "is not a leaf of the autograd graph; pass the tensor it was computed from"
     return None
+
+
+def _dtensor_problem(tensor: Tensor) -> str | None:
+    """Why a sharded parameter cannot be optimized, or None if it can."""
+    sharding = Sharding.of(tensor)
+    assert sharding is not None
+    if any(getattr(placement, "is_partial", bool)() for placement in sharding.placements):
+        return f"has parts that are still to be summed ({sharding.placements}); redistribute it"
+    if not (tensor.is_leaf or tensor.retains_grad):
+        return "is not a leaf of the autograd graph; pass the tensor it was computed from"
+    local = local_tensor(tensor)
+    if not local.is_meta and tuple(local.shape) != sharding.box.sizes:
+        return (
+            f"has a local part of shape {tuple(local.shape)}, where its placements "
+            f"{sharding.placements} on {sharding.mesh} give {sharding.box.sizes}; shard it with "
+            "fully_shard, parallelize_module or distribute_tensor"
+        )
+    return parameter_problem(local.detach())
 
 
 def is_flat_piece(tensor: Tensor) -> bool:

@@ -39,6 +39,8 @@ class KernelOptions:
         symmetric_map: the signed quantization map reaches -1.
         floors: a positive value of an unsigned state never takes the code of 0.
         bitsandbytes: scales, codes and order of decay are those of bitsandbytes' CUDA kernels.
+        cuts_blocks: other processes hold parts of the same blocks of 8-bit state, so that scales
+            are known to none of them alone.
     """
 
     maximizes: bool = False
@@ -50,15 +52,23 @@ class KernelOptions:
     symmetric_map: bool = False
     floors: bool = True
     bitsandbytes: bool = False
+    cuts_blocks: bool = False
 
     @classmethod
-    def of(cls, group: Mapping[str, Any], quantized: bool, rounds: bool) -> KernelOptions:
+    def of(
+        cls,
+        group: Mapping[str, Any],
+        quantized: bool,
+        rounds: bool,
+        cuts_blocks: bool = False,
+    ) -> KernelOptions:
         """The options of a param group for parameters of one kind.
 
         Args:
             quantized: their state is 8-bit; what concerns codes is otherwise left at its default,
                 so that one kernel serves.
             rounds: they are 16-bit, so that storing them rounds.
+            cuts_blocks: blocks of their state are cut by sharding.
         """
         compatible = group["compat"] == "bitsandbytes"
         resets = compatible and quantized and group["block_wise"]
@@ -73,6 +83,7 @@ class KernelOptions:
             symmetric_map=quantized and group["signed_map"] == "symmetric",
             floors=not quantized or (group["second_moment_floor"] and not compatible),
             bitsandbytes=compatible,
+            cuts_blocks=cuts_blocks,
         )
 
 

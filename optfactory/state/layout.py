@@ -22,7 +22,9 @@ from optfactory.memory import placement
 from optfactory.memory.presence import memory_problem
 from optfactory.rules.language import StateSpec, UpdateRule
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
+from optfactory.sharding.dtensors import Sharding
 from optfactory.state.codec import BlockGrid
+from optfactory.state.pieces import Piece
 from optfactory.state.quantmap import map_for
 
 # A row shorter than this would spend more on scales than 8 bits save.
@@ -48,7 +50,8 @@ def absmax_key(state: StateSpec) -> str:
 class TensorSpec:
     """One state tensor: dtype, shape, where it lives and what it is filled with at first.
 
-    With `on_device` it is kept on the parameter's device, otherwise on the CPU.
+    With `on_device` it is kept on the parameter's device, otherwise on the CPU. Where a process
+    holds a part of it, `shape` is the part's, and `sharding` says of what.
     """
 
     dtype: torch.dtype
@@ -56,6 +59,7 @@ class TensorSpec:
     where: str = placement.RESIDENT
     fill: int = 0
     on_device: bool = True
+    sharding: Sharding | None = None
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +108,7 @@ class StateLayout:
         options: what kernels do with it around the rule.
         device_step: whether the step counter is on the parameter's device.
         tensors: every state tensor by its key.
+        piece: what this process holds of a sharded parameter; None where that is all of it.
     """
 
     shape: tuple[int, ...]
@@ -115,6 +120,7 @@ class StateLayout:
     options: KernelOptions
     device_step: bool
     tensors: Mapping[str, TensorSpec]
+    piece: Piece | None = None
 
     @classmethod
     def of(
@@ -124,17 +130,21 @@ class StateLayout:
         dtype: torch.dtype,
         config_class: type[OptimizerConfig],
         group: Mapping[str, Any],
+        sharding: Sharding | None = None,
     ) -> StateLayout:
         """The layout for a parameter of this global shape under a group's hyperparameters.
 
-        A parameter that stays at 32 bits has the rule of 32 bits.
+        A parameter that stays at 32 bits has the rule of 32 bits. Widths and blocks follow from the
+        global shape alone, whatever part of it a process holds.
         """
         rule = config_class.rule(group)
-        layout = cls._with_rule(shape, device, dtype, rule, group)
+        layout = cls._with_rule(shape, device, dtype, rule, group, sharding)
         if layout.quantized or group["optim_bits"] == 32:
             return layout
         wide = config_class.rule({**group, "optim_bits": 32})
-        return layout if wide == rule else cls._with_rule(shape, device, dtype, wide, group)
+        if wide == rule:
+            return layout
+        return cls._with_rule(shape, device, dtype, wide, group, sharding)
 
     @classmethod
     def _with_rule(
@@ -144,31 +154,49 @@ class StateLayout:
         dtype: torch.dtype,
         rule: UpdateRule,
         group: Mapping[str, Any],
+        sharding: Sharding | None,
     ) -> StateLayout:
         whole = not group["block_wise"]
         flat = group["compat"] == "bitsandbytes"
         grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)
-        numel = grid.rows * grid.cols
-        reason = _why_32_bits(numel, grid, group["min_8bit_size"])
+        reason = _why_32_bits(grid.rows * grid.cols, grid, group["min_8bit_size"])
         quantized = group["optim_bits"] == 8 and not reason
-        options = KernelOptions.of(group, quantized, rounds=dtype.itemsize < 4)
+        piece = None
+        if sharding is not None:
+            piece = Piece.of(sharding, grid, blocks=quantized, tensor_wise=whole)
+        options = KernelOptions.of(
+            group,
+            quantized,
+            rounds=dtype.itemsize < 4,
+            cuts_blocks=piece is not None and bool(piece.cut),
+        )
+        numel = grid.rows * grid.cols if piece is None else piece.box.numel
         where, unpaged = placement.place_for(numel, device, group["is_paged"], group["page_memory"])
         device_step = bool(group["capturable"])
-        tensors = {"step": TensorSpec(torch.float64, (), on_device=device_step)}
-        for state in rule.states:
-            if quantized:
-                zero = map_for(state.signed, options.symmetric_map).zero_code
-                tensors[codes_key(state)] = TensorSpec(torch.uint8, shape, where, zero)
-                tensors[absmax_key(state)] = TensorSpec(torch.float32, grid.scales_shape)
-            else:
-                tensors[state.name] = TensorSpec(torch.float32, shape, where)
+        tensors = {
+            "step": TensorSpec(torch.float64, (), on_device=device_step),
+            **_state_tensors(rule, options, quantized, where, _Extents.of(shape, grid, piece)),
+        }
         if options.clips:
             tensors[HISTORY_KEY] = TensorSpec(torch.float32, (CLIP_HISTORY,))
         if options.rounding == "kahan":
-            tensors[LOSS_KEY] = TensorSpec(dtype, shape)
+            own = shape if piece is None else piece.box.sizes
+            tensors[LOSS_KEY] = TensorSpec(dtype, own, sharding=sharding)
         if group["optim_bits"] == 32:
             reason = ""
-        return cls(shape, rule, grid, quantized, reason, unpaged, options, device_step, tensors)
+        return cls(
+            shape, rule, grid, quantized, reason, unpaged, options, device_step, tensors, piece
+        )
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """The shape of what this process holds of the parameter."""
+        return self.shape if self.piece is None else self.piece.box.sizes
+
+    @property
+    def local_grid(self) -> BlockGrid:
+        """The blocks of what this process holds, unless some are cut: see `Piece.fragments`."""
+        return self.grid if self.piece is None else self.piece.grid
 
     def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
         """Fresh state: step 0 and all states zero."""
@@ -227,6 +255,42 @@ class StateLayout:
     def nbytes(self) -> int:
         """Bytes of all state tensors."""
         return sum(spec.nbytes for spec in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class _Extents:
+    """Shapes of elements and scales in this process, and of what tensor these are parts."""
+
+    elements: tuple[int, ...]
+    scales: tuple[int, ...]
+    elements_of: Sharding | None
+    scales_of: Sharding | None
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], grid: BlockGrid, piece: Piece | None) -> _Extents:
+        if piece is None:
+            return cls(shape, grid.scales_shape, None, None)
+        return cls(piece.box.sizes, piece.scales.box.sizes, piece.sharding, piece.scales)
+
+
+def _state_tensors(
+    rule: UpdateRule, options: KernelOptions, quantized: bool, where: str, extents: _Extents
+) -> dict[str, TensorSpec]:
+    tensors = {}
+    for state in rule.states:
+        if quantized:
+            zero = map_for(state.signed, options.symmetric_map).zero_code
+            tensors[codes_key(state)] = TensorSpec(
+                torch.uint8, extents.elements, where, zero, sharding=extents.elements_of
+            )
+            tensors[absmax_key(state)] = TensorSpec(
+                torch.float32, extents.scales, sharding=extents.scales_of
+            )
+        else:
+            tensors[state.name] = TensorSpec(
+                torch.float32, extents.elements, where, sharding=extents.elements_of
+            )
+    return tensors
 
 
 def _why_32_bits(numel: int, grid: BlockGrid, min_8bit_size: int) -> str:

@@ -17,6 +17,8 @@ from optfactory.groups.parameters import parameter_problem
 from optfactory.memory.presence import memory_problem, turns_on_shared_memory
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions, common_scalars
+from optfactory.sharding.dtensors import is_dtensor, local_tensor
+from optfactory.sharding.gradients import local_gradient
 from optfactory.state.layout import LOSS_KEY
 from optfactory.step.facts import Facts
 from optfactory.step.gradients import computed, is_lazy
@@ -53,6 +55,7 @@ class Bucket:
     Attributes:
         slots, gradients: the parameters, and this step's gradient of each; no gradients between
             steps.
+        parameters: what this process holds of the parameters, which may move between steps.
         parameter_addresses, gradient_addresses: where they are in this step.
         config_class: the schema that computes the scalars.
         grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
@@ -73,7 +76,7 @@ class Bucket:
     tables: Any = None
 
     def __post_init__(self) -> None:
-        self.parameters = [slot.parameter for slot in self.slots]
+        self.parameters = [slot.local for slot in self.slots]
         self._entries = itemgetter(*self.slots[0].layout.tensors)
         # The numbers of each group's parameters; a bucket keeps them together.
         self._groups: list[tuple[dict[str, Any], range]] = []
@@ -82,6 +85,11 @@ class Bucket:
             if end == len(self.slots) or self.slots[end].group is not slot.group:
                 self._groups.append((slot.group, range(begin, end)))
                 begin = end
+
+    @property
+    def wrappers(self) -> list[Tensor]:
+        """The DTensors around the parameters that are sharded."""
+        return [s.parameter for s in self.slots if s.layout.piece is not None]
 
     def state_tensors(self) -> list[Tensor]:
         """All state tensors, slot by slot.
@@ -93,7 +101,7 @@ class Bucket:
             return list(chain.from_iterable(map(self._entries, [s.state for s in self.slots])))
         except KeyError:
             for slot in self.slots:
-                slot.layout.check(slot.name, slot.state, slot.parameter.device)
+                slot.layout.check(slot.name, slot.state, slot.local.device)
             raise
 
     def scalar_rows(self, steps: list[float]) -> tuple[list[list[float]], list[int]]:
@@ -152,7 +160,9 @@ class StepPlan:
     def __init__(self, slots: Iterable[Slot], config_class: type[OptimizerConfig]) -> None:
         self.slots = list(slots)
         self.parameters = [slot.parameter for slot in self.slots]
-        self.devices = {p.device for p in self.parameters}
+        self._sharded = [n for n, p in enumerate(self.parameters) if is_dtensor(p)]
+        self._locals = list(map(local_tensor, self.parameters))
+        self.devices = {p.device for p in self._locals}
         self.parameter_ids = [id(p) for p in self.parameters]
         self.config_class = config_class
         self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
@@ -172,13 +182,15 @@ class StepPlan:
         Raises:
             ConfigError: a gradient is sparse or of a dtype no kernel takes; nothing was changed.
         """
-        gradients = [p.grad for p in self.parameters]
+        gradients = self._local_gradients()
+        moved = self._follow_locals()
         if change is not None:
             gradients = [None if g is None else change(g) for g in gradients]
-        steady = self._facts is not None and self._facts.hold(self.parameters, gradients)
+        known = self._facts if not moved else None
+        steady = known is not None and known.hold(self._locals, gradients)
         if not steady:
             self._facts = None
-            facts = Facts(self.parameters, gradients)
+            facts = Facts(self._locals, gradients)
             self._members = [index for index, g in enumerate(gradients) if g is not None]
             self._lazy = [index for index in self._members if is_lazy(gradients[index])]
         for index in self._lazy:
@@ -195,13 +207,29 @@ class StepPlan:
             self._facts = facts
         return [bucket for bucket, _ in self._current]
 
+    def _local_gradients(self) -> list[Tensor | None]:
+        gradients = [p.grad for p in self.parameters]
+        for index in self._sharded:
+            gradients[index] = local_gradient(self.parameters[index], self.slots[index].name)
+        return gradients
+
+    def _follow_locals(self) -> bool:
+        """Whether an engine swapped what this process holds of a parameter."""
+        now = list(map(local_tensor, map(self.parameters.__getitem__, self._sharded)))
+        moved = [
+            n for n, local in zip(self._sharded, now, strict=True) if local is not self._locals[n]
+        ]
+        for index, local in zip(self._sharded, now, strict=True):
+            self._locals[index] = local
+        return bool(moved)
+
     def _place(self, gradients: list[Tensor | None], steady: bool) -> None:
         """Note where the parameters are, and sort them anew where that or something else changed.
 
         Args:
             steady: nothing else changed.
         """
-        parameters = [self.parameters[index] for index in self._members]
+        parameters = [self._locals[index] for index in self._members]
         if steady and list(map(Tensor.data_ptr, parameters)) == self._addresses:
             return
         for index in self._members:
@@ -212,6 +240,7 @@ class StepPlan:
         self._addresses = addresses
         where = dict(zip(self._members, addresses, strict=True))
         for bucket, members in self._current:
+            bucket.parameters = [self._locals[index] for index in members]
             bucket.parameter_addresses = [where[index] for index in members]
 
     def _sort(
@@ -242,7 +271,7 @@ def _check(slot: Slot, gradient: Tensor | None) -> None:
 
 def _key(slot: Slot, gradient: Tensor | None, turn: int) -> BucketKey:
     assert gradient is not None
-    p = slot.parameter
+    p = slot.local
     has_blocks = slot.layout.quantized and not slot.layout.options.tensor_wise
     return BucketKey(
         p.device,
@@ -259,7 +288,7 @@ def _key(slot: Slot, gradient: Tensor | None, turn: int) -> BucketKey:
 
 def _problem(slot: Slot, gradient: Tensor) -> str:
     """Why a parameter cannot be updated with this gradient; empty if it can."""
-    p, layout = slot.parameter, slot.layout
+    p, layout = slot.local, slot.layout
     if gradient.layout is not torch.strided:
         return f"its gradient is sparse ({gradient.layout}); create the embedding with sparse=False"
     if gradient.dtype not in (p.dtype, torch.float32):
@@ -277,12 +306,16 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
             f"{state}; move the model before its optimizer is built"
         )
-    if not p.shape == gradient.shape == layout.shape:
+    if not p.shape == gradient.shape == layout.local_shape:
         return (
             f"its shape is {tuple(p.shape)}, its gradient's {tuple(gradient.shape)}, its state was "
-            f"made for {layout.shape}; after a resize along the first dimension call "
+            f"made for {layout.local_shape}; after a resize along the first dimension call "
             "optimizer.replace_parameter(old, new), which carries its state over (old and new are "
             "the same where its data was replaced), else build a new optimizer"
         )
     problem = memory_problem(gradient)
-    return parameter_problem(p) or memory_problem(p) or (problem and f"its gradient {problem}")
+    return (
+        parameter_problem(slot.parameter)
+        or memory_problem(p)
+        or (problem and f"its gradient {problem}")
+    )

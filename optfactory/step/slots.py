@@ -13,6 +13,7 @@ from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
 from optfactory.groups.parameters import parameter_names, parameter_problem
 from optfactory.memory import placement
+from optfactory.sharding.dtensors import Sharding, local_tensor
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout
 
 # What an option that is switched on later keeps from then on, and drops when it is switched off.
@@ -27,6 +28,7 @@ class Slot:
 
     Attributes:
         parameter, name: the tensor, and its name for messages.
+        local: what this process holds of it, which kernels update; itself if it is not sharded.
         number: which of the optimizer's parameters it is.
         group: its torch param group, read at every step.
         layout: how its state is stored.
@@ -42,6 +44,10 @@ class Slot:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     @property
+    def local(self) -> Tensor:
+        return local_tensor(self.parameter)
+
+    @property
     def is_trained(self) -> bool:
         """Whether the parameter needs state."""
         return self.parameter.requires_grad or self.parameter.grad is not None
@@ -52,7 +58,7 @@ class Slot:
 
     def allocate(self) -> dict[str, Tensor]:
         """Fresh state for this parameter, placed as its group says."""
-        return self.layout.allocate(self.parameter.device, self.group["page_dir"])
+        return self.layout.allocate(self.local.device, self.group["page_dir"])
 
     def follow(self, entries: dict[str, Any]) -> None:
         """Take the parameter's live state; what there is not yet is allocated in it.
@@ -74,10 +80,10 @@ class Slot:
             entries.update(self.allocate())
         elif missing <= set(_EXTRAS):
             for key in missing:
-                device, folder = self.parameter.device, self.group["page_dir"]
+                device, folder = self.local.device, self.group["page_dir"]
                 entries[key] = self.layout.tensors[key].allocate(device, folder)
         else:
-            self.layout.check(self.name, entries, self.parameter.device)
+            self.layout.check(self.name, entries, self.local.device)
         self.state = entries
 
 
@@ -104,13 +110,14 @@ def make_slots(
         _realign_names(group, index, known)
         layouts: dict[tuple[Any, ...], StateLayout] = {}
         for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-            facts = (tuple(p.shape), p.device, p.dtype)
-            if facts not in layouts:
-                layouts[facts] = StateLayout.of(*facts, family, group)
+            facts = (tuple(p.shape), local_tensor(p).device, p.dtype)
+            key = (*facts, Sharding.of(p))
+            if key not in layouts:
+                layouts[key] = StateLayout.of(*facts, family, group, key[-1])
             before = known.get(id(p))
             # State of a parameter that was resized is still that of its old shape.
             resized = before is not None and bool(before.state) and before.layout.shape != facts[0]
-            layout = before.layout if before is not None and resized else layouts[facts]
+            layout = before.layout if before is not None and resized else layouts[key]
             slots.append(Slot(p, name, len(slots), group, layout, states.get(p, {})))
     return slots
 
@@ -190,8 +197,9 @@ def _can_follow(
     p = slot.parameter
     if key == "page_dir":
         return slot.layout.where != placement.FILE_MAPPED
+    device, sharding = slot.local.device, Sharding.of(p)
     old, new = (
-        StateLayout.of(slot.layout.shape, p.device, p.dtype, family, values)
+        StateLayout.of(slot.layout.shape, device, p.dtype, family, values, sharding)
         for values in (was, now)
     )
     return old.holds_state_of(new, _EXTRAS)

@@ -23,10 +23,11 @@ ALLOWED = {
     "build": {"config", "errors", "optimizers", "registry", "rules"},
     # engine
     "memory": {"errors"},
-    "state": {"config", "errors", "memory", "rules"},
-    "groups": {"config", "errors", "rules"},
-    "step": {"config", "errors", "groups", "memory", "rules", "state"},
-    "backends": {"build", "errors", "memory", "rules", "state", "step"},
+    "sharding": {"errors"},
+    "state": {"config", "errors", "memory", "rules", "sharding"},
+    "groups": {"config", "errors", "rules", "sharding"},
+    "step": {"config", "errors", "groups", "memory", "rules", "sharding", "state"},
+    "backends": {"build", "errors", "memory", "rules", "sharding", "state", "step"},
     "checkpoints": {
         *("config", "errors", "groups", "memory", "registry", "rules", "state", "step"),
     },

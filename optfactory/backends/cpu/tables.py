@@ -216,7 +216,7 @@ def _native_blocks(slot: Slot, block_size: int) -> int:
 
 def _native_shape(slot: Slot) -> tuple[int, int]:
     """Rows and columns in which a kernel walks a tensor; rows matter to 8-bit blocks only."""
-    grid = slot.layout.grid
+    grid = slot.layout.local_grid
     return (grid.rows, grid.cols) if slot.layout.quantized else (1, grid.rows * grid.cols)
 
 

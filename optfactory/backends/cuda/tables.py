@@ -71,7 +71,7 @@ class ChunkRange:
     @classmethod
     def of(cls, slot: Slot, block_size: int, quantized: bool) -> ChunkRange:
         """How a parameter is cut into chunks."""
-        grid = slot.layout.grid
+        grid = slot.layout.local_grid
         rows, cols = grid.rows, grid.cols
         numel = rows * cols
         if not quantized or cols % block_size == 0:

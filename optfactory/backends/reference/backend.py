@@ -34,7 +34,7 @@ class ReferenceBackend:
         for bucket in buckets:
             torch_update(bucket.key.rule)
             for slot in bucket.slots:
-                slot.layout.check(slot.name, slot.state, slot.parameter.device)
+                slot.layout.check(slot.name, slot.state, slot.local.device)
             steps = [slot.state["step"].item() for slot in bucket.slots]
             if not all(0 <= step < LAST_STEP for step in steps):
                 raise steps_problem(bucket, steps)
@@ -78,7 +78,7 @@ def _update(slot: Slot, gradient: Tensor, scalars: Scalars) -> None:
 def _moved(p: Tensor, u: Tensor, step: Tensor | float, decay: float, slot: Slot) -> Tensor:
     """The parameter after a step; bitsandbytes rounds it once more before the decay."""
     if slot.layout.options.bitsandbytes:
-        return (p - step * u).to(slot.parameter.dtype).float() * decay
+        return (p - step * u).to(slot.local.dtype).float() * decay
     return p * decay - step * u
 
 
@@ -110,7 +110,7 @@ def _load_states(slot: Slot) -> dict[str, Tensor]:
             slot.state[codes_key(state)],
             slot.state[absmax_key(state)],
             _map(slot, state),
-            slot.layout.grid,
+            slot.layout.local_grid,
         )
         for state in states
     }
@@ -126,6 +126,6 @@ def _store_states(slot: Slot, values: Mapping[str, Tensor]) -> None:
     finite = torch.stack([values[state.name].isfinite() for state in states]).all(dim=0)
     for state in states:
         x = torch.where(finite, values[state.name], 0.0)
-        codes, absmax = quantize(x, _map(slot, state), slot.layout.grid, slot.layout.options)
+        codes, absmax = quantize(x, _map(slot, state), slot.layout.local_grid, slot.layout.options)
         slot.state[codes_key(state)].copy_(codes)
         slot.state[absmax_key(state)].copy_(absmax)

@@ -46,13 +46,13 @@ def stays(gradient: Tensor, options: KernelOptions) -> Tensor | None:
 
 def stored_value(slot: Slot) -> Tensor:
     """The parameter in float32, with what earlier stores lost of it."""
-    p = slot.parameter.detach().float()
+    p = slot.local.detach().float()
     return p + slot.state[LOSS_KEY].float() if slot.layout.options.rounding == "kahan" else p
 
 
 def store(slot: Slot, value: Tensor, scalars: Mapping[str, float]) -> None:
     """Round a float32 value to the parameter's dtype, as its options say."""
-    p, rounding = slot.parameter.detach(), slot.layout.options.rounding
+    p, rounding = slot.local.detach(), slot.layout.options.rounding
     if rounding == "stochastic":
         value = _rounded_at_random(value, p.dtype, _random_bits(slot, scalars))
     p.copy_(value)
@@ -84,7 +84,7 @@ def _from_bits(bits: Tensor) -> Tensor:
 
 def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
     """32 bits for each element, from seed, parameter, step and element alone."""
-    p = slot.parameter
+    p = slot.local
     key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=p.device)
     key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
     element = torch.arange(p.numel(), dtype=torch.int64, device=p.device)
