@@ -14,7 +14,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from optfactory.backends.capture import refuse_capture
-from optfactory.backends.running import run_step
+from optfactory.backends.running import is_only_for_state, run_step
 from optfactory.checkpoints import layouts, reading, swap, writing
 from optfactory.checkpoints.carry import carried_over
 from optfactory.checkpoints.own import FORMAT_VERSION
@@ -32,6 +32,7 @@ from optfactory.groups.parameters import (
 from optfactory.groups.watch import ModelWatch, replaced_warning
 from optfactory.memory import placement
 from optfactory.overlooked import overlooked
+from optfactory.sharding.dtensors import is_dtensor
 from optfactory.step import gradients
 from optfactory.step.interrupts import Uninterrupted
 from optfactory.step.plan import StepPlan
@@ -154,7 +155,9 @@ class Optimizer2State(Optimizer):
         plan = self._current_plan()
         refuse_capture(plan.slots, plan.devices)
         self._tell_of_replaced(plan)
-        self._allocate_missing(plan)
+        is_fresh = self._allocate_missing(plan)
+        if is_fresh and is_only_for_state(plan, self.param_groups):
+            return
         if not run_step(self, plan):
             self._tell_of_idleness(plan)
 
@@ -220,6 +223,11 @@ class Optimizer2State(Optimizer):
         slot = next((s for s in self._current_plan().slots if s.parameter is old), None)
         if slot is None:
             raise ConfigError("replace_parameter: the old tensor is no parameter of this optimizer")
+        if slot.layout.piece is not None or is_dtensor(new):
+            raise ConfigError(
+                f"replace_parameter: {slot.name} is sharded, and its rows cannot be carried over; "
+                "resize the model before it is sharded, and load its checkpoint there"
+            )
         if new is not old:
             check_parameters([{"params": [new], "param_names": [slot.name]}], self.param_groups)
         self._synchronize()
@@ -251,15 +259,19 @@ class Optimizer2State(Optimizer):
             self._plan = StepPlan(slots, type(self.config))
         return self._plan
 
-    def _allocate_missing(self, plan: StepPlan) -> None:
+    def _allocate_missing(self, plan: StepPlan) -> bool:
         """Give every slot the live state of its parameter, allocating what there is not yet.
 
         Users empty or replace `optimizer.state` to reset an optimizer, so it is read anew.
+
+        Returns:
+            Whether there was no state at all.
         """
         live = list(map(self.state.get, plan.parameters))
         known = plan.states
         if known is not None and all(live) and all(map(is_, live, known)):
-            return
+            return False
+        is_fresh = not any(live)
         emptied = []
         for slot, entries in zip(plan.slots, live, strict=True):
             if known is not None and entries and entries is slot.state:
@@ -275,6 +287,7 @@ class Optimizer2State(Optimizer):
             self.state[slot.parameter] = slot.state
         renew_noise([group for group in self.param_groups if any(group is e for e in emptied)])
         plan.states = [slot.state for slot in plan.slots]
+        return is_fresh
 
     # ---- checkpoints -------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from operator import is_
 from typing import Protocol
 
@@ -52,6 +54,22 @@ def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:
         f"the state 'step' of {', '.join(names[:5])} is no count of steps; does another process or "
         "thread write to it? Share parameters between processes, and give each its own optimizer"
     )
+
+
+class Stage(IntEnum):
+    """When a pass over tensors pauses."""
+
+    GRADIENTS = 0
+    TENSORS = 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a pass found."""
+
+    stage: Stage
+    sums: Tensor | None
+    maxima: list[tuple[int, Tensor]]
 
 
 class Backend(Protocol):

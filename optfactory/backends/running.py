@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optfactory import backends
-from optfactory.step import gradients
+from optfactory.backends.base import Backend, Findings, Stage
+from optfactory.backends.exchange import Exchange
+from optfactory.sharding.dtensors import local_values
+from optfactory.step import gradients, skipping
 from optfactory.step.interrupts import Uninterrupted
 from optfactory.step.plan import Bucket, StepPlan
 
@@ -25,14 +31,10 @@ def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
         ConfigError, StateError, KernelCompileError: as `Optimizer2State.step`.
     """
     buckets = plan.gather(gradients.division(optimizer, _kernels_divide))
-    found = gradients.found_nonfinite(optimizer.param_groups)
-    for bucket in buckets:
-        bucket.grad_scale = gradients.handed_over(optimizer, "grad_scale", bucket.key.device)
-        handed = gradients.handed_over(optimizer, "found_inf", bucket.key.device)
-        own = None if found is None else found.to(bucket.key.device, non_blocking=True)
-        bucket.found_inf = handed if own is None else own if handed is None else own + handed
+    exchange = exchange_of(plan)
+    skips = _hand_over(optimizer, buckets, exchange)
     try:
-        _run(buckets)
+        _run(buckets, exchange, skips)
     finally:
         # Buckets outlive the step; a gradient they kept would stay in memory behind zero_grad.
         for bucket in buckets:
@@ -41,15 +43,86 @@ def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
     return bool(buckets)
 
 
-def _run(buckets: list[Bucket]) -> None:
+def is_only_for_state(plan: StepPlan, groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a first step asks for state and nothing else: all gradients and learning rates are 0.
+
+    torch.distributed.checkpoint makes an optimizer's state by such a step. It must not count, or
+    the first real one would be corrected for a bias that is not there.
+    """
+    if not all(float(group["lr"]) == 0 for group in groups):
+        return False
+    present = [p.grad for p in plan.parameters if p.grad is not None]
+    exchange = exchange_of(plan)
+    if not (present or exchange.is_sharded):
+        return False
+    moved = any(bool((local_values(gradient) != 0).any()) for gradient in present)
+    if exchange.is_sharded:
+        moved = bool(exchange.agree([torch.tensor(float(moved), device="cpu")]))
+    return not moved
+
+
+def exchange_of(plan: StepPlan) -> Exchange:
+    """What the processes of sharded parameters tell each other; kept with the plan."""
+    if plan.exchange is None:
+        plan.exchange = Exchange(plan.slots)
+    return plan.exchange  # type: ignore[no-any-return]
+
+
+def _hand_over(optimizer: Optimizer, buckets: list[Bucket], exchange: Exchange) -> bool:
+    """Give buckets what a GradScaler found and what was found here, as all processes have it.
+
+    Returns:
+        Whether the host knows already that this step is skipped.
+    """
+    own = skipping.found_nonfinite(buckets)
+    agreed = None
+    if exchange.is_sharded and skipping.may_skip(optimizer):
+        handed = gradients.handed_over(optimizer, "found_inf", torch.device("cpu"))
+        agreed = own = exchange.agree([flag for flag in (own, handed) if flag is not None])
+    for bucket in buckets:
+        device = bucket.key.device
+        bucket.grad_scale = gradients.handed_over(optimizer, "grad_scale", device)
+        handed = gradients.handed_over(optimizer, "found_inf", device)
+        flag = None if own is None else own.to(device, non_blocking=True)
+        bucket.found_inf = handed if flag is None else flag if handed is None else flag + handed
+    return agreed is not None and exchange.waits_on_host and float(agreed) != 0
+
+
+def _run(buckets: list[Bucket], exchange: Exchange, skips: bool) -> None:
     """Prepare all buckets, then update them: what can fail, fails before anything is written."""
     work = [(backends.backend_for(bucket.key.device), bucket) for bucket in buckets]
     for backend in {id(backend): backend for backend, _ in work}.values():
         backend.prepare([bucket for chosen, bucket in work if chosen is backend])
+    if exchange.has_stages and not skips:
+        passes = _up_to_update(work, exchange)
+    else:
+        passes = [(bucket, backend.update(bucket)) for backend, bucket in work]
     with Uninterrupted():
-        for backend, bucket in work:
-            backend.update(bucket)
+        for bucket, rest in passes:
+            for _ in rest or ():
+                pass
             _increment_versions([*bucket.parameters, *bucket.wrappers])
+
+
+Passes = list[tuple[Bucket, Iterator[Findings]]]
+
+
+def _up_to_update(work: list[tuple[Backend, Bucket]], exchange: Exchange) -> Passes:
+    """Run the passes that only find something, and complete what they find over the processes.
+
+    Signals may interrupt here: nothing was written yet, and another process may never answer.
+    """
+    passes = [(bucket, backend.update(bucket)) for backend, bucket in work]
+    for stage in Stage:
+        here = [(bucket, next(rest, None)) for bucket, rest in passes if stage in stages(bucket)]
+        exchange.complete(stage, [(bucket, found) for bucket, found in here if found is not None])
+    return passes
+
+
+def stages(bucket: Bucket) -> list[Stage]:
+    """Those at which the backend's update of a bucket pauses."""
+    clips, measures = bucket.key.options.clips, bucket.key.needs_statistics
+    return [Stage.GRADIENTS] * clips + [Stage.TENSORS] * measures
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:

@@ -44,6 +44,7 @@ class BitsandbytesLayout:
 
     families: tuple[str, ...] = ("adam", "adamw", "lamb")
     title = "bitsandbytes"
+    takes_dtensors = False
     expressed: tuple[str, ...] = (
         *("lr", "betas", "eps", "weight_decay"),
         *("adam_w_mode", "amsgrad", "trust_ratio", "max_unorm"),  # see `write_problems`

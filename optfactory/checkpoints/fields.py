@@ -45,6 +45,10 @@ class Fields:
         else:
             self.note(key, f"expected a mapping, got {type(nested).__name__}")
 
+    def replace(self, key: str, value: Tensor) -> None:
+        """Read another tensor in a field's place."""
+        self._unread[key] = value
+
     def note(self, key: str, problem: str) -> None:
         """Note a problem of one field."""
         self.problems.append(f"{self._name}.{key}: {problem}")

@@ -11,7 +11,9 @@ from optfactory.checkpoints.bitsandbytes import NESTED, BitsandbytesLayout
 from optfactory.checkpoints.foreign import States, copied
 from optfactory.checkpoints.own import OwnLayout, live_record
 from optfactory.checkpoints.records import MARKS, PLACEMENT, STORAGE, Export, Layout
+from optfactory.checkpoints.sharded import whole_entries
 from optfactory.checkpoints.torch import TorchLayout
+from optfactory.checkpoints.writing import wrapped
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, StateError
@@ -76,9 +78,8 @@ def export(
         own = {key: state[key] for key in slot.layout.tensors if key in state}
         if own:
             slot.layout.check(slot.name, own, slot.local.device)
-            record = live_record(slot.layout, own)
             foreign = {key: copied(value) for key, value in state.items() if key not in own}
-            entries[index] = {**layout.write_entries(slot.layout, record), **foreign}
+            entries[index] = {**_exported(layout, slot, own), **foreign}
     written = [
         {
             **copied({**_labels(group, config), **layout.write_group(group)}),
@@ -87,6 +88,19 @@ def export(
         for group in groups
     ]
     return {"state": entries, "param_groups": written}
+
+
+def _exported(layout: Export, slot: Slot, own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """One parameter's state; sharded where the other library knows DTensors, else gathered."""
+    piece = slot.layout.piece
+    if piece is None:
+        return layout.write_entries(slot.layout, live_record(slot.layout, own))
+    if not layout.takes_dtensors:
+        whole = slot.layout.unsharded()
+        gathered = whole_entries(wrapped(slot, own), own.keys())
+        return layout.write_entries(whole, live_record(whole, gathered))
+    entries = layout.write_entries(slot.layout, live_record(slot.layout, own))
+    return {k: v if k == "step" else piece.sharding.wrap(v) for k, v in entries.items()}
 
 
 def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export) -> list[str]:

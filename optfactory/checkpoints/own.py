@@ -15,7 +15,7 @@ from optfactory.errors import UnknownOptimizerError
 from optfactory.registry import get_optimizer_info
 from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY
-from optfactory.state.codec import BlockGrid
+from optfactory.state.codec import BlockGrid, dequantize_elements
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
 
@@ -65,14 +65,19 @@ def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]
 
 
 def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
-    """A parameter's live state."""
+    """A parameter's live state, or what this process holds of it; float32 where blocks are cut."""
     states: dict[str, StoredState] = {}
     symmetric = layout.options.symmetric_map
     for spec in layout.rule.states:
         if layout.quantized:
             codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
             qmap = map_for(spec.signed, symmetric)
-            states[spec.name] = Quantized(codes, scales, layout.local_grid, qmap)
+            piece = layout.piece
+            if piece is not None and piece.cut:
+                scale = piece.element_scales(scales).to(codes.device)
+                states[spec.name] = dequantize_elements(codes, scale, qmap)
+            else:
+                states[spec.name] = Quantized(codes, scales, layout.local_grid, qmap)
         else:
             states[spec.name] = state[spec.name]
     return Record(state["step"], states)

@@ -21,6 +21,7 @@ from optfactory.checkpoints.records import (
     Layout,
     Record,
 )
+from optfactory.checkpoints.sharded import local_entries, read_local, whole_entries
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import validate
 from optfactory.errors import ConfigError, StateError
@@ -208,10 +209,15 @@ def read_states(
             continue
         if not entries:  # optimizer.state is a defaultdict: a look at it makes an empty entry
             continue
-        fields = Fields(slot.name, entries)
+        own = local_entries(entries, slot, group, known)
+        fields = Fields(slot.name, entries if own else whole_entries(entries, known))
         foreign = fields.foreign(known, slot.local.device)
         has_state = any(key in known for key in entries)
-        record = layout.read_entries(fields, slot.layout, group) if has_state else None
+        record = None
+        if own:
+            record = read_local(fields, slot.layout, own)
+        elif has_state:
+            record = layout.read_entries(fields, slot.layout, group)
         fields.expect_no_more()
         problems += fields.problems
         found[slot] = Entries(record, foreign)

@@ -110,11 +110,13 @@ class Export(Protocol):
         title: the library, or its optimizers.
         families: ours that it has.
         expressed: hyperparameters that may have other values than their defaults.
+        takes_dtensors: whether it trains sharded parameters, with state that is sharded alike.
     """
 
     title: str
     families: tuple[str, ...]
     expressed: tuple[str, ...]
+    takes_dtensors: bool
 
     def write_problems(self, group: Mapping[str, Any]) -> list[str]:
         """What of a group the other library would not go on with."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.checkpoints import convert
+from optfactory.checkpoints import sharded
 from optfactory.checkpoints.reading import Entries
 from optfactory.errors import StateError
 from optfactory.step.slots import Slot
@@ -25,7 +25,7 @@ def new_state(found: Mapping[Slot, Entries], loose: Mapping[Any, Any]) -> State:
         state[slot.parameter] = dict(entries.foreign)
         if entries.record is not None:
             fresh = slot.allocate()
-            convert.write(slot.layout, entries.record, fresh)
+            sharded.write(slot.layout, entries.record, fresh)
             state[slot.parameter] |= fresh
     state.update(loose)
     return state

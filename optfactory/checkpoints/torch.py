@@ -19,6 +19,7 @@ class TorchLayout:
 
     families: tuple[str, ...] = ("adam", "adamw")
     title = "torch.optim.Adam or AdamW"
+    takes_dtensors = True
     expressed: tuple[str, ...] = (
         *("lr", "betas", "eps", "weight_decay", "maximize", "amsgrad", "adam_w_mode"),
     )

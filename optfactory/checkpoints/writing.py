@@ -11,6 +11,7 @@ from torch.utils.dlpack import from_dlpack
 from optfactory.checkpoints.foreign import copied
 from optfactory.errors import StateError
 from optfactory.memory import placement
+from optfactory.step.callers import caller_in
 from optfactory.step.slots import Slot
 
 States = Mapping[Any, Mapping[Any, Any]]
@@ -32,6 +33,9 @@ def pack(groups: list[dict[str, Any]], state: States, slots: list[Slot]) -> dict
                 "it; put the tensor back into a group, or delete optimizer.state[tensor]"
             )
         packed[numbers[id(owner)] if isinstance(owner, Tensor) else owner] = entries
+    for slot in slots:
+        if slot.layout.piece is not None and slot.number in packed:
+            packed[slot.number] = wrapped(slot, packed[slot.number])
     settings = [
         {
             **{key: _setting(value) for key, value in group.items() if key != "params"},
@@ -39,7 +43,25 @@ def pack(groups: list[dict[str, Any]], state: States, slots: list[Slot]) -> dict
         }
         for group in groups
     ]
+    if caller_in("torch.distributed.checkpoint.state_dict"):
+        # It knows parameters by name, and repeats a group's values for each of them; a key that
+        # only some checkpoints have would make others unreadable.
+        settings = [{**group, "param_names": ""} for group in settings]
     return {"state": packed, "param_groups": settings}
+
+
+def wrapped(slot: Slot, entries: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The state of a sharded parameter as DTensors of the same memory.
+
+    Their shapes do not depend on the number of processes, which is how checkpoints are resharded.
+    """
+    specs = slot.layout.tensors
+    return {
+        key: specs[key].sharding.wrap(value)  # type: ignore[union-attr]
+        if key in specs and specs[key].sharding is not None and isinstance(value, Tensor)
+        else value
+        for key, value in entries.items()
+    }
 
 
 def _setting(value: Any) -> Any:

@@ -27,6 +27,12 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def local_values(tensor: Tensor) -> Tensor:
+    """The local part to be read, when a collective that is on its way has come in."""
+    local = local_tensor(tensor)
+    return local if type(local) is Tensor else tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+
+
 def sharded_dim(placement: Any) -> int | None:
     """The tensor dimension that a placement cuts; None for those that copy or sum.
 

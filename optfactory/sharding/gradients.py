@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from optfactory.errors import ConfigError
-from optfactory.sharding.dtensors import is_dtensor, local_tensor
+from optfactory.sharding.dtensors import is_dtensor, local_values
 
 
 def local_gradient(parameter: Tensor, name: str) -> Tensor | None:
@@ -39,8 +39,7 @@ def local_gradient(parameter: Tensor, name: str) -> Tensor | None:
                 f"({own.mesh})"
             )
         gradient = gradient.redistribute(placements=own.placements)
-    local = local_tensor(gradient)
-    return local if type(local) is Tensor else gradient.to_local()  # waits for collectives
+    return local_values(gradient)
 
 
 def _order(spec: Any) -> Any:

@@ -98,6 +98,11 @@ def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: Block
     return values * scales[:, : grid.cols].reshape(codes.shape)
 
 
+def dequantize_elements(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+    """The float32 values of codes, given the scale of each element."""
+    return _table(qmap.values, codes.device)[codes.long()] * scales
+
+
 def quantize_blockwise(
     x: Tensor, qmap: QuantizationMap, block_size: int = 256
 ) -> tuple[Tensor, Tensor]:

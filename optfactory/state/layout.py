@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -187,6 +187,20 @@ class StateLayout:
         return cls(
             shape, rule, grid, quantized, reason, unpaged, options, device_step, tensors, piece
         )
+
+    def unsharded(self) -> StateLayout:
+        """The layout of the whole parameter on one process, in resident memory."""
+        tensors = {
+            key: replace(
+                spec,
+                shape=spec.shape if spec.sharding is None else spec.sharding.shape,
+                where=placement.RESIDENT,
+                sharding=None,
+            )
+            for key, spec in self.tensors.items()
+        }
+        options = replace(self.options, cuts_blocks=False)
+        return replace(self, piece=None, tensors=tensors, options=options)
 
     @property
     def local_shape(self) -> tuple[int, ...]:

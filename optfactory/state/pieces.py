@@ -72,6 +72,15 @@ class Piece:
         """The process groups whose members hold parts of the same blocks."""
         return self.sharding.groups_of(iter(self.cut))
 
+    def element_scales(self, scales: Tensor) -> Tensor:
+        """The scale of each element that this process holds, where blocks are cut.
+
+        Args:
+            scales: of all blocks of its rows.
+        """
+        _, counts, blocks = self.fragments.to(scales.device).unbind(1)
+        return scales.reshape(-1)[blocks].repeat_interleave(counts).view(self.box.sizes)
+
     @property
     def _has_rows(self) -> bool:
         return len(self.whole.scales_shape) > 1

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from optfactory.errors import ConfigError
-
-# Wrappers that schedulers, hooks and profilers put between a GradScaler and a step.
-_FRAMES = 12
+from optfactory.step.callers import caller_in
 
 
 def is_lazy(gradient: Tensor | None) -> bool:
@@ -47,14 +43,8 @@ def refuse_scaled_closure(optimizer: Optimizer) -> None:
 
 
 def _called_by_scaler() -> bool:
-    frame = sys._getframe(1)
-    for _ in range(_FRAMES):
-        if frame.f_globals.get("__name__") == "torch.amp.grad_scaler":
-            return bool(getattr(frame.f_locals.get("self"), "_enabled", True))
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return False
+    frame = caller_in("torch.amp.grad_scaler")
+    return frame is not None and bool(getattr(frame.f_locals.get("self"), "_enabled", True))
 
 
 def handed_over(optimizer: Optimizer, name: str, device: torch.device) -> Tensor | None:
@@ -84,17 +74,3 @@ def division(
         return gradient.float() * (1.0 / scale)
 
     return divided
-
-
-def found_nonfinite(groups: Sequence[Mapping[str, Any]]) -> Tensor | None:
-    """Not 0 if a gradient is not finite and its group says to skip the step then."""
-    norms: list[Tensor] = []
-    for group in groups:
-        if group["nonfinite"] == "skip_step":
-            present = [p.grad for p in group["params"] if p.grad is not None and p.numel()]
-            norms += torch._foreach_norm(present, torch.inf) if present else []
-    if not norms:
-        return None
-    home = norms[0].device
-    together = torch.stack([norm.float().to(home, non_blocking=True) for norm in norms])
-    return (~together.isfinite()).any().float()

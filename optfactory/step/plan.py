@@ -166,6 +166,7 @@ class StepPlan:
         self.parameter_ids = [id(p) for p in self.parameters]
         self.config_class = config_class
         self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
+        self.exchange: Any = None  # what a backend's step keeps for processes to tell each other
         self._facts: Facts | None = None
         self._lazy: list[int] = []  # whose gradients are computed when they are read
         self._members: list[int] = []  # who have a gradient

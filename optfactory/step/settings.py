@@ -13,6 +13,7 @@ from torch import Tensor
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, validate
 from optfactory.rules.options import NOISE_KEY, SEEDS, noise_after_reset
+from optfactory.sharding.processes import is_one_of_many
 
 
 @dataclass
@@ -137,7 +138,13 @@ def _follow_seeds(
 
 
 def drawn_seed() -> int:
-    """A seed from torch's generator, which `torch.manual_seed` sets."""
+    """A seed from torch's generator, which `torch.manual_seed` sets.
+
+    Where there are several processes their generators differ, and copies of a parameter must not:
+    there it is 0.
+    """
+    if is_one_of_many():
+        return 0
     return int(torch.randint(0, SEEDS, (), dtype=torch.int64, device="cpu"))
 
 

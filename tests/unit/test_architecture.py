@@ -29,13 +29,14 @@ ALLOWED = {
     "step": {"config", "errors", "groups", "memory", "rules", "sharding", "state"},
     "backends": {"build", "errors", "memory", "rules", "sharding", "state", "step"},
     "checkpoints": {
-        *("config", "errors", "groups", "memory", "registry", "rules", "state", "step"),
+        *("config", "errors", "groups", "memory", "registry", "rules", "sharding", "state"),
+        "step",
     },
     "overlooked": set(),
     "group_config": {"backends", "config", "errors", "groups"},
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
-        *("memory", "overlooked", "state", "step"),
+        *("memory", "overlooked", "sharding", "state", "step"),
     },
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},

@@ -1,0 +1,123 @@
+"""What passes over parts of tensors find, completed over the processes that hold the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optfactory.backends.base import Findings, Stage
+from optfactory.sharding.reduction import Reduction, agree, mesh_groups
+from optfactory.step.plan import Bucket
+from optfactory.step.slots import Slot
+
+Found = Sequence[tuple[Bucket, Findings]]
+
+# Numbers of one tensor: of squared gradients; of squared parameters and directions.
+_SUMS = {Stage.GRADIENTS: 1, Stage.TENSORS: 2}
+
+
+class Exchange:
+    """The collectives of a step, the same on all processes whatever gradients each of them has.
+
+    A tensor whose parts need nothing of each other takes no part: element-wise rules have none.
+
+    Args:
+        slots: all parameters of the optimizer.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        sharded = [slot for slot in slots if slot.layout.piece is not None]
+        self._sums = {stage: _sums(sharded, stage) for stage in Stage}
+        self._maxima = _maxima(sharded)
+        self._device = sharded[0].local.device if sharded else torch.device("cpu")
+        meshes = [s.layout.piece.sharding.mesh for s in sharded if s.layout.piece is not None]
+        self._everyone = mesh_groups(dict.fromkeys(meshes))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold parts of the parameters, or the same ones."""
+        return bool(self._everyone)
+
+    @property
+    def waits_on_host(self) -> bool:
+        """Whether findings are on the CPU, so that a flag is looked at before they are."""
+        return self._device.type == "cpu"
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether there is something to complete."""
+        return bool(self._maxima.size or any(sums.size for sums in self._sums.values()))
+
+    def agree(self, flags: Sequence[Tensor]) -> Tensor:
+        """A flag that is not 0 on all processes if one of these is not 0 on one."""
+        own = torch.zeros(1, dtype=torch.float32, device=self._device)
+        for flag in flags:
+            own += flag.reshape(1).to(self._device, non_blocking=True).ne(0)
+        agree(own, self._everyone)
+        return own.reshape(())
+
+    def complete(self, stage: Stage, found: Found) -> None:
+        """Put in the place of what was found here what is so of the whole tensors."""
+        if self._sums[stage].size:
+            self._complete_sums(self._sums[stage], found)
+        if stage == Stage.TENSORS and self._maxima.size:
+            self._complete_maxima(found)
+
+    def _complete_sums(self, reduction: Reduction, found: Found) -> None:
+        vector = reduction.vector(self._device)
+        moves = []
+        for bucket, findings in found:
+            begins = [reduction.begin.get(slot) for slot in bucket.slots]
+            rows = [row for row, begin in enumerate(begins) if begin is not None]
+            if findings.sums is None or not rows:
+                continue
+            index = torch.tensor(rows, device="cpu").to(findings.sums.device)
+            width = findings.sums.shape[1]
+            starts = torch.tensor([b for b in begins if b is not None], device="cpu")
+            numbers = (starts[:, None] + torch.arange(width, device="cpu")).to(self._device)
+            vector[numbers] = findings.sums[index].to(self._device)
+            moves.append((findings.sums, index, numbers))
+        reduction.complete(vector)
+        for sums, index, numbers in moves:
+            sums[index] = vector[numbers].to(sums.device)
+
+    def _complete_maxima(self, found: Found) -> None:
+        vector = self._maxima.vector(self._device)
+        moves = []
+        for bucket, findings in found:
+            for row, values in findings.maxima:
+                begin = self._maxima.begin.get(bucket.slots[row])
+                if begin is not None:
+                    place = vector[begin : begin + values.numel()]
+                    place.copy_(values.reshape(-1))
+                    moves.append((values, place))
+        self._maxima.complete(vector)
+        for values, place in moves:
+            values.copy_(place.view(values.shape))
+
+
+def _sums(sharded: Sequence[Slot], stage: Stage) -> Reduction:
+    groups = {}
+    for slot in sharded:
+        layout = slot.layout
+        needed = layout.options.clips if stage == Stage.GRADIENTS else layout.rule.trust_ratio
+        if layout.piece is not None and needed and layout.piece.sharding.cuts:
+            groups[slot] = layout.piece.sharding.groups
+    return Reduction(dict.fromkeys(groups, _SUMS[stage]), groups, maximum=False)
+
+
+def _maxima(sharded: Sequence[Slot]) -> Reduction:
+    sizes, groups = {}, {}
+    for slot in sharded:
+        piece, options = slot.layout.piece, slot.layout.options
+        states = len(slot.layout.rule.states)
+        if piece is None or not piece.sharding.cuts:
+            continue
+        if options.tensor_wise:
+            sizes[slot], groups[slot] = states, piece.sharding.groups
+        elif options.cuts_blocks:
+            sizes[slot] = states * piece.scales.box.numel
+            groups[slot] = piece.scale_groups
+    return Reduction(sizes, groups, maximum=True)
