@@ -1,0 +1,111 @@
+"""Sharded parameters beside the same ones in one process, and their states side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from optfactory import build_optimizer
+
+# No multiples of 256, of rows that leave processes empty, and others.
+SHAPES = [
+    (101, 96),
+    (250, 300),
+    (3, 1700),
+    (131,),
+    (5000,),
+    (65, 7),
+    (9, 8, 80),
+    (1, 5120),
+    (7, 512),
+]
+
+Placements = tuple[Any, ...]
+
+
+def values(shapes: Sequence[tuple[int, ...]], seed: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [x.to(dtype) for x in made]
+
+
+def cut(whole: Tensor, mesh: Any, placements: Placements) -> Tensor:
+    return distribute_tensor(whole.clone(), mesh, placements)
+
+
+def whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def by_rows(shape: tuple[int, ...]) -> Placements:
+    return (Shard(0),)
+
+
+def by_columns(shape: tuple[int, ...]) -> Placements:
+    return (Shard(len(shape) - 1),)
+
+
+def copied(shape: tuple[int, ...]) -> Placements:
+    return (Replicate(),)
+
+
+PLACEMENTS = {"rows": by_rows, "columns": by_columns, "copied": copied}
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> dict[tuple[int, str], Any]:
+    state = optimizer.state_dict()["state"]
+    return {(n, key): whole(x) for n, entries in state.items() for key, x in entries.items()}
+
+
+def differences(sharded: Mapping[Any, Any], single: Mapping[Any, Any]) -> list[Any]:
+    """Keys whose values are not the same bits."""
+    assert sharded.keys() == single.keys(), (sharded.keys(), single.keys())
+    return [
+        k
+        for k, v in single.items()
+        if not torch.equal(torch.as_tensor(sharded[k]), torch.as_tensor(v))
+    ]
+
+
+def stepped(
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Sequence[Tensor]],
+    name: str,
+    options: Mapping[str, Any],
+) -> torch.optim.Optimizer:
+    """An optimizer after a step with each of these lists of gradients."""
+    optimizer = build_optimizer(name, list(parameters), **options)
+    for step in gradients:
+        for p, g in zip(parameters, step, strict=True):
+            p.grad = g
+        optimizer.step()
+    return optimizer
+
+
+def compare(
+    mesh: Any,
+    placements: Mapping[tuple[int, ...], Placements],
+    name: str,
+    options: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+    steps: int = 3,
+) -> list[Any]:
+    """Names of parameters and states that differ from those of one process, after some steps."""
+    shapes = list(placements)
+    start = values(shapes, 1, dtype)
+    gradients = [values(shapes, 10 + n, dtype) for n in range(steps)]
+    single = [nn.Parameter(x.clone()) for x in start]
+    sharded = [nn.Parameter(cut(x, mesh, placements[tuple(x.shape)])) for x in start]
+    one = stepped(single, gradients, name, options)
+    pieces = [[cut(g, mesh, placements[tuple(g.shape)]) for g in step] for step in gradients]
+    many = stepped(sharded, pieces, name, options)
+    found = [
+        shape
+        for shape, a, b in zip(shapes, sharded, single, strict=True)
+        if not torch.equal(whole(a), b)
+    ]
+    return [*found, *differences(state_of(many), state_of(one))]
