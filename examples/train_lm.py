@@ -4,6 +4,8 @@
     python examples/train_lm.py optimizer=lamb8bit optimizer.lr=1e-2
     python examples/train_lm.py data=book.txt steps=1000 checkpoint=/tmp/lm.pt
     python examples/train_lm.py -m 'optimizer=glob(*8bit)'         # one run for each of them
+    torchrun --nproc-per-node 2 examples/train_lm.py checkpoint=/tmp/lm   # FSDP2, on CPUs or GPUs
+    torchrun --nproc-per-node 3 examples/train_lm.py resume=/tmp/lm       # goes on, on others
 
 Curve, metrics and the resolved config are written to Hydra's output folder.
 """
@@ -19,8 +21,10 @@ import hydra
 import torch
 import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
+from lm import processes
 from lm.data import Corpus, even_batches, random_batch
 from lm.model import CharTransformer
+from lm.processes import Processes
 from lm.report import summary, write_report
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -46,10 +50,11 @@ def warmup_cosine(step: int, warmup: int, steps: int) -> float:
 class Trainer:
     """Model, optimizer, schedule and the place in the data: all that a checkpoint holds."""
 
-    def __init__(self, cfg: DictConfig, corpus: Corpus) -> None:
+    def __init__(self, cfg: DictConfig, corpus: Corpus, team: Processes) -> None:
         torch.manual_seed(cfg.seed)
-        self.cfg, self.corpus, self.step = cfg, corpus, 0
-        self.model = CharTransformer(corpus.vocab_size, cfg.context, **cfg.model).to(cfg.device)
+        self.cfg, self.corpus, self.team, self.step = cfg, corpus, team, 0
+        self.model = CharTransformer(corpus.vocab_size, cfg.context, **cfg.model).to(team.device)
+        team.shard(self.model)
         self.optimizer = build_optimizer(cfg.optimizer, self.model)
         self.schedule = LambdaLR(
             self.optimizer, lambda step: warmup_cosine(step, cfg.warmup, cfg.steps)
@@ -59,7 +64,7 @@ class Trainer:
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy in nats a character."""
-        inputs, targets = (part.to(self.cfg.device) for part in batch)
+        inputs, targets = self.team.share(batch)
         return F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
 
     def train_step(self) -> float:
@@ -72,31 +77,38 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        return loss.item()
+        return self.team.mean(loss)
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the fixed validation windows."""
-        return sum(self.loss(batch).item() for batch in self.val) / len(self.val)
+        return sum(self.team.mean(self.loss(batch)) for batch in self.val) / len(self.val)
+
+    def rest(self) -> dict[str, Any]:
+        """What the next step depends on beside model and optimizer."""
+        return {
+            "schedule": self.schedule.state_dict(),
+            "batches": self.batches.get_state(),
+            "step": self.step,
+        }
 
     def save(self, path: str) -> None:
-        """Everything that the next step depends on."""
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "batches": self.batches.get_state(),
-                "step": self.step,
-            },
-            path,
-        )
+        """Everything that the next step depends on: a folder under torchrun, else a file."""
+        if self.team.are_several:
+            processes.save(path, self.model, self.optimizer, self.rest())
+            return
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, **self.rest()}, path)
 
     def load(self, path: str) -> None:
-        """Go on exactly where `save` left."""
-        saved = torch.load(path, weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        """Go on exactly where `save` left, on any number of processes."""
+        saved = self.rest()
+        if Path(path).is_dir():
+            processes.load(path, self.model, self.optimizer, saved)
+        else:
+            saved = torch.load(path, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.batches.set_state(saved["batches"])
         self.step = saved["step"]
@@ -112,7 +124,8 @@ def fit(trainer: Trainer) -> dict[str, Any]:
     train_curve: list[tuple[int, float]] = []
     val_curve = [(first, val_loss)]
     training_seconds = 0.0
-    with tqdm(range(first, last), unit="step", dynamic_ncols=True) as bar:
+    quiet = not trainer.team.is_first
+    with tqdm(range(first, last), unit="step", dynamic_ncols=True, disable=quiet) as bar:
         for _ in bar:
             begin = time.perf_counter()
             train_loss = trainer.train_step()
@@ -136,14 +149,21 @@ def fit(trainer: Trainer) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train_lm")
 def main(cfg: DictConfig) -> float:
     """Train, report, and return the validation loss (so that a Hydra sweeper can minimise it)."""
+    with processes.started(cfg.device) as team:
+        return run(cfg, team)
+
+
+def run(cfg: DictConfig, team: Processes) -> float:
+    """`main` on each process."""
     begin = time.perf_counter()
     config = resolve(cfg.optimizer)  # checked before any work is done
     corpus = Corpus.load(cfg.data, cfg.max_bytes, cfg.context)
-    print(
-        f"{corpus.source}: {len(corpus.train):,} characters for training, "
-        f"{len(corpus.val):,} for validation, {corpus.vocab_size} symbols"
-    )
-    trainer = Trainer(cfg, corpus)
+    if team.is_first:
+        print(
+            f"{corpus.source}: {len(corpus.train):,} characters for training, "
+            f"{len(corpus.val):,} for validation, {corpus.vocab_size} symbols"
+        )
+    trainer = Trainer(cfg, corpus, team)
     if cfg.resume:
         trainer.load(cfg.resume)
     metrics = fit(trainer)
@@ -154,12 +174,13 @@ def main(cfg: DictConfig) -> float:
         "parameters": parameters,
         "unigram_loss": corpus.unigram_loss(),
         "state_bytes": trainer.optimizer.memory_report().state_bytes,
-        "adam32_state_bytes": 8 * parameters,  # two fp32 states a parameter
+        "adam32_state_bytes": 8 * parameters // team.count,  # two fp32 states a parameter
         "seconds": time.perf_counter() - begin,
     }
     folder = Path(HydraConfig.get().runtime.output_dir)
-    write_report(folder, config.model_dump(mode="json"), metrics)
-    print(f"{summary(metrics)}\nreport in {folder}")
+    if team.is_first:
+        write_report(folder, config.model_dump(mode="json"), metrics)
+        print(f"{summary(metrics)}\nreport in {folder}")
     return metrics["val_loss"]
 
 
