@@ -23,6 +23,9 @@ class Exchange:
 
     A tensor whose parts need nothing of each other takes no part: element-wise rules have none.
 
+    Attributes:
+        device: where vectors are; the one of the first sharded parameter.
+
     Args:
         slots: all parameters of the optimizer.
     """
@@ -31,7 +34,7 @@ class Exchange:
         sharded = [slot for slot in slots if slot.layout.piece is not None]
         self._sums = {stage: _sums(sharded, stage) for stage in Stage}
         self._maxima = _maxima(sharded)
-        self._device = sharded[0].local.device if sharded else torch.device("cpu")
+        self.device = sharded[0].local.device if sharded else torch.device("cpu")
         meshes = [s.layout.piece.sharding.mesh for s in sharded if s.layout.piece is not None]
         self._everyone = mesh_groups(dict.fromkeys(meshes))
 
@@ -43,7 +46,7 @@ class Exchange:
     @property
     def waits_on_host(self) -> bool:
         """Whether findings are on the CPU, so that a flag is looked at before they are."""
-        return self._device.type == "cpu"
+        return self.device.type == "cpu"
 
     @property
     def has_stages(self) -> bool:
@@ -52,9 +55,9 @@ class Exchange:
 
     def agree(self, flags: Sequence[Tensor]) -> Tensor:
         """A flag that is not 0 on all processes if one of these is not 0 on one."""
-        own = torch.zeros(1, dtype=torch.float32, device=self._device)
+        own = torch.zeros(1, dtype=torch.float32, device=self.device)
         for flag in flags:
-            own += flag.reshape(1).to(self._device, non_blocking=True).ne(0)
+            own += flag.reshape(1).to(self.device, non_blocking=True).ne(0)
         agree(own, self._everyone)
         return own.reshape(())
 
@@ -66,7 +69,7 @@ class Exchange:
             self._complete_maxima(found)
 
     def _complete_sums(self, reduction: Reduction, found: Found) -> None:
-        vector = reduction.vector(self._device)
+        vector = reduction.vector(self.device)
         moves = []
         for bucket, findings in found:
             begins = [reduction.begin.get(slot) for slot in bucket.slots]
@@ -76,15 +79,15 @@ class Exchange:
             index = torch.tensor(rows, device="cpu").to(findings.sums.device)
             width = findings.sums.shape[1]
             starts = torch.tensor([b for b in begins if b is not None], device="cpu")
-            numbers = (starts[:, None] + torch.arange(width, device="cpu")).to(self._device)
-            vector[numbers] = findings.sums[index].to(self._device)
+            numbers = (starts[:, None] + torch.arange(width, device="cpu")).to(self.device)
+            vector[numbers] = findings.sums[index].to(self.device)
             moves.append((findings.sums, index, numbers))
         reduction.complete(vector)
         for sums, index, numbers in moves:
             sums[index] = vector[numbers].to(sums.device)
 
     def _complete_maxima(self, found: Found) -> None:
-        vector = self._maxima.vector(self._device)
+        vector = self._maxima.vector(self.device)
         moves = []
         for bucket, findings in found:
             for row, values in findings.maxima:

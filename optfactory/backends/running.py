@@ -77,7 +77,7 @@ def _hand_over(optimizer: Optimizer, buckets: list[Bucket], exchange: Exchange) 
     own = skipping.found_nonfinite(buckets)
     agreed = None
     if exchange.is_sharded and skipping.may_skip(optimizer):
-        handed = gradients.handed_over(optimizer, "found_inf", torch.device("cpu"))
+        handed = gradients.handed_over(optimizer, "found_inf", exchange.device)
         agreed = own = exchange.agree([flag for flag in (own, handed) if flag is not None])
     for bucket in buckets:
         device = bucket.key.device

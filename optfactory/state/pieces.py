@@ -53,7 +53,7 @@ class Piece:
         for index, placement in enumerate(sharding.placements):
             dim = sharded_dim(placement)
             is_cut = dim is not None and sharding.mesh.size(index) > 1
-            if dim is None or (is_cut and dim not in kept):
+            if dim is None or dim not in kept:
                 placements.append(_replicate())
                 copied += [index] if is_cut else []
             else:

@@ -47,7 +47,7 @@ ALLOWED = {
         *("memory", "registry", "state", "step"),
     },
     "doctor": {"__init__", "backends", "build", "errors", "factory", "families", "memory"},
-    "bench": {"__init__", "errors", "factory", "optimizer", "registry"},
+    "bench": {"__init__", "errors", "factory", "optimizer", "registry", "sharding"},
     "cli": {
         *("__init__", "bench", "catalog", "config", "doctor", "errors", "factory"),
         *("planning", "registry"),
