@@ -7,7 +7,7 @@ a second), `probe`, and the lists `rows`, `absent`, `memory` and `startup`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,13 @@ class Figures:
     memory: list[Memory] = field(default_factory=list)
     startup: list[Startup] = field(default_factory=list)
     format: int = FORMAT
+
+    def raise_bandwidth(self, measured: float) -> None:
+        """Measure all rows against a bandwidth, if it is more than was seen before."""
+        if measured > self.bandwidth:
+            factor = measured / self.bandwidth
+            rows = [replace(row, times_limit=row.times_limit * factor) for row in self.rows]
+            self.bandwidth, self.rows = measured, rows
 
     def groups(self) -> dict[tuple[str, str], list[Row]]:
         """The rows of each case and dtype, in the order in which they were measured."""

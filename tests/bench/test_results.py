@@ -34,6 +34,15 @@ def test_the_limit_follows_from_time_and_multiple():
     assert limit.limit == 2.0
 
 
+def test_a_bandwidth_seen_later_counts_for_all_rows_and_a_lower_one_for_none():
+    figures = every_kind()
+    figures.raise_bandwidth(80e9)
+    figures.raise_bandwidth(60e9)
+    assert figures.bandwidth == 80e9
+    assert [row.times_limit for row in figures.rows[:2]] == [2.0, 3.5]
+    assert figures.rows[0].limit == every_kind().rows[0].limit / 2
+
+
 @pytest.mark.parametrize(
     "change",
     [
