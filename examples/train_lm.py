@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
 from lm.data import Corpus, even_batches, random_batch
 from lm.model import CharTransformer
-from lm.report import summary, write_report
+from lm.report import device_name, summary, write_report
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -151,6 +151,9 @@ def main(cfg: DictConfig) -> float:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     metrics |= {
         "optimizer": config.name,
+        "seed": cfg.seed,
+        "model": f"character transformer, {cfg.model.depth} blocks of width {cfg.model.width}",
+        "device": device_name(cfg.device),
         "parameters": parameters,
         "unigram_loss": corpus.unigram_loss(),
         "state_bytes": trainer.optimizer.memory_report().state_bytes,
