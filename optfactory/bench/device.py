@@ -58,6 +58,10 @@ class CpuDevice:
         elements = MIB if quick else max(64 * MIB, machine.largest_cache())
         return _fastest(self, elements, repeats)
 
+    def caches(self) -> int:
+        """Bytes of the last-level cache, or a usual number where the system does not tell."""
+        return machine.largest_cache() or 32 * MIB
+
     def describe(self) -> dict[str, str | int]:
         """What a reader needs to compare figures."""
         return {
@@ -149,6 +153,10 @@ class CudaDevice:
         size = 64 * MIB if quick else min(4096 * MIB, int(self.room() / 4))
         self._lead = 0.0005
         return _fastest(self, size // 4, repeats)
+
+    def caches(self) -> int:
+        """Bytes of the second-level cache."""
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
     def describe(self) -> dict[str, str | int]:
         """What a reader needs to compare figures."""

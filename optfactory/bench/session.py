@@ -95,7 +95,7 @@ def _measure_times(
         del run
         device.release()
         # Again: what else runs on the machine may have slowed the first streams down.
-        figures.raise_bandwidth(device.bandwidth(settings.quick))
+        figures.raise_bandwidth(device.bandwidth(settings.quick), device.caches())
         report(figures)
 
 

@@ -177,6 +177,14 @@ def test_some_of_a_gpus_memory_is_left_for_steps(notes):
     assert notes.log == ["empty"]
 
 
+def test_the_caches_of_devices_have_a_size(notes, monkeypatch):
+    monkeypatch.setattr(machine, "largest_cache", lambda: 0)
+    assert CpuDevice().caches() == 32 * 2**10  # of the small unit of these tests
+    card = type("Card", (), {"L2_cache_size": 50 * 2**20})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert Gpu().caches() == 50 * 2**20
+
+
 def test_a_gpu_is_described_by_card_and_driver(notes, monkeypatch):
     card = type("Card", (), {"name": "NVIDIA H100", "total_memory": 80 * 2**30})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
