@@ -35,7 +35,7 @@ def plan(arguments: argparse.Namespace) -> int:
     if picture:
         from optfactory.planning.plot import plot
 
-        plot(planned, picture)
+        plot(planned, picture, arguments.model)
     return 1 if planned.unmatched or planned.verdict() == "no" else 0
 
 

@@ -12,7 +12,7 @@ _SHOWN = 3  # names of tensors in one line
 
 def render(plan: PlanFigures) -> str:
     """All tables of a plan."""
-    parts = [_title(plan), _groups(plan), _shares(plan), _wide(plan), _others(plan)]
+    parts = [headline(plan), _groups(plan), _shares(plan), _wide(plan), _others(plan)]
     parts += plan.unmatched.values()
     parts += [f"param_groups.{label}: {why}" for label, why in plan.idle.items()]
     return "\n\n".join(filter(None, parts))
@@ -28,7 +28,8 @@ def human(nbytes: int) -> str:
     return f"{nbytes} B" if unit == "B" else f"{size:.2f} {unit}"
 
 
-def _title(plan: PlanFigures) -> str:
+def headline(plan: PlanFigures) -> str:
+    """The optimizer and what it trains."""
     tensors = sum(len(group.parameters) for group in plan.groups)
     elements = sum(group.elements for group in plan.groups)
     return f"{plan.config.name} for {tensors} trained tensors of {elements:,} elements"
