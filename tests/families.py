@@ -47,12 +47,6 @@ def known_to(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in asked.items() if acts_on(name, key)}
 
 
-def least_8bit(name: str, size: int, optim_bits: int = 32) -> dict[str, int]:
-    """`min_8bit_size`, which is refused at 32 bits; a name that states its width decides."""
-    bits = get_optimizer_info(name).optim_bits or optim_bits
-    return {"min_8bit_size": size} if bits == 8 else {}
-
-
 def has(name: str, field: str) -> bool:
     """Whether an optimizer's schema has a field."""
     return field in get_optimizer_info(name).config_class.model_fields

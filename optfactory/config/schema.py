@@ -20,9 +20,9 @@ RESERVED_KEYS = (
 )
 
 # Fields that do nothing where state has 32 bits: there, all but their defaults are refused.
-EIGHT_BIT_FIELDS = (
-    *("min_8bit_size", "block_size", "block_wise", "signed_map", "second_moment_floor"),
-)
+# `min_8bit_size` holds there too: it says which tensors have 32-bit state.
+EIGHT_BIT_FIELDS = ("block_size", "block_wise", "signed_map", "second_moment_floor")
+
 
 # Fields for one kind of state: what it is, and whether it can be negative.
 _OF_STATES = {"signed_map": ("signed state", True), "second_moment_floor": ("second moment", False)}

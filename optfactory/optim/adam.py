@@ -25,8 +25,7 @@ class Adam(Named):
         amsgrad: use the maximum of past second moments; 32-bit state only.
         optim_bits: 8 or 32; if None, what the class's name says, or 32.
         args: an object whose attributes are read as further arguments.
-        min_8bit_size: tensors with fewer elements keep 32-bit state. At 32 bits it says nothing, as
-            in bitsandbytes; groups that have 8 bits there state their own.
+        min_8bit_size: tensors with fewer elements keep 32-bit state.
         percentile_clipping: scale gradients to this percentile of their last 100 norms; 100: off.
         block_wise: 8-bit state has a scale per block (True) or per tensor (False).
         is_paged: keep state where it makes room for other data; if None, as the name says.

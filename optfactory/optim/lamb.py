@@ -25,8 +25,7 @@ class LAMB(Named):
         adam_w_mode: decoupled decay (True), or L2, added to the gradient.
         optim_bits: 8 or 32; if None, what the class's name says, or 32.
         args: an object whose attributes are read as further arguments.
-        min_8bit_size: tensors with fewer elements keep 32-bit state. At 32 bits it says nothing, as
-            in bitsandbytes; groups that have 8 bits there state their own.
+        min_8bit_size: tensors with fewer elements keep 32-bit state.
         percentile_clipping: scale gradients to this percentile of their last 100 norms; 100: off.
         block_wise: 8-bit state has a scale per block (True) or per tensor (False; if None too).
         max_unorm: an update's norm is at most this times the tensor's; None: 1.0; 0: no limit.

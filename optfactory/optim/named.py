@@ -35,8 +35,6 @@ class Named(Optimizer2State):
         bits = values.get("optim_bits", resolve(self._name).optim_bits)
         if self._whole_tensors and "block_wise" not in values and str(bits) != "32":
             values["block_wise"] = False
-        if str(bits) == "32" and _is_count(values["min_8bit_size"]):
-            del values["min_8bit_size"]  # bitsandbytes' 32-bit classes take it for nothing
         problems = self._decay_problems(values, "optimizer")
         try:
             config = resolve(self._name, **values)
@@ -75,10 +73,6 @@ class Named(Optimizer2State):
 
     def _refusal(self, problems: list[str]) -> ConfigError:
         return config_error(f"optimizer '{self._name}'", problems)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
 
 
 def _is_positive(decay: Any) -> bool:

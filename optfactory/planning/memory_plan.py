@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from optfactory.config.group_rules import RULES_FIELD
-from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.groups.grouping import Grouping, group_parameters
@@ -138,10 +138,7 @@ def _alternative(
     name: str, config: OptimizerConfig, grouping: Grouping, device: torch.device | None
 ) -> Alternative:
     stated = config.model_dump(exclude_unset=True, exclude={"optim_bits", "is_paged", "page_dir"})
-    info = get_optimizer_info(name)
-    known = set(info.config_class.model_fields)
-    if info.optim_bits != 8:
-        known -= set(EIGHT_BIT_FIELDS)  # without effect there, and refused
+    known = get_optimizer_info(name).config_class.model_fields
     values = {key: value for key, value in stated.items() if key in known}
     try:
         other = resolve({**values, "name": name})

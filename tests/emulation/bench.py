@@ -26,7 +26,6 @@ from tests.emulation.harness import (
     set_gradient,
     values,
 )
-from tests.families import least_8bit
 from tests.numerics.harness import Twin, gradient
 
 # Elements by which parameter, gradient and states are off alignment: each alone, and all.
@@ -59,8 +58,7 @@ class Bench:
             for i, (shape, offsets) in enumerate(self.layout)
         ]
         # A learning rate whose steps show in bfloat16.
-        asked = case.asked | {"lr": 0.01} | asked
-        asked |= least_8bit(case.family, 1, asked.get("optim_bits", 32))
+        asked = case.asked | {"min_8bit_size": 1, "lr": 0.01} | asked
         self.twin = Twin(case.family, self.params, **asked)
         self.optimizer = self.twin.optimizer
         guard_states(self.optimizer, self.guarded, [offsets[2] for _, offsets in self.layout])

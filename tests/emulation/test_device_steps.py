@@ -14,7 +14,6 @@ from torch import Tensor
 from optfactory import Optimizer2State, build_optimizer
 from optfactory.backends.reference.backend import ReferenceBackend
 from tests.emulation.harness import Shape, emulator, give_gradients, held, on, values
-from tests.families import least_8bit
 from tests.unit.harness import needs_compiler
 
 pytestmark = needs_compiler
@@ -155,11 +154,11 @@ def test_more_groups_than_one_launch_can_write(name: str, capturable: bool) -> N
         return [{"params": params[3 * i : 3 * i + 3], "lr": 0.1 / (i + 1)} for i in range(200)]
 
     with on(emulator()[0]):
-        asked = {**least_8bit(name, 1), "capturable": capturable}
+        asked = {"min_8bit_size": 1, "capturable": capturable}
         optimizer = build_optimizer(name, build_groups(), **asked)
         train((optimizer,), range(2))
     with on(ReferenceBackend()):
-        plain = build_optimizer(name, build_groups(), **least_8bit(name, 1))
+        plain = build_optimizer(name, build_groups(), min_8bit_size=1)
         train((plain,), range(2))
     for p, q in zip(held(optimizer), held(plain), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

@@ -28,7 +28,6 @@ from tests.emulation.harness import (
     on,
     values,
 )
-from tests.families import least_8bit
 from tests.unit.harness import needs_compiler
 
 pytestmark = needs_compiler
@@ -73,7 +72,7 @@ def refill_gradients(optimizer: Optimizer2State, seed: int) -> None:
 def test_a_pass_is_one_launch_whatever_the_number_of_tensors(name: str, count: int) -> None:
     backend, driver = emulator()
     shapes: list[Shape] = [(64 + i % 3,) for i in range(count)]
-    optimizer, native = (build(name, shapes, **least_8bit(name, 1)) for _ in range(2))
+    optimizer, native = (build(name, shapes, min_8bit_size=1) for _ in range(2))
     for step in range(2):
         before = [p.detach().clone() for p in held(optimizer)]
         give_gradients(optimizer, step)
@@ -116,7 +115,7 @@ def test_no_more_blocks_than_are_resident_and_no_more_than_chunks() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_in_a_steady_state_only_scalars_are_written(name: str, count: int) -> None:
     backend, driver = emulator()
-    optimizer = build(name, [(65,)] * count, **least_8bit(name, 1))
+    optimizer = build(name, [(65,)] * count, min_8bit_size=1)
     give_gradients(optimizer, 0)
     with on(backend):
         optimizer.step()

@@ -16,7 +16,6 @@ from optfactory.state.layout import absmax_key
 from optfactory.step.slots import Slot
 from tests.emulation.harness import Shape, values
 from tests.emulation.paging import Pages
-from tests.families import least_8bit
 
 SETS: dict[str, list[Shape]] = {
     "one small": [(5000,)],
@@ -45,7 +44,7 @@ def slots_of(name: str, shapes: list[Shape]) -> list[tuple[int, Slot, ChunkRange
     if not shapes:
         return []
     params = [values(shape, torch.float32, i).requires_grad_() for i, shape in enumerate(shapes)]
-    optimizer = build_optimizer(name, params, **least_8bit(name, 1))
+    optimizer = build_optimizer(name, params, min_8bit_size=1)
     optimizer.init_states()
     found = []
     for index, slot in enumerate(optimizer._current_plan().slots):

@@ -20,7 +20,6 @@ from tests.emulation.harness import (
     set_gradient,
     values,
 )
-from tests.families import least_8bit
 from tests.numerics.harness import gradient
 
 UNUSED = 7.5
@@ -110,9 +109,9 @@ class Fences:
     def __init__(self, name: str, dtype: torch.dtype, side: str) -> None:
         self.start = [values(shape, dtype, i) for i, shape in enumerate(self.SHAPES)]
         self.params = [fenced(p, side).requires_grad_() for p in self.start]
-        self.fenced = build_optimizer(name, self.params, **least_8bit(name, 1))
+        self.fenced = build_optimizer(name, self.params, min_8bit_size=1)
         copies = [p.clone().requires_grad_() for p in self.start]
-        self.plain = build_optimizer(name, copies, **least_8bit(name, 1))
+        self.plain = build_optimizer(name, copies, min_8bit_size=1)
         self._fence_states(self.fenced, side)
 
     def _fence_states(self, optimizer: Optimizer2State, side: str) -> None:

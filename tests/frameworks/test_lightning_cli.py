@@ -101,7 +101,7 @@ def test_a_class_is_chosen_by_its_path(name: str, train: Any) -> None:
     assert_kept_as_named(optimizer, name)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-3, (0.8, 0.9), 0.1)
-    assert group["min_8bit_size"] == (256 if group["optim_bits"] == 8 else 4096)
+    assert group["min_8bit_size"] == 256
 
 
 def test_a_name_that_torch_has_too_asks_for_the_path(

@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_decay": {"weight_decay": 0.0},
     "amsgrad": {"amsgrad": True, "optim_bits": 32},
     "betas": {"betas": (0.0, 0.5), "eps": 1e-3},
-    "small_8bit": {"optim_bits": 8, "min_8bit_size": 1, "betas": (0.95, 0.98)},
+    "small_8bit": {"min_8bit_size": 1, "betas": (0.95, 0.98)},
 }
 LAMB_VARIANTS: dict[str, dict[str, Any]] = {
     "clip": {"trust_ratio": "clip"},

@@ -25,7 +25,7 @@ RULES: Rules = {
     "expressions": {"regex": [r"^embed", "bias$"], "ndim": "<= 1", "eps": "1e-6", "lr": 0.25},
     "exact": {"ndim": 1, "listed_by": "no_weight_decay", "weight_decay": 0, "optional": True},
     "layers": {"layer_decay": 0.75, "blocks": "*blocks", "skip_zeros": False},
-    "wide": {"match": ["embed.*"], "optim_bits": 8, "is_paged": False, "min_8bit_size": 1},
+    "wide": {"match": ["embed.*"], "optim_bits": 32, "is_paged": False, "min_8bit_size": 1},
 }
 
 
@@ -62,7 +62,7 @@ def test_a_dump_holds_what_was_stated_and_nothing_else() -> None:
     assert dump["expressions"]["regex"] == ["^embed", "bias$"]
     assert dump["wide"] == {
         "match": "embed.*",
-        "optim_bits": 8,
+        "optim_bits": 32,
         "is_paged": False,
         "min_8bit_size": 1,
     }

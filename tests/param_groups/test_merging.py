@@ -30,7 +30,7 @@ MATCHED = {"head.weight", "head.bias"}
         ({"optim_bits": 8}, 8),
         ({"optim_bits": "8"}, 8),
         ({"is_paged": True}, True),
-        ({"min_8bit_size": 1, "optim_bits": 8}, 1),
+        ({"min_8bit_size": 1}, 1),
         ({"percentile_clipping": 5}, 5),
         ({"skip_zeros": True}, True),
         ({"lr_scale": 5}, 0.005),

@@ -71,7 +71,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "sizes": {
         "all": {"ndim": ">=1", "optim_bits": 8, "min_8bit_size": 0, "block_size": 64},
-        "none": {"match": "flat", "optim_bits": 8, "min_8bit_size": 1_000_000},
+        "none": {"match": "flat", "min_8bit_size": 1_000_000},
     },
 }
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from optfactory import build_optimizer, list_optimizers, plan
-from optfactory.config.schema import EIGHT_BIT_FIELDS
 from optfactory.errors import ConfigError
 from tests.families import has, names_with
 from tests.planning.harness import (
@@ -44,8 +43,6 @@ def test_every_alternative_is_what_building_it_gives(name: str, setting: str) ->
             continue
         # What an optimizer has no field for, it does without.
         wanted = {k: v for k, v in overrides_for(overrides).items() if has(other.name, k)}
-        if not other.name.endswith("8bit"):
-            wanted = {k: v for k, v in wanted.items() if k not in EIGHT_BIT_FIELDS}
         problem, nbytes = outcome(other.name, model, wanted)
         assert (other.problem, other.state_bytes) == (problem, nbytes)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer
-from tests.families import least_8bit, states_of
+from tests.families import states_of
 from tests.reference.quantization import SIGNED_CODEC, SYMMETRIC_CODEC, grid, scales_shape
 from tests.robustness.harness import (
     ADAMS,
@@ -90,7 +90,7 @@ def test_the_extremes_are_codes_of_the_maps() -> None:
 
 def _trained(name: str, p: Tensor, grads: list[Tensor], **asked: Any) -> Optimizer2State:
     p.requires_grad_()
-    optimizer = build_optimizer(name, [p], **least_8bit(name, 1), **asked)
+    optimizer = build_optimizer(name, [p], min_8bit_size=1, **asked)
     for g in grads:
         p.grad = g
         optimizer.step()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from optfactory import build_optimizer
-from tests.families import least_8bit
 from tests.numerics.harness import Twin
 from tests.robustness.harness import (
     FAMILIES,
@@ -98,7 +97,7 @@ def follow(name: str, found: list[Example], dtype: torch.dtype, **asked: Any) ->
 def test_follows_the_reference(
     name: str, found: list[Example], dtype: torch.dtype, least: int
 ) -> None:
-    follow(name, found, dtype, **least_8bit(name, least))
+    follow(name, found, dtype, min_8bit_size=least)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -111,7 +110,7 @@ def test_options_follow_the_reference(family: str, option: str, found: list[Exam
 
 
 def _run(name: str, params: list[Tensor], steps: list[list[Tensor]]) -> dict[str, bytes]:
-    optimizer = build_optimizer(name, params, **least_8bit(name, 1))
+    optimizer = build_optimizer(name, params, min_8bit_size=1)
     for gradients in steps:
         for p, g in zip(params, gradients, strict=True):
             p.grad = g

@@ -97,23 +97,6 @@ def test_an_argument_without_effect_is_refused(name: str, arguments: dict[str, A
         CLASSES[name]([parameter()], **arguments)
 
 
-@pytest.mark.parametrize("name", [name for name, bits in WIDTHS.items() if bits == 32])
-def test_the_least_size_of_8_bits_is_taken_at_32_bits_as_in_bitsandbytes(name: str) -> None:
-    plain = CLASSES[name]([parameter()]).config
-    for args in ({"min_8bit_size": 16384}, {"args": SimpleNamespace(min_8bit_size=0)}):
-        assert CLASSES[name]([parameter()], **args).config == plain
-    with pytest.raises(ConfigError, match="min_8bit_size"):
-        CLASSES[name]([parameter()], min_8bit_size=-1)
-
-
-def test_arguments_by_position_are_those_of_bitsandbytes() -> None:
-    words = (1e-3, (0.9, 0.99), 1e-8, 0.1, False)
-    wide = optim.AdamW([parameter()], *words, 32, None, 16384, 100, True).config
-    assert (wide.optim_bits, wide.betas, wide.min_8bit_size) == (32, (0.9, 0.99), 4096)
-    narrow = optim.AdamW([parameter()], *words, 8, None, 16384, 100, True).config
-    assert (narrow.optim_bits, narrow.min_8bit_size) == (8, 16384)
-
-
 # ---- weight decay of Adam --------------------------------------------------------------------
 
 ADAMS = [name for name in CLASSES if "Adam" in name and "AdamW" not in name]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from optfactory import Optimizer2State, build_optimizer
 from optfactory.errors import ConfigError
-from tests.families import least_8bit
 from tests.unit.harness import give_gradients, refused, trainable, trained
 
 
@@ -138,7 +137,7 @@ def test_tied_parameters_of_a_module_are_trained_once() -> None:
 def test_any_shape_trains(shape: tuple[int, ...], name: str, backend: str) -> None:
     p, other = trainable(*shape), trainable(300)
     before = p.detach().clone()
-    optimizer = build_optimizer(name, [p, other], lr=0.1, **least_8bit(name, 0))
+    optimizer = build_optimizer(name, [p, other], lr=0.1, min_8bit_size=0)
     assert torch.equal(trained(optimizer)[0], p)
     assert p.shape == shape
     assert p.isfinite().all()

@@ -212,8 +212,8 @@ def test_block_size_must_be_one_that_kernels_exist_for(value: Any) -> None:
     assert f"got {value!r}" in message
 
 
-EIGHT_BIT = {"min_8bit_size": 64, "block_size": 64, "block_wise": False,
-             "signed_map": "symmetric", "second_moment_floor": False}  # fmt: skip
+EIGHT_BIT = {"block_size": 64, "block_wise": False, "signed_map": "symmetric",
+             "second_moment_floor": False}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", EIGHT_BIT)

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import build_optimizer, get_optimizer_info, resolve
-from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import acts_on
 from tests.unit.harness import BLOCK_SIZES, NAMES, NUMBERS, refusal
@@ -120,7 +120,7 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
     if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
-        for key in EIGHT_BIT_FIELDS:
+        for key in ("block_size", "block_wise", "signed_map", "second_moment_floor"):
             values.pop(key, None)
     for key in ("signed_map", "second_moment_floor"):
         if not acts_on(name, key):
