@@ -173,7 +173,7 @@ def run(cfg: DictConfig, team: Processes) -> float:
         "optimizer": config.name,
         "seed": cfg.seed,
         "model": f"character transformer, {cfg.model.depth} blocks of width {cfg.model.width}",
-        "device": device_name(cfg.device),
+        "device": device_name(team.device),
         "parameters": parameters,
         "unigram_loss": corpus.unigram_loss(),
         "state_bytes": trainer.optimizer.memory_report().state_bytes,
