@@ -54,7 +54,7 @@ class Piece:
             dim = sharded_dim(placement)
             is_cut = dim is not None and sharding.mesh.size(index) > 1
             if dim is None or (is_cut and dim not in kept):
-                placements.append(_replicate())
+                placements.append(sharding.copied)
                 copied += [index] if is_cut else []
             else:
                 placements.append(placement)
@@ -110,12 +110,6 @@ class Piece:
         local_row = row[run] - (box.offsets[0] if self._has_rows else 0)
         number = local_row * -(-cols // size) + block
         return torch.stack([run * length + begin - col[run], end - begin, number], dim=1)
-
-
-def _replicate() -> Any:
-    from torch.distributed.tensor import Replicate
-
-    return Replicate()
 
 
 def _keeps_blocks(sharding: Sharding, grid: BlockGrid, dim: int) -> bool:
