@@ -19,7 +19,10 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.distributed.tensor.placement_types import _StridedShard
 
+from optfactory import build_optimizer
+from optfactory.errors import ConfigError
 from optfactory.sharding.dtensors import Sharding
 from tests.sharding.processes import on_ranks
 
@@ -84,6 +87,17 @@ def by_engines(mesh: DeviceMesh, rows: int) -> list[str]:
     return [problem for problems in found for problem in problems]
 
 
+def in_pieces(mesh: DeviceMesh) -> list[str]:
+    """A parameter of which ranks hold every other part, as no engine leaves it."""
+    placements = (_StridedShard(0, split_factor=2), Replicate())
+    tensor = nn.Parameter(Sharding((8, 64), mesh, placements).wrap(torch.zeros(4, 64)))
+    try:
+        build_optimizer("adamw", [("p", tensor)])
+    except ConfigError as error:
+        return [] if "whose parts are in pieces: split_factor 2" in str(error) else [str(error)]
+    return ["was accepted"]
+
+
 def work(rank: int, world: int) -> dict[str, list[str]]:
     problems = {}
     for size in range(1, world + 1):
@@ -104,10 +118,11 @@ def work(rank: int, world: int) -> dict[str, list[str]]:
     fully_shard(hsdp, mesh=mesh)
     found = [problems_of("hsdp", p, whole[name]) for name, p in hsdp.named_parameters()]
     problems["2x2, hsdp"] = [problem for part in found for problem in part]
+    problems["in pieces"] = in_pieces(mesh)
     return problems
 
 
 def test_every_rank_holds_its_box(tmp_path: Path) -> None:
     for found in on_ranks(4, work, tmp_path):
-        assert {"1", "2", "3", "4", "2x2", "2x2, tp, 251", "2x2, hsdp"} <= found.keys()
+        assert {"1", "2", "3", "4", "2x2", "2x2, tp, 251", "2x2, hsdp", "in pieces"} <= found.keys()
         assert not {case: problems for case, problems in found.items() if problems}
