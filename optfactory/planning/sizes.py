@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import parameter_names
 from optfactory.memory import placement
 from optfactory.memory.managed import concurrent_managed_access
+from optfactory.planning.spread import Holder
+from optfactory.sharding.dtensors import local_tensor
 from optfactory.state.layout import StateLayout
 from optfactory.step.slots import Slot
 
@@ -49,23 +51,29 @@ class LaidOut:
 
     Attributes:
         configs: the config of each group.
-        slots: every trained parameter.
+        ranks: every trained parameter, for each holder.
         devices: where the parameter of each slot will be.
     """
 
     grouping: Grouping
     configs: list[OptimizerConfig]
-    slots: list[Slot]
+    ranks: list[list[Slot]]
     devices: list[torch.device]
 
 
-def lay_out(grouping: Grouping, config: OptimizerConfig, device: torch.device | None) -> LaidOut:
+def lay_out(
+    grouping: Grouping,
+    config: OptimizerConfig,
+    device: torch.device | None,
+    holders: Sequence[Holder] = (Holder(),),
+) -> LaidOut:
     """The layout of every trained parameter's state, as the optimizer of this config makes it.
 
     Args:
         grouping: the parameters, sorted by the config's rules.
         device: where the parameters will be; None takes where they are, and the CPU for those on
             the meta device.
+        holders: the ranks to plan for; one that has the parameters as they are by default.
 
     Raises:
         ConfigError: rules or groups are refused; rules that match nothing are not.
@@ -73,26 +81,33 @@ def lay_out(grouping: Grouping, config: OptimizerConfig, device: torch.device | 
     all_meta = all(p.is_meta for group in grouping.groups for p in group["params"])
     planned = torch.device("cpu") if device is None and all_meta else device
     configs = check_groups(replace(grouping, unmatched={}), config, planned)
-    slots: list[Slot] = []
-    devices = []
-    for index, (group, checked) in enumerate(zip(grouping.groups, configs, strict=True)):
-        values = checked.model_dump()
-        layouts: dict[tuple[Any, ...], StateLayout] = {}
-        for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-            if not p.requires_grad:
-                continue
-            facts = (tuple(p.shape), planned_device(p, device), p.dtype)
-            if facts not in layouts:
-                layouts[facts] = StateLayout.of(*facts, type(config), _placed(values, facts[1]))
-            slots.append(Slot(p, name, len(slots), group, layouts[facts]))
-            devices.append(facts[1])
-    return LaidOut(grouping, configs, slots, devices)
+    entries: list[tuple[str, Tensor, dict[str, Any], int]] = [
+        (name, p, group, index)
+        for index, group in enumerate(grouping.groups)
+        for name, p in zip(parameter_names(group, index), group["params"], strict=True)
+        if p.requires_grad
+    ]
+    devices = [planned_device(p, device) for _, p, _, _ in entries]
+    values = [checked.model_dump() for checked in configs]
+    layouts: dict[tuple[Any, ...], StateLayout] = {}
+    ranks = []
+    for holder in holders:
+        slots: list[Slot] = []
+        for (name, p, group, index), home in zip(entries, devices, strict=True):
+            facts = (tuple(p.shape), home, p.dtype)
+            key = (index, facts, holder.part(p))
+            if key not in layouts:
+                placed = _placed(values[index], home)
+                layouts[key] = StateLayout.of(*facts, type(config), placed, holder.sharding(p))
+            slots.append(Slot(p, name, len(slots), group, layouts[key]))
+        ranks.append(slots)
+    return LaidOut(grouping, configs, ranks, devices)
 
 
-def state_shares(laid_out: LaidOut) -> list[Share]:
-    """The bytes of all states."""
+def state_shares(slots: Iterable[Slot], devices: Iterable[torch.device]) -> list[Share]:
+    """The bytes of all states on one rank."""
     sizes: Counter[tuple[str, str, int, str]] = Counter()
-    for slot, device in zip(laid_out.slots, laid_out.devices, strict=True):
+    for slot, device in zip(slots, devices, strict=True):
         bits = 8 if slot.layout.quantized else 32
         for spec in slot.layout.tensors.values():
             home = device if spec.where == placement.PINNED else spec.home(device)
@@ -101,14 +116,17 @@ def state_shares(laid_out: LaidOut) -> list[Share]:
 
 
 def model_shares(
-    model: nn.Module | None, slots: Iterable[Slot], device: torch.device | None
+    model: nn.Module | None,
+    trained: Sequence[Tensor],
+    device: torch.device | None,
+    holder: Holder,
 ) -> list[Share]:
-    """The bytes of a model's tensors, and of the gradients of what is trained.
+    """The bytes of a model's tensors on one rank, and of the gradients of what is trained.
 
     Args:
-        model: the model; None counts the parameters of the slots alone.
+        model: the model; None counts the trained parameters alone.
+        holder: the rank; buffers are whole on all.
     """
-    trained = [slot.parameter for slot in slots]
     kinds: list[tuple[str, Iterable[Tensor]]] = [
         (PARAMETERS, model.parameters() if model is not None else trained),
         (BUFFERS, model.buffers() if model is not None else ()),
@@ -123,7 +141,8 @@ def model_shares(
                 8 * tensor.itemsize,
                 placement.RESIDENT,
             )
-            sizes[key] += _nbytes(tensor)
+            nbytes = stored_bytes(tensor)
+            sizes[key] += nbytes if what == BUFFERS else holder.held(tensor, nbytes)
     return _shares(sizes)
 
 
@@ -131,18 +150,20 @@ def planned_device(tensor: Tensor, device: torch.device | None) -> torch.device:
     """Where a tensor will be."""
     if device is not None:
         return device
-    return torch.device("cpu") if tensor.is_meta else tensor.device
+    local = local_tensor(tensor)
+    return torch.device("cpu") if local.is_meta else local.device
 
 
-def _nbytes(tensor: Tensor) -> int:
-    """Bytes that a tensor takes; of quantized and sparse ones, what they are made of."""
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes here; of quantized and sparse ones, what they are made of."""
+    tensor = local_tensor(tensor)
     if hasattr(tensor, "__tensor_flatten__"):
-        return sum(_nbytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     if tensor.layout is torch.strided:
         return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
     if tensor.layout is torch.sparse_coo:
-        return _nbytes(tensor._indices()) + _nbytes(tensor._values())
-    return _nbytes(tensor.values()) * 2  # compressed rows or columns: indices take about as much
+        return stored_bytes(tensor._indices()) + stored_bytes(tensor._values())
+    return 2 * stored_bytes(tensor.values())  # compressed: indices take about as much as values
 
 
 def _placed(group: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]:
