@@ -18,7 +18,7 @@ from optfactory.groups.origins import without_wrappers
 from optfactory.groups.parameters import Params, parameter_names
 from optfactory.planning.copies import copies
 from optfactory.planning.figures import Alternative, PlanFigures, PlannedGroup, RankFigures
-from optfactory.planning.sizes import LaidOut, lay_out, model_shares, state_shares
+from optfactory.planning.sizes import LaidOut, lay_out, model_shares
 from optfactory.planning.spread import (
     Holder,
     MeshSizes,
@@ -160,7 +160,7 @@ def _figures(
         report=report(slots),
         shares=(
             *model_shares(module, trained, device, holder),
-            *state_shares(slots, laid_out.devices),
+            *laid_out.state_shares(slots),
         ),
     )
 
@@ -228,6 +228,4 @@ def _alternative(
     except ConfigError as error:
         problem = error.problems[0] if error.problems else str(error)
         return Alternative(name, (), problem)
-    return Alternative(
-        name, tuple(tuple(state_shares(slots, laid_out.devices)) for slots in laid_out.ranks)
-    )
+    return Alternative(name, tuple(map(laid_out.state_shares, laid_out.ranks)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ from optfactory.state.layout import StateLayout
 from optfactory.step.slots import Slot
 
 PARAMETERS, BUFFERS, GRADIENTS, STATE = "parameters", "buffers", "gradients", "state"
+
+
+# Bytes by the attributes of a Share.
+Sizes = Counter[tuple[str, str, int, str]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,19 @@ class LaidOut:
     configs: list[OptimizerConfig]
     ranks: list[list[Slot]]
     devices: list[torch.device]
+    _sizes: dict[tuple[int, torch.device], Sizes] = field(default_factory=dict, repr=False)
+
+    def state_shares(self, slots: Sequence[Slot]) -> tuple[Share, ...]:
+        """The bytes of all states on one of the ranks."""
+        sizes: Sizes = Counter()
+        for slot, device in zip(slots, self.devices, strict=True):
+            layout = slot.layout
+            key = (id(layout), device)  # many slots on many ranks share a few layouts
+            if key not in self._sizes:
+                self._sizes[key] = _state_sizes(layout, device)
+            for kind, nbytes in self._sizes[key].items():
+                sizes[kind] += nbytes
+        return tuple(_shares(sizes))
 
 
 def lay_out(
@@ -104,17 +121,6 @@ def lay_out(
     return LaidOut(grouping, configs, ranks, devices)
 
 
-def state_shares(slots: Iterable[Slot], devices: Iterable[torch.device]) -> list[Share]:
-    """The bytes of all states on one rank."""
-    sizes: Counter[tuple[str, str, int, str]] = Counter()
-    for slot, device in zip(slots, devices, strict=True):
-        bits = 8 if slot.layout.quantized else 32
-        for spec in slot.layout.tensors.values():
-            home = device if spec.where == placement.PINNED else spec.home(device)
-            sizes[STATE, home.type, bits, spec.where] += spec.nbytes
-    return _shares(sizes)
-
-
 def model_shares(
     model: nn.Module | None,
     trained: Sequence[Tensor],
@@ -132,7 +138,7 @@ def model_shares(
         (BUFFERS, model.buffers() if model is not None else ()),
         (GRADIENTS, trained),
     ]
-    sizes: Counter[tuple[str, str, int, str]] = Counter()
+    sizes: Sizes = Counter()
     for what, tensors in kinds:
         for tensor in tensors:
             key = (
@@ -144,6 +150,14 @@ def model_shares(
             nbytes = stored_bytes(tensor)
             sizes[key] += nbytes if what == BUFFERS else holder.held(tensor, nbytes)
     return _shares(sizes)
+
+
+def _state_sizes(layout: StateLayout, device: torch.device) -> Sizes:
+    sizes: Sizes = Counter()
+    for spec in layout.tensors.values():
+        home = device if spec.where == placement.PINNED else spec.home(device)
+        sizes[STATE, home.type, 8 if layout.quantized else 32, spec.where] += spec.nbytes
+    return sizes
 
 
 def planned_device(tensor: Tensor, device: torch.device | None) -> torch.device:
@@ -178,5 +192,5 @@ def _placed(group: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]
     return {**group, "page_memory": placement.MANAGED if managed else placement.PINNED}
 
 
-def _shares(sizes: Counter[tuple[str, str, int, str]]) -> list[Share]:
+def _shares(sizes: Sizes) -> list[Share]:
     return [Share(*key, nbytes) for key, nbytes in sizes.items() if nbytes]

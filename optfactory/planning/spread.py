@@ -67,12 +67,17 @@ class PlannedHolder(Holder):
     spread: Spread
     mesh: PlannedMesh
     ranks: tuple[int, ...]
+    _parts: dict[int, int] = field(default_factory=dict, repr=False)
 
     def sharding(self, tensor: Tensor) -> Sharding:
         return Sharding(tuple(tensor.shape), self.mesh, self.spread.placements[id(tensor)])
 
     def part(self, tensor: Tensor) -> Hashable:
-        return self.spread.placements[id(tensor)], self.spread.box(tensor, self.mesh).sizes
+        # Asked for every name and rank: numbers are compared faster than placements.
+        if id(tensor) not in self._parts:
+            part = (self.spread.placements[id(tensor)], self.spread.box(tensor, self.mesh).sizes)
+            self._parts[id(tensor)] = self.spread.numbers.setdefault(part, len(self.spread.numbers))
+        return self._parts[id(tensor)]
 
     def held(self, tensor: Tensor, nbytes: int) -> int:
         return nbytes * self.spread.box(tensor, self.mesh).numel // max(tensor.numel(), 1)
@@ -86,11 +91,13 @@ class Spread:
         sizes: of the mesh.
         scheme: which tensors are cut, one of `SCHEMES`.
         placements: of each tensor, by its id.
+        numbers: of the different parts that ranks hold.
     """
 
     sizes: tuple[int, ...]
     scheme: str
     placements: Mapping[int, Placements] = field(repr=False)
+    numbers: dict[Hashable, int] = field(default_factory=dict, repr=False)
     _boxes: dict[Any, Box] = field(default_factory=dict, repr=False)
 
     @classmethod
