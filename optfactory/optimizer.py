@@ -193,7 +193,10 @@ class Optimizer2State(Optimizer):
         self._allocate_missing(self._current_plan())
 
     def memory_report(self) -> MemoryReport:
-        """Bits, bytes and place of every parameter's state; it need not be allocated yet."""
+        """Bits, bytes and place of every parameter's state; it need not be allocated yet.
+
+        Of sharded parameters, a row has the bytes on this rank and those of the whole.
+        """
         return report(self._current_plan().slots)
 
     @torch.inference_mode(mode=False)

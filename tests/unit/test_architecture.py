@@ -44,7 +44,7 @@ ALLOWED = {
     "optim": {"config", "errors", "factory", "groups", "optimizer"},
     "planning": {
         *("config", "errors", "factory", "group_config", "groups"),
-        *("memory", "registry", "state", "step"),
+        *("memory", "registry", "sharding", "state", "step"),
     },
     "doctor": {"__init__", "backends", "build", "errors", "factory", "families", "memory"},
     "bench": {"__init__", "errors", "factory", "optimizer", "registry", "sharding"},
