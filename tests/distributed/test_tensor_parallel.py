@@ -22,14 +22,14 @@ from tests.distributed.processes import Processes, Team
 
 
 class Block(nn.Module):
-    """What a language model is made of, of widths that no number of processes divides."""
+    """What a language model is made of; its columns end inside blocks, and its rows are uneven."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(101, 96)
         self.norm = nn.LayerNorm(96)
-        self.up = nn.Linear(96, 250)
-        self.down = nn.Linear(250, 96)
+        self.up = nn.Linear(96, 252)
+        self.down = nn.Linear(252, 96)
         self.last = nn.LayerNorm(96)
         self.head = nn.Linear(96, 101, bias=False)
 
