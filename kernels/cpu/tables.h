@@ -11,6 +11,13 @@ using Stored = float;
 
 // ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes ------------
 
+struct Fragment {  // a part of a block of 8-bit state, of which other processes have the rest
+  int64_t first;   // its first element here
+  int64_t count;
+  int64_t block;    // among the scales here
+  int64_t element;  // the number of its first element in the whole tensor
+};
+
 struct Tensor {
   PARAM* p;
   const GRAD* g;
@@ -21,9 +28,18 @@ struct Tensor {
   int64_t scalars;      // its row in Bucket::scalars
   int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
   int64_t chunks;
-  int64_t number;       // of the parameter in its optimizer
-  PARAM* loss;          // what storing the parameter lost, if KAHAN
-  float* history;       // squared gradient norms, if CLIPS
+  int64_t number;      // of the parameter in its optimizer
+  PARAM* loss;         // what storing the parameter lost, if KAHAN
+  float* history;      // squared gradient norms, if CLIPS
+  int64_t first;       // the number of its first element in the whole tensor
+  int64_t row_stride;  // from there to the first element of the next row
+  // If CUTS_BLOCKS, else 0: the parts of blocks that are here, what each of them needs
+  // [fragments][STATES], and the scales of all blocks of these rows [STATES][scales].
+  const Fragment* fragments;
+  int64_t fragment_count;
+  float* needed_scales;
+  float* new_scales;
+  int64_t scales;
   void* state[STATES];  // float32, or uint8 codes
   float* absmax[STATES];
 };
@@ -39,6 +55,7 @@ struct Bucket {
   const Chunk* chunks;
   const Scalars* scalars;
   double* partial_sums;   // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
+  double* sums;           // [tensors][2]: the same of whole tensors
   float* partial_scales;  // [chunks][STATES], if TENSOR_WISE
   float* ratios;          // [tensors]
   float* factors;         // [tensors]: of gradients, if CLIPS
@@ -88,16 +105,17 @@ OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int
   for (int i = 0; i < n; ++i) buffer[i] = to_float(base[first + i]);
 }
 
-// Writes a block of parameters back from such a buffer.
-OPT_FN void write_elements(const Tensor& t, int64_t first, int n, const float* block,
-                           uint32_t key) {
+// Writes a block of parameters back from such a buffer; `element` is the number of its first one in
+// the whole tensor.
+OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int n,
+                           const float* block, uint32_t key) {
   if (t.p_view) {
     for_each_strided(t.p_view, first, n, [&](int i, int64_t offset) {
-      store_param(t.p + offset, block[i], key, first + i);
+      store_param(t.p + offset, block[i], key, element + i);
     });
   } else {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, first + i);
+    for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
   }
 #if KAHAN
 #pragma omp simd

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from operator import is_
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optfactory.errors import StateError
 from optfactory.step.plan import Bucket
+from optfactory.step.slots import Slot
 
 # Step counters are float64, which count exactly up to here.
 LAST_STEP = 2.0**53
@@ -47,6 +48,29 @@ class HeldStates:
         )
 
 
+def walk(slot: Slot) -> tuple[int, int, int, int]:
+    """Rows and columns in which kernels walk what this process holds of a tensor.
+
+    Rows matter to blocks of 8-bit state, and to random bits, which go by the number of an element
+    in the whole tensor.
+
+    Returns:
+        rows, columns, the number of the first element, and from there to the next row's first.
+    """
+    grid, piece = slot.layout.local_grid, slot.layout.piece
+    rows, cols = grid.rows, grid.cols
+    if not slot.layout.quantized:
+        rows, cols = 1, rows * cols
+    options = slot.layout.options
+    if piece is None or options.cuts_blocks or options.rounding != "stochastic":
+        return rows, cols, 0, cols
+    runs = piece.box.runs()
+    assert runs is not None
+    if runs.count == 1:
+        return rows, cols, runs.first, cols
+    return runs.count, runs.length, runs.first, runs.stride
+
+
 def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:
     """The error for step counters that are no counts: others write to this memory."""
     names = [s.name for s, n in zip(bucket.slots, steps, strict=True) if not 0 <= n < LAST_STEP]
@@ -57,15 +81,24 @@ def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:
 
 
 class Stage(IntEnum):
-    """When a pass over tensors pauses."""
+    """What a pass looked at when it pauses; they come in this order."""
 
-    GRADIENTS = 0
-    TENSORS = 1
+    GRADIENTS = 0  # sums of squares, for percentile clipping
+    TENSORS = 1  # norms for trust ratios, scales of more than a block that is all here
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a pass found."""
+    """What a pass found in the parts of a bucket's tensors that are in this process.
+
+    Where other processes hold the other parts, the caller completes both in place before the next
+    pass reads them.
+
+    Attributes:
+        stage: what it looked at.
+        sums: float64 [slots, n], on the bucket's device; None if there are none.
+        maxima: by the number of their slot, float32 numbers from 0 on of which the greatest holds.
+    """
 
     stage: Stage
     sums: Tensor | None
@@ -93,5 +126,9 @@ class Backend(Protocol):
             KernelCompileError: a kernel cannot be built.
         """
 
-    def update(self, bucket: Bucket) -> None:
-        """Advance the bucket's steps by one and update its parameters and states."""
+    def update(self, bucket: Bucket) -> Iterator[Findings]:
+        """Advance the bucket's steps by one and update its parameters and states.
+
+        It pauses after each pass that only looks, with what was found; nothing but the history of
+        percentile clipping is written before the last pass.
+        """

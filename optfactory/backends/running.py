@@ -99,7 +99,7 @@ def _run(buckets: list[Bucket], exchange: Exchange, skips: bool) -> None:
         passes = [(bucket, backend.update(bucket)) for backend, bucket in work]
     with Uninterrupted():
         for bucket, rest in passes:
-            for _ in rest or ():
+            for _ in rest:
                 pass
             _increment_versions([*bucket.parameters, *bucket.wrappers])
 

@@ -78,17 +78,37 @@ def quantize(
     # Adding 0 turns a -0 into the +0 that kernels store.
     positive = blocks.amax(dim=2).clamp_min(0) + 0.0
     negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0
-    lowest = -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
     largest = torch.finfo(torch.float32).max
-    absmax = torch.maximum(positive, negative / lowest).clamp_max(largest)
-    y = blocks / torch.where(absmax > 0, absmax, 1.0)[:, :, None]
+    absmax = torch.maximum(positive, negative / lowest_magnitude(qmap, options)).clamp_max(largest)
+    codes = encode_elements(blocks, absmax[:, :, None], qmap, options)
+    codes = codes.reshape(grid.rows, -1)[:, : grid.cols]
+    return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
+
+
+def encode_elements(
+    x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions
+) -> Tensor:
+    """The uint8 codes of finite numbers, given the scale of each."""
+    y = x / torch.where(scales > 0, scales, 1.0)
     codes = _nearest_codes(y, qmap)
     if qmap.signed and options.bitsandbytes:
-        codes = _fix_sign(torch.where(absmax[:, :, None] > 0, codes, 0), blocks, qmap)
+        codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
     if not qmap.signed and options.floors:
-        codes = torch.where((codes == 0) & (blocks > 0), 1, codes)
-    codes = codes.to(torch.uint8).reshape(grid.rows, -1)[:, : grid.cols]
-    return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
+        codes = torch.where((codes == 0) & (x > 0), 1, codes)
+    return codes.to(torch.uint8)
+
+
+def element_needs(x: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
+    """The scale that each finite number asks for; that of a block is the greatest of its own."""
+    positive = x.clamp_min(0) + 0.0
+    negative = x.neg().clamp_min(0) + 0.0
+    needs = torch.maximum(positive, negative / lowest_magnitude(qmap, options))
+    return needs.clamp_max(torch.finfo(torch.float32).max)
+
+
+def lowest_magnitude(qmap: QuantizationMap, options: KernelOptions) -> float:
+    """How far a map reaches below 0, as far as scales heed it."""
+    return -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
 
 
 def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:

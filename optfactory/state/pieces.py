@@ -78,7 +78,7 @@ class Piece:
         Args:
             scales: of all blocks of its rows.
         """
-        _, counts, blocks = self.fragments.to(scales.device).unbind(1)
+        _, counts, blocks, _ = self.fragments.to(scales.device).unbind(1)
         return scales.reshape(-1)[blocks].repeat_interleave(counts).view(self.box.sizes)
 
     @property
@@ -90,8 +90,8 @@ class Piece:
         """The parts of blocks that this process holds, in the order of its elements.
 
         Returns:
-            int64 [fragments, 3]: the first element in the local part, the number of elements, and
-            the number of the block among the local scales.
+            int64 [fragments, 4]: the first element in the local part, the number of elements, the
+            number of the block among the local scales, and that of the first element in the whole.
         """
         box, cols, size = self.box, self.whole.cols, self.whole.block_size
         inner = max((d for d, size in enumerate(box.shape) if box.sizes[d] != size), default=0)
@@ -107,9 +107,13 @@ class Piece:
         block = first_block[run] + torch.arange(len(run), device="cpu") - ahead[run]
         begin = torch.maximum(block * size, col[run])
         end = torch.minimum((block + 1) * size, col[run] + length)
-        local_row = row[run] - (box.offsets[0] if self._has_rows else 0)
-        number = local_row * -(-cols // size) + block
-        return torch.stack([run * length + begin - col[run], end - begin, number], dim=1)
+        held = self.scales.box
+        number = block - held.offsets[-1]
+        if self._has_rows:
+            number += (row[run] - held.offsets[0]) * held.sizes[1]
+        ahead_in_run = begin - col[run]
+        columns = [run * length + ahead_in_run, end - begin, number, starts[run] + ahead_in_run]
+        return torch.stack(columns, dim=1)
 
 
 def _replicate() -> Any:

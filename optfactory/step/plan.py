@@ -45,7 +45,8 @@ class BucketKey:
     @property
     def needs_statistics(self) -> bool:
         """Whether something about whole tensors must be known before they can be updated."""
-        return self.rule.trust_ratio is not None or self.options.tensor_wise
+        shares_scales = self.options.tensor_wise or self.options.cuts_blocks
+        return self.rule.trust_ratio is not None or shares_scales
 
 
 @dataclass(eq=False)

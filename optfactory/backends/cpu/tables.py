@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import HeldStates, steps_problem
+from optfactory.backends.base import Findings, HeldStates, Stage, steps_problem, walk
 from optfactory.rules.options import KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
@@ -23,10 +24,11 @@ _CHUNK_NUMEL = 65_536
 
 # Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
 _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
-_NUMBER, _LOSS, _HISTORY, _STATES = range(9, 13)
+_NUMBER, _LOSS, _HISTORY, _FIRST, _ROW_STRIDE = range(9, 14)
+_FRAGMENTS, _FRAGMENT_COUNT, _NEEDED_SCALES, _NEW_SCALES, _SCALE_COUNT, _STATES = range(14, 20)
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
-_BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 10, 11
+_BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 11, 12
 
 
 @cache
@@ -74,8 +76,12 @@ class Tables:
         self.tensors = torch.tensor(
             [_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64, device="cpu"
         )
+        self.cut = [_CutBlocks(slot) for slot in bucket.slots if slot.layout.options.cuts_blocks]
+        for row, cut in zip(self.tensors, self.cut, strict=False):
+            row[_FRAGMENTS:_STATES] = torch.tensor(cut.columns(), **_WORDS)
         self.chunks = self._chunk_table(bucket)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
+        self.sums = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
         self.ratios = torch.ones(count, **_FLOATS)
         self.factors = torch.ones(count, **_FLOATS)
@@ -136,6 +142,7 @@ class Tables:
             self.chunks.data_ptr(),
             0,  # scalars: set at each step
             self.partial_sums.data_ptr(),
+            self.sums.data_ptr(),
             self.partial_scales.data_ptr(),
             self.ratios.data_ptr(),
             self.factors.data_ptr(),
@@ -146,26 +153,38 @@ class Tables:
             *(table.data_ptr() for tables in maps for table in tables),
         ]
 
-    def run(self, bucket: Bucket) -> None:
-        """Advance the steps, then run the passes."""
+    def run(self, bucket: Bucket) -> Iterator[Findings]:
+        """Run the passes; the steps advance with the last one, which writes."""
         if bucket.must_skip():
             return
-        self._refresh_pointers(bucket)
+        self._prepare(bucket)
+        clips, options = bucket.key.options.clips, bucket.key.options
+        if clips:
+            self.library.optfactory_square_gradients(self.bucket)
+            yield Findings(Stage.GRADIENTS, self.sums[:, :1], [])
+            self.library.optfactory_clip(self.bucket)
+        if bucket.key.needs_statistics:
+            self.library.optfactory_statistics(self.bucket)
+            has_ratio = bucket.key.rule.trust_ratio is not None
+            maxima = list(enumerate(self.scales)) if options.tensor_wise else []
+            maxima += enumerate(cut.new_scales for cut in self.cut)
+            yield Findings(Stage.TENSORS, self.sums if has_ratio else None, maxima)
+            if has_ratio:
+                self.library.optfactory_finalize(self.bucket)
         count = ctypes.c_int64(len(bucket.slots))
         self.library.optfactory_advance(self.steps, self.step_values, count)
-        rows, indices = bucket.scalar_rows(list(self.step_values))
+        self.library.optfactory_update(self.bucket)
+
+    def _prepare(self, bucket: Bucket) -> None:
+        """Refresh what changes from step to step: pointers, scalars, threads."""
+        self._refresh_pointers(bucket)
+        rows, indices = bucket.scalar_rows([step + 1.0 for step in self.step_values])
         self.scalar_rows = torch.tensor(rows, dtype=torch.float32, device="cpu")
         if indices != self.scalar_indices:
             self.tensors[:, _SCALARS] = torch.tensor(indices, **_WORDS)
             self.scalar_indices = indices
         self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
         self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
-        if bucket.key.options.clips:
-            self.library.optfactory_clip(self.bucket)
-        if bucket.key.needs_statistics:
-            self.library.optfactory_statistics(self.bucket)
-            self.library.optfactory_finalize(self.bucket)
-        self.library.optfactory_update(self.bucket)
 
     def _refresh_pointers(self, bucket: Bucket) -> None:
         pointers = (bucket.parameter_addresses, bucket.gradient_addresses)
@@ -209,20 +228,38 @@ def _thread_count() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
+class _CutBlocks:
+    """The parts of blocks of a tensor that are in this process, and room for their scales."""
+
+    def __init__(self, slot: Slot) -> None:
+        piece, states = slot.layout.piece, len(slot.layout.rule.states)
+        assert piece is not None
+        self.fragments = piece.fragments
+        self.needed_scales = torch.zeros(len(self.fragments), states, **_FLOATS)
+        self.new_scales = torch.zeros(states, piece.scales.box.numel, **_FLOATS)
+
+    def columns(self) -> list[int]:
+        """The columns of a Tensor row from _FRAGMENTS on."""
+        return [
+            self.fragments.data_ptr(),
+            len(self.fragments),
+            self.needed_scales.data_ptr(),
+            self.new_scales.data_ptr(),
+            self.new_scales.shape[1],
+        ]
+
+
 def _native_blocks(slot: Slot, block_size: int) -> int:
-    rows, cols = _native_shape(slot)
+    if slot.layout.options.cuts_blocks:
+        assert slot.layout.piece is not None
+        return len(slot.layout.piece.fragments)
+    rows, cols, _, _ = walk(slot)
     return rows * -(-cols // block_size)
-
-
-def _native_shape(slot: Slot) -> tuple[int, int]:
-    """Rows and columns in which a kernel walks a tensor; rows matter to 8-bit blocks only."""
-    grid = slot.layout.local_grid
-    return (grid.rows, grid.cols) if slot.layout.quantized else (1, grid.rows * grid.cols)
 
 
 def _tensor_row(slot: Slot) -> list[int]:
     row = [0] * _STATES
-    row[_ROWS], row[_COLS] = _native_shape(slot)
+    row[_ROWS], row[_COLS], row[_FIRST], row[_ROW_STRIDE] = walk(slot)
     row[_NUMBER] = slot.number
     for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
         row[column] = slot.state[key].data_ptr() if key in slot.state else 0
