@@ -16,6 +16,7 @@ from optfactory.errors import ConfigError
 from optfactory.groups.origins import Origins, without_wrappers
 from optfactory.rules.options import NOISE_KEY
 from optfactory.sharding.dtensors import Sharding, is_dtensor, local_tensor
+from optfactory.sharding.engines import put_pieces_back
 
 NamedTensor = tuple[str, Tensor]
 Params = nn.Module | Iterable[Tensor] | Iterable[NamedTensor] | Iterable[Mapping[str, Any]]
@@ -107,6 +108,7 @@ def _read_live_group(group: dict[str, Any]) -> None:
 
 
 def _trainable(module: nn.Module, origins: Origins) -> list[NamedTensor]:
+    put_pieces_back(module)
     origins.add_model(module)
     return [(origins.name(p), p) for p in module.parameters() if p.requires_grad]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -26,6 +27,13 @@ def memory_problem(tensor: Tensor) -> str:
     if tensor.untyped_storage().nbytes() < nbytes:
         return "is larger than its storage, which was made smaller"
     return ""
+
+
+def was_freed(tensor: Tensor) -> bool:
+    """Whether a tensor has elements, and a storage that was made empty; cheap."""
+    return type(tensor) in (Tensor, Parameter) and not (
+        tensor.untyped_storage().nbytes() or tensor.numel() == 0
+    )
 
 
 def extent(tensor: Tensor) -> int:

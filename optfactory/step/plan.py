@@ -14,7 +14,7 @@ from torch import Tensor
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.groups.parameters import parameter_problem
-from optfactory.memory.presence import memory_problem, turns_on_shared_memory
+from optfactory.memory.presence import memory_problem, turns_on_shared_memory, was_freed
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions, common_scalars
 from optfactory.sharding.dtensors import is_dtensor, local_tensor
@@ -192,6 +192,7 @@ class StepPlan:
         steady = known is not None and known.hold(self._locals, gradients)
         if not steady:
             self._facts = None
+            self._refuse_freed(gradients)
             facts = Facts(self._locals, gradients)
             self._members = [index for index, g in enumerate(gradients) if g is not None]
             self._lazy = [index for index in self._members if is_lazy(gradients[index])]
@@ -214,6 +215,17 @@ class StepPlan:
         for index in self._sharded:
             gradients[index] = local_gradient(self.parameters[index], self.slots[index].name)
         return gradients
+
+    def _refuse_freed(self, gradients: list[Tensor | None]) -> None:
+        """Raise where an engine left a parameter behind, which would never be trained."""
+        for slot, local, gradient in zip(self.slots, self._locals, gradients, strict=True):
+            if gradient is None and local.requires_grad and was_freed(local):
+                raise ConfigError(
+                    f"cannot update {slot.name}: it has no gradient, and its memory was freed, as "
+                    "another tensor took its place after the optimizer was built. FSDP2 puts whole "
+                    "parameters into the model for a forward without a backward; build the "
+                    "optimizer from the model itself, or call model.reshard() before"
+                )
 
     def _follow_locals(self) -> bool:
         """Whether an engine swapped what this process holds of a parameter."""

@@ -143,7 +143,7 @@ def _check_new(groups: Sequence[Group], known: Mapping[int, Slot]) -> None:
 
 def _realign_names(group: dict[str, Any], index: int, known: Mapping[int, Slot]) -> None:
     names, params = group.get("param_names"), group["params"]
-    if names is None or not known:
+    if names is None or (not known and len(names) == len(params)):
         return
     found = [known[id(p)].name if id(p) in known else None for p in params]
     if len(names) == len(params):
