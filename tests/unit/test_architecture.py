@@ -33,10 +33,11 @@ ALLOWED = {
         "step",
     },
     "overlooked": set(),
+    "reminders": {"groups", "overlooked", "step"},
     "group_config": {"backends", "config", "errors", "groups"},
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
-        *("memory", "overlooked", "sharding", "state", "step"),
+        *("memory", "reminders", "sharding", "state", "step"),
     },
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},
