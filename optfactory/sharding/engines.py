@@ -21,4 +21,4 @@ def put_pieces_back(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(module, kind):
-            module.reshard()  # type: ignore[operator]
+            module.reshard()
