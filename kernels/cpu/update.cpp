@@ -169,6 +169,22 @@ OPT_FN double sum_of(const Bucket& bucket, const Tensor& t, int k) {
   return sum;
 }
 
+#if NEEDS_STATISTICS
+// From the statistics of chunks those of tensors.
+OPT_FN void gather(const Bucket& bucket) {
+  for (int64_t i = 0; i < bucket.tensor_count; ++i) {
+    const Tensor& t = bucket.tensors[i];
+    for (int k = 0; TRUST_RATIO && k < 2; ++k) bucket.sums[2 * i + k] = sum_of(bucket, t, k);
+    for (int j = 0; TENSOR_WISE && j < STATES; ++j) {
+      float scale = 0.0f;
+      for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+        scale = rule::max(scale, bucket.partial_scales[STATES * c + j]);
+      bucket.scales[STATES * i + j] = scale;
+    }
+  }
+}
+#endif
+
 extern "C" {
 
 // The size of the tables' rows, for the caller to check that both sides agree.
@@ -186,14 +202,17 @@ int64_t optfactory_read_steps(const double* const* steps, double* values, int64_
   return good;
 }
 
-// Adds 1 to each tensor's step and reports the new values.
-void optfactory_advance(double* const* steps, double* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] += 1.0;
+// Reports the number of each tensor's coming step, and counts these steps.
+void optfactory_next_steps(const double* const* steps, double* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] + 1.0;
+}
+void optfactory_advance(double* const* steps, const double* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) *steps[i] = values[i];
 }
 
 #if CLIPS
-// Squared norms of the gradients, and from each tensor's history the factor of its gradient.
-void optfactory_clip(const Bucket* bucket) {
+// Squared norms of the gradients.
+void optfactory_square_gradients(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t, Workspace& work) {
     Squares squares;
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
@@ -201,11 +220,17 @@ void optfactory_clip(const Bucket* bucket) {
     });
     bucket->partial_sums[2 * c] = squares.sum();
   });
+  for (int64_t i = 0; i < bucket->tensor_count; ++i)
+    bucket->sums[i] = sum_of(*bucket, bucket->tensors[i], 0);
+}
+
+// From each tensor's history of norms the factor of its gradient.
+void optfactory_clip(const Bucket* bucket) {
   for (int64_t i = 0; i < bucket->tensor_count; ++i) {
     const Tensor& t = bucket->tensors[i];
     const Scalars& scalars = bucket->scalars[t.scalars];
     bucket->factors[i] = 1.0f;
-    if (!note_norm(t.history, float(sum_of(*bucket, t, 0)), scalars)) continue;
+    if (!note_norm(t.history, float(bucket->sums[i]), scalars)) continue;
     float clip = bits_float(kInfinityBits);
     for (int j = 0; j < kHistory; ++j) {
       const float candidate = rank_candidate(t.history, j, scalars);
@@ -229,25 +254,18 @@ void optfactory_statistics(const Bucket* bucket) {
     for (int j = 0; TENSOR_WISE && j < STATES; ++j)
       bucket->partial_scales[STATES * c + j] = statistics.scales[j];
   });
+  gather(*bucket);
 }
 
 void optfactory_finalize(const Bucket* bucket) {
-  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
-    const Tensor& t = bucket->tensors[i];
 #if TRUST_RATIO
-    const float p_norm = float(std::sqrt(sum_of(*bucket, t, 0)));
-    const float u_norm = float(std::sqrt(sum_of(*bucket, t, 1)));
-    bucket->ratios[i] = trust_ratio(p_norm, u_norm, bucket->scalars[t.scalars]);
-#endif
-#if TENSOR_WISE
-    for (int j = 0; j < STATES; ++j) {
-      float scale = 0.0f;
-      for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
-        scale = rule::max(scale, bucket->partial_scales[STATES * c + j]);
-      bucket->scales[STATES * i + j] = scale;
-    }
-#endif
+  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
+    const float p_norm = float(std::sqrt(bucket->sums[2 * i]));
+    const float u_norm = float(std::sqrt(bucket->sums[2 * i + 1]));
+    const Scalars& scalars = bucket->scalars[bucket->tensors[i].scalars];
+    bucket->ratios[i] = trust_ratio(p_norm, u_norm, scalars);
   }
+#endif
 }
 #endif
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from operator import is_
 from typing import Protocol
 
@@ -19,6 +21,31 @@ WARM_UP = (
     "a CUDA graph is being captured, but the optimizer's state and tables for these parameters do "
     "not exist yet; take a few steps before the capture, with the same parameters having gradients"
 )
+
+
+class Stage(IntEnum):
+    """What a pass over the bucket's elements found out, in the order of the passes."""
+
+    GRADIENTS = 0  # sums of g^2, for percentile clipping
+    TENSORS = 1  # norms for trust ratios; scales of tensor-wise state and of cut blocks
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a pass found in the parts of tensors that are here.
+
+    Whoever knows of other parts completes it in place before the next pass reads it.
+
+    Attributes:
+        sums: float64 [slots, n], contiguous, on the bucket's device (float32 where there is no
+            float64): sums of g^2, or of p^2 and u^2; None if the stage needs none.
+        maxima: numbers of slots that are sharded, each with float32 numbers from 0 on, of which
+            the greatest of all parts is needed: the new scales, state by state.
+    """
+
+    stage: Stage
+    sums: Tensor | None
+    maxima: list[tuple[int, Tensor]]
 
 
 class HeldStates:
@@ -75,5 +102,12 @@ class Backend(Protocol):
             KernelCompileError: a kernel cannot be built.
         """
 
-    def update(self, bucket: Bucket) -> None:
-        """Advance the bucket's steps by one and update its parameters and states."""
+    def update(self, bucket: Bucket) -> Iterator[Findings]:
+        """Advance the bucket's steps by one and update its parameters and states.
+
+        Pauses after each pass that looks at whole tensors, if the bucket has such: sharded ones
+        are looked at in part. Steps advance, and parameters and states change, behind the last
+        pause, except that the history of clipping is noted behind the first. Nothing is found in
+        a bucket that the host knows is skipped. Buckets may be run beside each other, unless
+        their turns differ.
+        """

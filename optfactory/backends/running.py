@@ -48,7 +48,8 @@ def _run(buckets: list[Bucket]) -> None:
         backend.prepare([bucket for chosen, bucket in work if chosen is backend])
     with Uninterrupted():
         for backend, bucket in work:
-            backend.update(bucket)
+            for _ in backend.update(bucket):
+                pass
             _increment_versions([*bucket.parameters, *bucket.wrappers])
 
 

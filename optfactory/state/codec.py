@@ -75,27 +75,60 @@ def quantize(
         return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(
             grid.scales_shape, dtype=torch.float32
         )
+    absmax = _scales(blocks.amax(dim=2), blocks.neg().amax(dim=2), qmap, options)
+    codes = encode(blocks, absmax[:, :, None], qmap, options)
+    codes = codes.reshape(grid.rows, -1)[:, : grid.cols]
+    return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
+
+
+def scattered_scales(
+    x: Tensor, numbers: Tensor, count: int, qmap: QuantizationMap, options: KernelOptions
+) -> Tensor:
+    """The scales that parts of blocks need by themselves; 0 for blocks without elements.
+
+    Args:
+        x: finite numbers.
+        numbers: of the block of each, from 0 on and less than `count`; int64.
+    """
+    positive, negative = (
+        torch.zeros(count, dtype=torch.float32, device=x.device).scatter_reduce_(
+            0, numbers.flatten(), values.flatten(), "amax"
+        )
+        for values in (x, -x)
+    )
+    return _scales(positive, negative, qmap, options)
+
+
+def _scales(
+    positive: Tensor, negative: Tensor, qmap: QuantizationMap, options: KernelOptions
+) -> Tensor:
+    """The scales of blocks from the greatest of their values, and of these with the other sign."""
     # Adding 0 turns a -0 into the +0 that kernels store.
-    positive = blocks.amax(dim=2).clamp_min(0) + 0.0
-    negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0
+    positive, negative = positive.clamp_min(0) + 0.0, negative.clamp_min(0) + 0.0
     lowest = -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
     largest = torch.finfo(torch.float32).max
-    absmax = torch.maximum(positive, negative / lowest).clamp_max(largest)
-    y = blocks / torch.where(absmax > 0, absmax, 1.0)[:, :, None]
-    codes = _nearest_codes(y, qmap)
+    return torch.maximum(positive, negative / lowest).clamp_max(largest)
+
+
+def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
+    """The codes, uint8, of finite numbers whose scales, one for each, are known."""
+    codes = _nearest_codes(x / torch.where(scales > 0, scales, 1.0), qmap)
     if qmap.signed and options.bitsandbytes:
-        codes = _fix_sign(torch.where(absmax[:, :, None] > 0, codes, 0), blocks, qmap)
+        codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
     if not qmap.signed and options.floors:
-        codes = torch.where((codes == 0) & (blocks > 0), 1, codes)
-    codes = codes.to(torch.uint8).reshape(grid.rows, -1)[:, : grid.cols]
-    return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
+        codes = torch.where((codes == 0) & (x > 0), 1, codes)
+    return codes.to(torch.uint8)
+
+
+def decode(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+    """The float32 values of codes: qmap.values[code] times its scale."""
+    return _table(qmap.values, codes.device)[codes.long()] * scales
 
 
 def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:
     """The float32 values of codes: qmap.values[code] * absmax of its block."""
     scales = absmax.reshape(grid.rows, -1).repeat_interleave(grid.block_size, dim=1)
-    values = _table(qmap.values, codes.device)[codes.long()]
-    return values * scales[:, : grid.cols].reshape(codes.shape)
+    return decode(codes, scales[:, : grid.cols].reshape(codes.shape), qmap)
 
 
 def quantize_blockwise(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 import torch
 
+from optfactory.backends.base import Findings
 from optfactory.backends.cpu.tables import Tables
 from optfactory.build import prebuilt
 from optfactory.build.compiler import load_library
@@ -40,8 +41,9 @@ class CpuBackend:
         for bucket in buckets:
             bucket.tables.check_steps(bucket)
 
-    def update(self, bucket: Bucket) -> None:
-        bucket.tables.run(bucket)
+    def update(self, bucket: Bucket) -> Iterator[Findings]:
+        found: Iterator[Findings] = bucket.tables.run(bucket)
+        return found
 
 
 def _variant(key: BucketKey) -> KernelVariant:

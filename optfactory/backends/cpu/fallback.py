@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
+from optfactory.backends.base import Findings
 from optfactory.backends.cpu.backend import CpuBackend
 from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.errors import BrokenCompilerError, NoCompilerError
@@ -55,11 +56,10 @@ class FallbackBackend(CpuBackend):
         if message:
             warnings.warn(message, stacklevel=2)
 
-    def update(self, bucket: Bucket) -> None:
+    def update(self, bucket: Bucket) -> Iterator[Findings]:
         if bucket.key in self._without_kernel:
-            self._portable.update(bucket)
-        else:
-            super().update(bucket)
+            return self._portable.update(bucket)
+        return super().update(bucket)
 
 
 def _without_compiler(key: BucketKey) -> str:

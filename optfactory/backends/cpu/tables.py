@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import HeldStates, steps_problem
+from optfactory.backends.base import Findings, HeldStates, Stage, steps_problem
 from optfactory.rules.options import KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
@@ -26,7 +27,7 @@ _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(
 _NUMBER, _LOSS, _HISTORY, _STATES = range(9, 13)
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
-_BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 10, 11
+_BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 11, 12
 
 
 @cache
@@ -77,9 +78,15 @@ class Tables:
         self.chunks = self._chunk_table(bucket)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
+        self.sums = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self.ratios = torch.ones(count, **_FLOATS)
         self.factors = torch.ones(count, **_FLOATS)
         self.scales = torch.zeros(count, states, **_FLOATS)
+        self.maxima = [
+            (index, self.scales[index])
+            for index, slot in enumerate(bucket.slots)
+            if bucket.key.options.tensor_wise and slot.layout.piece is not None
+        ]
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
@@ -137,6 +144,7 @@ class Tables:
             0,  # scalars: set at each step
             self.partial_sums.data_ptr(),
             self.partial_scales.data_ptr(),
+            self.sums.data_ptr(),
             self.ratios.data_ptr(),
             self.factors.data_ptr(),
             self.scales.data_ptr(),
@@ -146,13 +154,13 @@ class Tables:
             *(table.data_ptr() for tables in maps for table in tables),
         ]
 
-    def run(self, bucket: Bucket) -> None:
-        """Advance the steps, then run the passes."""
+    def run(self, bucket: Bucket) -> Iterator[Findings]:
+        """Run the passes, and advance the steps before the last."""
         if bucket.must_skip():
             return
         self._refresh_pointers(bucket)
         count = ctypes.c_int64(len(bucket.slots))
-        self.library.optfactory_advance(self.steps, self.step_values, count)
+        self.library.optfactory_next_steps(self.steps, self.step_values, count)
         rows, indices = bucket.scalar_rows(list(self.step_values))
         self.scalar_rows = torch.tensor(rows, dtype=torch.float32, device="cpu")
         if indices != self.scalar_indices:
@@ -161,10 +169,15 @@ class Tables:
         self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
         self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
         if bucket.key.options.clips:
+            self.library.optfactory_square_gradients(self.bucket)
+            yield Findings(Stage.GRADIENTS, self.sums.view(-1, 1)[: len(bucket.slots)], [])
             self.library.optfactory_clip(self.bucket)
         if bucket.key.needs_statistics:
             self.library.optfactory_statistics(self.bucket)
+            sums = self.sums if bucket.key.rule.trust_ratio is not None else None
+            yield Findings(Stage.TENSORS, sums, self.maxima)
             self.library.optfactory_finalize(self.bucket)
+        self.library.optfactory_advance(self.steps, self.step_values, count)
         self.library.optfactory_update(self.bucket)
 
     def _refresh_pointers(self, bucket: Bucket) -> None:

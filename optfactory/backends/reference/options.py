@@ -14,10 +14,10 @@ from optfactory.step.slots import Slot
 _UINT32 = 0xFFFFFFFF
 
 
-def clip_factor(slot: Slot, gradient: Tensor, scalars: Mapping[str, float]) -> Tensor:
+def clip_factor(slot: Slot, sum_of_squares: Tensor, scalars: Mapping[str, float]) -> Tensor:
     """What percentile clipping multiplies the gradient by; notes its norm in the state."""
     history, step = slot.state[HISTORY_KEY], _step_number(scalars)
-    squares = torch.sum(gradient.double().square()).float()
+    squares = sum_of_squares.float()
     if not squares.isfinite():
         return torch.ones_like(squares)
     if not history.any():  # zeros would stop the parameter for as many steps as they stay
