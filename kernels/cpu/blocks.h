@@ -4,6 +4,8 @@ struct Place {  // of a block in its tensor
   int64_t first;
   int64_t block;
   int n;
+  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+  int64_t part;     // of a block, if CUTS_BLOCKS
 };
 
 // ---- operands --------------------------------------------------------------------------------
@@ -66,7 +68,8 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
 OPT_FN void write_back(const Tensor& t, const Place& at, const Scalars& scalars, const Operands& o,
                        const Buffers& buffers) {
   if (o.p == buffers.p)
-    write_elements(t, at.first, at.n, o.p, STOCHASTIC ? random_key(t.number, scalars) : 0);
+    write_elements(t, at.first, at.element, at.n, o.p,
+                   STOCHASTIC ? random_key(t.number, scalars) : 0);
   for (int j = 0; !QUANTIZED && j < STATES; ++j)
     if (o.states[j] == buffers.states[j])
       std::memcpy(static_cast<Stored*>(t.state[j]) + at.first, o.states[j], at.n * sizeof(Stored));

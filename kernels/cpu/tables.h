@@ -11,6 +11,13 @@ using Stored = float;
 
 // ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes ------------
 
+struct Part {  // of a block that is cut
+  int64_t first;
+  int64_t n;
+  int64_t block;    // among the scales
+  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+};
+
 struct Tensor {
   PARAM* p;
   const GRAD* g;
@@ -24,6 +31,12 @@ struct Tensor {
   int64_t number;       // of the parameter in its optimizer
   PARAM* loss;          // what storing the parameter lost, if KAHAN
   float* history;       // squared gradient norms, if CLIPS
+  int64_t element;      // number of the first one in the whole tensor, if STOCHASTIC,
+  int64_t stride;       // and from row to row there
+  const Part* parts;    // of blocks, if CUTS_BLOCKS; so are the next
+  float* own_scales;    // [parts][STATES]
+  float* new_scales;    // [STATES][scales]
+  int64_t scales;       // of each state
   void* state[STATES];  // float32, or uint8 codes
   float* absmax[STATES];
 };
@@ -90,15 +103,15 @@ OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int
 }
 
 // Writes a block of parameters back from such a buffer.
-OPT_FN void write_elements(const Tensor& t, int64_t first, int n, const float* block,
-                           uint32_t key) {
+OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int n,
+                           const float* block, uint32_t key) {
   if (t.p_view) {
     for_each_strided(t.p_view, first, n, [&](int i, int64_t offset) {
-      store_param(t.p + offset, block[i], key, first + i);
+      store_param(t.p + offset, block[i], key, element + i);
     });
   } else {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, first + i);
+    for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
   }
 #if KAHAN
 #pragma omp simd

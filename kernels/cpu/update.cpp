@@ -38,8 +38,10 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
   find_magnitudes(extremes, next.x, at.n, found);
   next.n = at.n;
   for (int j = 0; j < STATES; ++j) {
-    const float scale = TENSOR_WISE ? new_scales[j] : found[j].scale(kSigned[j], step.maps[j]);
-    if (!TENSOR_WISE) t.absmax[j][at.block] = scale;
+    const float scale = TENSOR_WISE   ? new_scales[j]
+                        : CUTS_BLOCKS ? t.new_scales[t.scales * j + at.block]
+                                      : found[j].scale(kSigned[j], step.maps[j]);
+    if (!SCALES_FIRST) t.absmax[j][at.block] = scale;
     next.codings[j] = Coding::of(scale);
     next.codes[j] = static_cast<uint8_t*>(t.state[j]) + at.first;
   }
@@ -105,9 +107,9 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
       Floats x[STATES];
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
-      const Floats own_u = apply_rule<TENSOR_WISE, false>(o, first, step, x);
+      const Floats own_u = apply_rule<SCALES_FIRST, false>(o, first, step, x);
       store(u + v * kWidth, without_padding(own_u, first, at.n));
-#if TENSOR_WISE
+#if SCALES_FIRST
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) {
         x[j] = without_padding(x[j], first, at.n);
@@ -121,12 +123,14 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
     statistics.u.add(u);
 #endif
   }
-#if TENSOR_WISE
+#if SCALES_FIRST
   Magnitudes found[STATES];
   find_magnitudes(extremes, work.pending[0].x, at.n, found);
-  for (int j = 0; j < STATES; ++j)
-    statistics.scales[j] =
-        rule::max(statistics.scales[j], found[j].scale(kSigned[j], step.maps[j]));
+  for (int j = 0; j < STATES; ++j) {
+    const float scale = found[j].scale(kSigned[j], step.maps[j]);
+    if (CUTS_BLOCKS) t.own_scales[STATES * at.part + j] = scale;
+    statistics.scales[j] = rule::max(statistics.scales[j], scale);
+  }
 #endif
 }
 
@@ -153,12 +157,20 @@ OPT_FN void for_each_chunk(const Bucket& bucket, Body body) {
 // Runs body(place) on the blocks of a chunk.
 template <class Body>
 OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
+#if CUTS_BLOCKS
+  for (int64_t i = chunk.first_block; i < chunk.end_block; ++i) {
+    const Part& part = t.parts[i];
+    body(Place{part.first, part.block, int(part.n), part.element, i});
+  }
+#else
   const int64_t per_row = (t.cols + BLOCK - 1) / BLOCK;
   for (int64_t block = chunk.first_block; block < chunk.end_block; ++block) {
     const int64_t row = block / per_row, col = block % per_row * BLOCK;
     const int64_t first = row * t.cols + col, left = t.cols - col;
-    body(Place{first, block, int(left < BLOCK ? left : BLOCK)});
+    const int64_t element = t.element + row * t.stride + col;
+    body(Place{first, block, int(left < BLOCK ? left : BLOCK), element, 0});
   }
+#endif
 }
 
 // A tensor's sum over its chunks, in order.
@@ -278,12 +290,15 @@ void optfactory_update(const Bucket* bucket) {
     });
     finish(step, work);
   });
-#if TENSOR_WISE
-  // Only now, because all of a tensor's blocks are decoded with the old scale.
-  for (int64_t i = 0; i < bucket->tensor_count; ++i)
-    for (int j = 0; j < STATES; ++j)
-      bucket->tensors[i].absmax[j][0] = bucket->scales[STATES * i + j];
-#endif
+  // Only now, because all of a block, wherever its parts are, is decoded with the old scale.
+  for (int64_t i = 0; SCALES_FIRST && i < bucket->tensor_count; ++i) {
+    const Tensor& t = bucket->tensors[i];
+    for (int j = 0; j < STATES; ++j) {
+      const float* scales =
+          CUTS_BLOCKS ? t.new_scales + t.scales * j : bucket->scales + STATES * i + j;
+      for (int64_t k = 0; k < (CUTS_BLOCKS ? t.scales : 1); ++k) t.absmax[j][k] = scales[k];
+    }
+  }
 }
 
 }  // extern "C"

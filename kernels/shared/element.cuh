@@ -1,9 +1,12 @@
 // What happens to one element around the rule, the same on CPUs and GPUs. optfactory.rules.codegen
 // defines the macros: MAXIMIZES, CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC,
-// KAHAN, TENSOR_WISE, FLOORS, BITSANDBYTES; optfactory/rules/options.py says what they mean.
+// KAHAN, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS; optfactory/rules/options.py says what they
+// mean.
 
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
-#define NEEDS_STATISTICS (TRUST_RATIO || TENSOR_WISE)
+// New scales are known before the update.
+#define SCALES_FIRST (TENSOR_WISE || CUTS_BLOCKS)
+#define NEEDS_STATISTICS (TRUST_RATIO || SCALES_FIRST)
 
 // Whether an element with this gradient, as it came, stays out of the step.
 template <class F>

@@ -146,6 +146,7 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
         "TENSOR_WISE": options.tensor_wise,
         "FLOORS": options.floors,
         "BITSANDBYTES": options.bitsandbytes,
+        "CUTS_BLOCKS": options.cuts_blocks,
     }
 
 

@@ -45,7 +45,7 @@ class BucketKey:
     @property
     def needs_statistics(self) -> bool:
         """Whether something about whole tensors must be known before they can be updated."""
-        return self.rule.trust_ratio is not None or self.options.tensor_wise
+        return self.rule.trust_ratio is not None or self.options.scales_first
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optfactory.backends.base import Findings, HeldStates, Stage, steps_problem
+from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
@@ -24,7 +25,7 @@ _CHUNK_NUMEL = 65_536
 
 # Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
 _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
-_NUMBER, _LOSS, _HISTORY, _STATES = range(9, 13)
+_NUMBER, _LOSS, _HISTORY, _ELEMENT, _STRIDE, _PARTS = range(9, 15)
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
 _BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 11, 12
@@ -72,21 +73,19 @@ class Tables:
         self.states = HeldStates(bucket)
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
-        self.tensors = torch.tensor(
-            [_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64, device="cpu"
-        )
-        self.chunks = self._chunk_table(bucket)
+        walks = list(map(Walk.of, bucket.slots))
+        self.cut = cut_scales(bucket, walks)
+        cut = cut_pointers(self.cut, count)
+        rows = [_tensor_row(*facts) for facts in zip(bucket.slots, walks, cut, strict=True)]
+        self.tensors = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        self.chunks = self._chunk_table(walks, bucket.key.block_size)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
         self.sums = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self.ratios = torch.ones(count, **_FLOATS)
         self.factors = torch.ones(count, **_FLOATS)
         self.scales = torch.zeros(count, states, **_FLOATS)
-        self.maxima = [
-            (index, self.scales[index])
-            for index, slot in enumerate(bucket.slots)
-            if bucket.key.options.tensor_wise and slot.layout.piece is not None
-        ]
+        self.maxima = self.cut.maxima if self.cut else tensor_maxima(bucket, self.scales)
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
@@ -120,13 +119,12 @@ class Tables:
         if python != native:
             raise AssertionError(f"table layouts differ: {python} here, {native} in the kernel")
 
-    def _chunk_table(self, bucket: Bucket) -> Tensor:
-        """Cut every tensor into chunks of whole blocks, and note which chunks are whose."""
-        block_size = bucket.key.block_size
+    def _chunk_table(self, walks: list[Walk], block_size: int) -> Tensor:
+        """Cut every tensor into chunks of blocks, and note which chunks are whose."""
         per_chunk = max(1, _CHUNK_NUMEL // block_size)
         rows: list[list[int]] = []
-        for index, slot in enumerate(bucket.slots):
-            blocks = _native_blocks(slot, block_size)
+        for index, walk in enumerate(walks):
+            blocks = walk.blocks(block_size)
             self.tensors[index, _FIRST_CHUNK] = len(rows)
             rows += [
                 [index, first, min(first + per_chunk, blocks)]
@@ -174,6 +172,8 @@ class Tables:
             self.library.optfactory_clip(self.bucket)
         if bucket.key.needs_statistics:
             self.library.optfactory_statistics(self.bucket)
+            if self.cut:
+                self.cut.gather()
             sums = self.sums if bucket.key.rule.trust_ratio is not None else None
             yield Findings(Stage.TENSORS, sums, self.maxima)
             self.library.optfactory_finalize(self.bucket)
@@ -222,23 +222,14 @@ def _thread_count() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-def _native_blocks(slot: Slot, block_size: int) -> int:
-    rows, cols = _native_shape(slot)
-    return rows * -(-cols // block_size)
-
-
-def _native_shape(slot: Slot) -> tuple[int, int]:
-    """Rows and columns in which a kernel walks a tensor; rows matter to 8-bit blocks only."""
-    grid = slot.layout.local_grid
-    return (grid.rows, grid.cols) if slot.layout.quantized else (1, grid.rows * grid.cols)
-
-
-def _tensor_row(slot: Slot) -> list[int]:
-    row = [0] * _STATES
-    row[_ROWS], row[_COLS] = _native_shape(slot)
+def _tensor_row(slot: Slot, walk: Walk, cut: list[int]) -> list[int]:
+    row = [0] * _PARTS
+    row[_ROWS], row[_COLS] = walk.rows, walk.cols
+    row[_ELEMENT], row[_STRIDE] = walk.element, walk.stride
     row[_NUMBER] = slot.number
     for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
         row[column] = slot.state[key].data_ptr() if key in slot.state else 0
+    row += cut
     states = slot.layout.rule.states
     if slot.layout.quantized:
         row += [slot.state[codes_key(state)].data_ptr() for state in states]

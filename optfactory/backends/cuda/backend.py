@@ -168,13 +168,16 @@ class _Tables:
         if bucket.key.needs_statistics:
             has_ratio = bucket.key.rule.trust_ratio is not None
             self._pass("optfactory_statistics", bucket, live, writes=False)
-            self._launch("optfactory_gather", bucket, live, tensors)
+            if has_ratio or bucket.key.options.tensor_wise:
+                self._launch("optfactory_gather", bucket, live, tensors)
+            if static.cut:
+                static.cut.gather()
             yield Findings(Stage.TENSORS, static.sums if has_ratio else None, static.maxima)
             if has_ratio:
                 self._launch("optfactory_finalize", bucket, live, tensors)
         self._count(bucket, steps)
         self._pass("optfactory_update", bucket, live, writes=True)
-        if bucket.key.options.tensor_wise:
+        if bucket.key.options.scales_first:
             self._launch("optfactory_commit", bucket, live, tensors)
 
     def _set_scalars(self, bucket: Bucket, live: LiveTable) -> Tensor | list[float]:

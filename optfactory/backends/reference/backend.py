@@ -9,6 +9,7 @@ import torch
 from optfactory.backends.base import LAST_STEP, Findings, Stage, steps_problem
 from optfactory.backends.reference.program import torch_update
 from optfactory.backends.reference.work import Work
+from optfactory.backends.walk import Walk
 from optfactory.step.plan import Bucket
 
 
@@ -27,6 +28,7 @@ class ReferenceBackend:
             torch_update(bucket.key.rule)
             for slot in bucket.slots:
                 slot.layout.check(slot.name, slot.state, slot.local.device)
+                Walk.of(slot)  # random bits need it
             steps = [slot.state["step"].item() for slot in bucket.slots]
             if not all(0 <= step < LAST_STEP for step in steps):
                 raise steps_problem(bucket, steps)

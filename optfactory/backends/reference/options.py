@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from optfactory.backends.walk import numbered_runs
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from optfactory.step.slots import Slot
@@ -88,6 +89,10 @@ def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
     key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=p.device)
     key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
     element = torch.arange(p.numel(), dtype=torch.int64, device=p.device)
+    if slot.layout.piece is not None:  # of the whole tensor
+        runs = numbered_runs(slot.layout.piece.box, slot.name)
+        length = max(runs.length, 1)
+        element = runs.first + element // length * runs.stride + element % length
     return _mix(_mix((element >> 32) ^ key) ^ (element & _UINT32)).view(p.shape)
 
 

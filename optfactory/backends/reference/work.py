@@ -61,7 +61,7 @@ class Work:
         # The root of a square is the number itself: the norm stays what it is.
         norms = [_norm(x).square() for x in (found.p, found.values["u"])]
         scales = torch.empty(0, device=found.p.device)
-        if options.tensor_wise or options.cuts_blocks:
+        if options.scales_first:
             states = self._finite_states(found.values)
             numbers = self._numbers()
             scales = torch.cat(
@@ -138,8 +138,7 @@ class Work:
         layout, stored = self.slot.layout, self.slot.state
         if not layout.quantized:
             return {state.name: stored[state.name] for state in layout.rule.states}
-        shared = layout.options.tensor_wise or layout.options.cuts_blocks
-        numbers = self._numbers() if shared else None
+        numbers = self._numbers() if layout.options.scales_first else None
         values = {}
         for state in layout.rule.states:
             codes, absmax = stored[codes_key(state)], stored[absmax_key(state)]
