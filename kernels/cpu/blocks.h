@@ -2,9 +2,10 @@
 
 struct Place {  // of a block in its tensor
   int64_t first;
-  int64_t block;    // whose scale it has
-  int64_t element;  // the number of its first element in the whole tensor
+  int64_t block;
   int n;
+  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+  int64_t part;     // of a block, if CUTS_BLOCKS
 };
 
 // ---- operands --------------------------------------------------------------------------------

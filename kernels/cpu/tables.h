@@ -11,11 +11,11 @@ using Stored = float;
 
 // ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes ------------
 
-struct Fragment {  // a part of a block of 8-bit state, of which other processes have the rest
-  int64_t first;   // its first element here
-  int64_t count;
-  int64_t block;    // among the scales here
-  int64_t element;  // the number of its first element in the whole tensor
+struct Part {  // of a block that is cut
+  int64_t first;
+  int64_t n;
+  int64_t block;    // among the scales
+  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
 };
 
 struct Tensor {
@@ -28,18 +28,15 @@ struct Tensor {
   int64_t scalars;      // its row in Bucket::scalars
   int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
   int64_t chunks;
-  int64_t number;      // of the parameter in its optimizer
-  PARAM* loss;         // what storing the parameter lost, if KAHAN
-  float* history;      // squared gradient norms, if CLIPS
-  int64_t first;       // the number of its first element in the whole tensor
-  int64_t row_stride;  // from there to the first element of the next row
-  // If CUTS_BLOCKS, else 0: the parts of blocks that are here, what each of them needs
-  // [fragments][STATES], and the scales of all blocks of these rows [STATES][scales].
-  const Fragment* fragments;
-  int64_t fragment_count;
-  float* needed_scales;
-  float* new_scales;
-  int64_t scales;
+  int64_t number;       // of the parameter in its optimizer
+  PARAM* loss;          // what storing the parameter lost, if KAHAN
+  float* history;       // squared gradient norms, if CLIPS
+  int64_t element;      // number of the first one in the whole tensor, if STOCHASTIC,
+  int64_t stride;       // and from row to row there
+  const Part* parts;    // of blocks, if CUTS_BLOCKS; so are the next
+  float* own_scales;    // [parts][STATES]
+  float* new_scales;    // [STATES][scales]
+  int64_t scales;       // of each state
   void* state[STATES];  // float32, or uint8 codes
   float* absmax[STATES];
 };
@@ -55,8 +52,8 @@ struct Bucket {
   const Chunk* chunks;
   const Scalars* scalars;
   double* partial_sums;   // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
-  double* sums;           // [tensors][2]: the same of whole tensors
   float* partial_scales;  // [chunks][STATES], if TENSOR_WISE
+  double* sums;           // [tensors][2]: of all chunks; or of g^2 [tensors]
   float* ratios;          // [tensors]
   float* factors;         // [tensors]: of gradients, if CLIPS
   float* scales;          // [tensors][STATES]: of the new states, if TENSOR_WISE
@@ -105,8 +102,7 @@ OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int
   for (int i = 0; i < n; ++i) buffer[i] = to_float(base[first + i]);
 }
 
-// Writes a block of parameters back from such a buffer; `element` is the number of its first one in
-// the whole tensor.
+// Writes a block of parameters back from such a buffer.
 OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int n,
                            const float* block, uint32_t key) {
   if (t.p_view) {

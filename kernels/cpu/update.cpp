@@ -41,7 +41,7 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
     const float scale = TENSOR_WISE   ? new_scales[j]
                         : CUTS_BLOCKS ? t.new_scales[t.scales * j + at.block]
                                       : found[j].scale(kSigned[j], step.maps[j]);
-    if (!SHARES_SCALES) t.absmax[j][at.block] = scale;
+    if (!SCALES_FIRST) t.absmax[j][at.block] = scale;
     next.codings[j] = Coding::of(scale);
     next.codes[j] = static_cast<uint8_t*>(t.state[j]) + at.first;
   }
@@ -84,13 +84,14 @@ struct Squares {
   }
 };
 
-// Statistics of a chunk: sums over parameters and directions.
+// Statistics of a chunk: sums over parameters and directions, the greatest of the new states.
 struct Statistics {
   Squares p, u;
+  float scales[STATES] = {};
 };
 
 OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
-                             Statistics& statistics, float* needed_scales, Workspace& work) {
+                             Statistics& statistics, Workspace& work) {
   float scales[STATES];
   Extremes extremes[STATES];
   prefetch(t, at);
@@ -106,9 +107,9 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
       Floats x[STATES];
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
-      const Floats own_u = apply_rule<SHARES_SCALES, false>(o, first, step, x);
+      const Floats own_u = apply_rule<SCALES_FIRST, false>(o, first, step, x);
       store(u + v * kWidth, without_padding(own_u, first, at.n));
-#if SHARES_SCALES
+#if SCALES_FIRST
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) {
         x[j] = without_padding(x[j], first, at.n);
@@ -122,11 +123,14 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
     statistics.u.add(u);
 #endif
   }
-#if SHARES_SCALES
+#if SCALES_FIRST
   Magnitudes found[STATES];
   find_magnitudes(extremes, work.pending[0].x, at.n, found);
-  for (int j = 0; j < STATES; ++j)
-    needed_scales[j] = rule::max(needed_scales[j], found[j].scale(kSigned[j], step.maps[j]));
+  for (int j = 0; j < STATES; ++j) {
+    const float scale = found[j].scale(kSigned[j], step.maps[j]);
+    if (CUTS_BLOCKS) t.own_scales[STATES * at.part + j] = scale;
+    statistics.scales[j] = rule::max(statistics.scales[j], scale);
+  }
 #endif
 }
 
@@ -155,51 +159,43 @@ template <class Body>
 OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
 #if CUTS_BLOCKS
   for (int64_t i = chunk.first_block; i < chunk.end_block; ++i) {
-    const Fragment& part = t.fragments[i];
-    body(Place{part.first, part.block, part.element, int(part.count)});
+    const Part& part = t.parts[i];
+    body(Place{part.first, part.block, int(part.n), part.element, i});
   }
 #else
   const int64_t per_row = (t.cols + BLOCK - 1) / BLOCK;
   for (int64_t block = chunk.first_block; block < chunk.end_block; ++block) {
     const int64_t row = block / per_row, col = block % per_row * BLOCK;
     const int64_t first = row * t.cols + col, left = t.cols - col;
-    const int64_t element = t.first + row * t.row_stride + col;
-    body(Place{first, block, element, int(left < BLOCK ? left : BLOCK)});
+    const int64_t element = t.element + row * t.stride + col;
+    body(Place{first, block, int(left < BLOCK ? left : BLOCK), element, 0});
   }
 #endif
 }
 
-// Adds up what was found in each tensor's chunks, in order. What processes have only a part of a
-// tensor completes these sums and scales before the next call reads them.
-OPT_FN void reduce_chunks(const Bucket& bucket) {
-  for (int64_t i = 0; i < bucket.tensor_count; ++i) {
-    const Tensor& t = bucket.tensors[i];
-    double sums[2] = {};
-    float scales[STATES] = {};
-    for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c) {
-      for (int k = 0; k < 2; ++k) sums[k] += bucket.partial_sums[2 * c + k];
-      for (int j = 0; TENSOR_WISE && j < STATES; ++j)
-        scales[j] = rule::max(scales[j], bucket.partial_scales[STATES * c + j]);
-    }
-    for (int k = 0; k < 2; ++k) bucket.sums[2 * i + k] = sums[k];
-    for (int j = 0; TENSOR_WISE && j < STATES; ++j) bucket.scales[STATES * i + j] = scales[j];
-  }
+// A tensor's sum over its chunks, in order.
+OPT_FN double sum_of(const Bucket& bucket, const Tensor& t, int k) {
+  double sum = 0.0;
+  for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+    sum += bucket.partial_sums[2 * c + k];
+  return sum;
 }
 
-// What each block needs is the most that one of its parts does. Parts of one block may be in
-// several chunks, so that they are not brought together before all chunks are done.
-OPT_FN void reduce_fragments(const Bucket& bucket) {
-  for (int64_t i = 0; CUTS_BLOCKS && i < bucket.tensor_count; ++i) {
+#if NEEDS_STATISTICS
+// From the statistics of chunks those of tensors.
+OPT_FN void gather(const Bucket& bucket) {
+  for (int64_t i = 0; i < bucket.tensor_count; ++i) {
     const Tensor& t = bucket.tensors[i];
-    for (int64_t k = 0; k < STATES * t.scales; ++k) t.new_scales[k] = 0.0f;
-    for (int64_t f = 0; f < t.fragment_count; ++f) {
-      for (int j = 0; j < STATES; ++j) {
-        float& scale = t.new_scales[t.scales * j + t.fragments[f].block];
-        scale = rule::max(scale, t.needed_scales[STATES * f + j]);
-      }
+    for (int k = 0; TRUST_RATIO && k < 2; ++k) bucket.sums[2 * i + k] = sum_of(bucket, t, k);
+    for (int j = 0; TENSOR_WISE && j < STATES; ++j) {
+      float scale = 0.0f;
+      for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
+        scale = rule::max(scale, bucket.partial_scales[STATES * c + j]);
+      bucket.scales[STATES * i + j] = scale;
     }
   }
 }
+#endif
 
 extern "C" {
 
@@ -218,9 +214,12 @@ int64_t optfactory_read_steps(const double* const* steps, double* values, int64_
   return good;
 }
 
-// Adds 1 to each tensor's step and reports the new values.
-void optfactory_advance(double* const* steps, double* values, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] += 1.0;
+// Reports the number of each tensor's coming step, and counts these steps.
+void optfactory_next_steps(const double* const* steps, double* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = *steps[i] + 1.0;
+}
+void optfactory_advance(double* const* steps, const double* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) *steps[i] = values[i];
 }
 
 #if CLIPS
@@ -233,7 +232,8 @@ void optfactory_square_gradients(const Bucket* bucket) {
     });
     bucket->partial_sums[2 * c] = squares.sum();
   });
-  reduce_chunks(*bucket);
+  for (int64_t i = 0; i < bucket->tensor_count; ++i)
+    bucket->sums[i] = sum_of(*bucket, bucket->tensors[i], 0);
 }
 
 // From each tensor's history of norms the factor of its gradient.
@@ -242,7 +242,7 @@ void optfactory_clip(const Bucket* bucket) {
     const Tensor& t = bucket->tensors[i];
     const Scalars& scalars = bucket->scalars[t.scalars];
     bucket->factors[i] = 1.0f;
-    if (!note_norm(t.history, float(bucket->sums[2 * i]), scalars)) continue;
+    if (!note_norm(t.history, float(bucket->sums[i]), scalars)) continue;
     float clip = bits_float(kInfinityBits);
     for (int j = 0; j < kHistory; ++j) {
       const float candidate = rank_candidate(t.history, j, scalars);
@@ -258,31 +258,27 @@ void optfactory_statistics(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t, Workspace& work) {
     Statistics statistics;
     const Step step = make_step(*bucket, chunk);
-    float* scales = CUTS_BLOCKS ? t.needed_scales + STATES * chunk.first_block
-                                : bucket->partial_scales + STATES * c;
-    for (int j = 0; TENSOR_WISE && j < STATES; ++j) scales[j] = 0.0f;
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
-      for (int j = 0; CUTS_BLOCKS && j < STATES; ++j) scales[j] = 0.0f;
-      block_statistics(t, at, step, statistics, scales, work);
-      if (CUTS_BLOCKS) scales += STATES;
+      block_statistics(t, at, step, statistics, work);
     });
     bucket->partial_sums[2 * c] = statistics.p.sum();
     bucket->partial_sums[2 * c + 1] = statistics.u.sum();
+    for (int j = 0; TENSOR_WISE && j < STATES; ++j)
+      bucket->partial_scales[STATES * c + j] = statistics.scales[j];
   });
-  reduce_chunks(*bucket);
-  reduce_fragments(*bucket);
+  gather(*bucket);
 }
 
-#if TRUST_RATIO
 void optfactory_finalize(const Bucket* bucket) {
+#if TRUST_RATIO
   for (int64_t i = 0; i < bucket->tensor_count; ++i) {
     const float p_norm = float(std::sqrt(bucket->sums[2 * i]));
     const float u_norm = float(std::sqrt(bucket->sums[2 * i + 1]));
     const Scalars& scalars = bucket->scalars[bucket->tensors[i].scalars];
     bucket->ratios[i] = trust_ratio(p_norm, u_norm, scalars);
   }
-}
 #endif
+}
 #endif
 
 void optfactory_update(const Bucket* bucket) {
@@ -294,19 +290,15 @@ void optfactory_update(const Bucket* bucket) {
     });
     finish(step, work);
   });
-#if TENSOR_WISE
-  // Only now, because all of a tensor's blocks are decoded with the old scale.
-  for (int64_t i = 0; i < bucket->tensor_count; ++i)
-    for (int j = 0; j < STATES; ++j)
-      bucket->tensors[i].absmax[j][0] = bucket->scales[STATES * i + j];
-#endif
-#if CUTS_BLOCKS
-  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
+  // Only now, because all of a block, wherever its parts are, is decoded with the old scale.
+  for (int64_t i = 0; SCALES_FIRST && i < bucket->tensor_count; ++i) {
     const Tensor& t = bucket->tensors[i];
-    for (int j = 0; j < STATES; ++j)
-      std::memcpy(t.absmax[j], t.new_scales + t.scales * j, t.scales * sizeof(float));
+    for (int j = 0; j < STATES; ++j) {
+      const float* scales =
+          CUTS_BLOCKS ? t.new_scales + t.scales * j : bucket->scales + STATES * i + j;
+      for (int64_t k = 0; k < (CUTS_BLOCKS ? t.scales : 1); ++k) t.absmax[j][k] = scales[k];
+    }
   }
-#endif
 }
 
 }  // extern "C"

@@ -58,7 +58,7 @@ OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const
       for (int j = 0; j < STATES; ++j) work.states->state[j][element] = get(e.states[j], i);
     }
   }
-#if QUANTIZED && !TENSOR_WISE
+#if QUANTIZED && !SCALES_FIRST
   if (at.lane == 0 && at.n > 0) {
 #pragma unroll
     for (int j = 0; j < STATES; ++j) work.states->absmax[j][at.block] = e.scales[j];
@@ -99,7 +99,7 @@ OPT_FN void encode_params(const Work& work, const Place& at, const float* p, Ele
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     PARAM stored;
-    store_param(&stored, p[i], work.key, at.first + position(at, i));
+    store_param(&stored, p[i], work.key, at.element + position(at, i));
     set(e.p, i, stored);
   }
 #else
@@ -131,13 +131,23 @@ OPT_FN uint32_t scale_of(const Shared& shared, const Place& at, int j, float* x)
 OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int turn, Values& x,
                           Elements& e) {
 #if QUANTIZED
+#if SCALES_FIRST
+#pragma unroll
+  for (int j = 0; j < STATES; ++j) {
+#if CUTS_BLOCKS
+    e.scales[j] = at.n > 0 ? work.new_scales[work.scales * j + at.block] : 0.0f;
+#else
+    e.scales[j] = work.new_scales[j];
+#endif
+  }
+#else
   uint32_t scales[STATES];
 #pragma unroll
   for (int j = 0; j < STATES; ++j) scales[j] = scale_of(shared, at, j, x.states[j]);
-  if (!TENSOR_WISE) max_over_team(shared, turn, scales);
+  max_over_team(shared, turn, scales);
 #pragma unroll
-  for (int j = 0; j < STATES; ++j)
-    e.scales[j] = TENSOR_WISE ? work.new_scales[j] : bits_float(scales[j]);
+  for (int j = 0; j < STATES; ++j) e.scales[j] = bits_float(scales[j]);
+#endif
 #endif
 #pragma unroll
   for (int j = 0; j < STATES; ++j)

@@ -74,6 +74,8 @@ struct Place {      // of a thread's elements
   int n;            // elements of the block; 0 if the thread has none
   int lane;         // in the team
   bool vectorized;  // all arrays can be accessed in packs
+  int64_t element;  // number of the block's first one in the whole tensor, if STOCHASTIC
+  uint32_t part;    // of a block, if CUTS_BLOCKS
 };
 
 // A thread of a team that accesses packs takes neighbouring elements, else every kTeam-th: both

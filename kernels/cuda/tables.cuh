@@ -2,14 +2,27 @@
 
 // ---- tables shared with optfactory/backends/cuda/tables.py: every field is 8 bytes ------------
 
+struct Part {  // of a block that is cut
+  int64_t first;
+  int64_t n;
+  int64_t block;    // among the scales
+  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+};
+
 struct Tensor {
   int64_t rows;  // blocks run inside rows
   int64_t cols;
   int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
   int64_t chunks;
-  int64_t number;  // of the parameter in its optimizer
-  PARAM* loss;     // what storing the parameter lost, if KAHAN
-  float* history;  // squared gradient norms, if CLIPS
+  int64_t number;     // of the parameter in its optimizer
+  PARAM* loss;        // what storing the parameter lost, if KAHAN
+  float* history;     // squared gradient norms, if CLIPS
+  int64_t element;    // number of the first one in the whole tensor, if STOCHASTIC,
+  int64_t stride;     // and from row to row there
+  const Part* parts;  // of blocks, if CUTS_BLOCKS; so are the next
+  float* own_scales;  // [parts][STATES]
+  float* new_scales;  // [STATES][scales]
+  int64_t scales;     // of each state
 };
 
 struct StatePointers {  // a tensor's state, or the part of it that is in device memory now
@@ -63,6 +76,11 @@ struct Work {
   uint32_t key;  // of random bits
   int64_t numel;
   int64_t cols;
+  int64_t element;  // as those of Tensor, which say what they are for
+  int64_t stride;
+  const Part* parts;
+  float* own_scales;
+  int64_t scales;
   uint32_t tensor;
   bool strided;
   bool ragged;  // there are several rows, and each ends with a short block
@@ -76,11 +94,16 @@ OPT_FN Work open_chunk(const Bucket& bucket, const Chunk& chunk) {
   work.scalars = bucket.scalars + bucket.scalar_row[chunk.tensor];
   work.states = bucket.states + chunk.states;
   work.loss = tensor.loss;
-  work.new_scales = bucket.scales + STATES * chunk.tensor;
+  work.new_scales = CUTS_BLOCKS ? tensor.new_scales : bucket.scales + STATES * chunk.tensor;
   work.factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
   work.key = STOCHASTIC ? random_key(tensor.number, *work.scalars) : 0u;
   work.numel = tensor.rows * tensor.cols;
   work.cols = tensor.cols;
+  work.element = tensor.element;
+  work.stride = tensor.stride;
+  work.parts = tensor.parts;
+  work.own_scales = tensor.own_scales;
+  work.scales = tensor.scales;
   work.tensor = chunk.tensor;
   work.strided = bucket.p_view[chunk.tensor] || bucket.g_view[chunk.tensor];
   work.ragged = tensor.rows > 1;
@@ -91,16 +114,27 @@ OPT_FN Place place_of(const Work& work, uint32_t block, bool exists) {
   Place at;
   at.lane = int(threadIdx.x) % kTeam;
   at.block = block;
+#if CUTS_BLOCKS
+  const Part part = exists ? work.parts[block] : Part{};
+  at.first = part.first;
+  at.n = int(part.n);
+  at.block = part.block;
+  at.element = part.element;
+  at.part = block;
+#else
   at.first = int64_t(block) * BLOCK;
+  at.element = work.element + at.first;
   int64_t left = work.numel - at.first;
   if (work.ragged) {
     const uint32_t per_row = uint32_t((work.cols + BLOCK - 1) / BLOCK);
     const uint32_t row = block / per_row;
     const int64_t col = int64_t(block - row * per_row) * BLOCK;
     at.first = row * work.cols + col;
+    at.element = work.element + row * work.stride + col;
     left = work.cols - col;
   }
   at.n = !exists ? 0 : left < BLOCK ? int(left) : BLOCK;
+#endif
   at.vectorized = !work.strided & is_aligned(work.p + at.first) & is_aligned(work.g + at.first);
 #pragma unroll
   for (int j = 0; j < STATES; ++j)

@@ -3,8 +3,8 @@
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
 // STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
 // element.cuh, the struct Scalars, kSigned[STATES], and the rule texts as update_rule() and
-// trust_ratio(); then shared/element.cuh, and memory.cuh, codec.cuh, tables.cuh and elements.cuh of
-// this folder.
+// trust_ratio(); then element.cuh, cuda_memory.cuh, cuda_codec.cuh, cuda_tables.cuh and
+// cuda_elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
 // thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
         const bool stay = stays(x.g[i]), exists = position(at, i) < at.n;
-        const double u = apply_rule<TENSOR_WISE>(work, x, i, stay);
+        const double u = apply_rule<SCALES_FIRST>(work, x, i, stay);
         p_sum += exists ? double(x.p[i]) * double(x.p[i]) : 0.0;
         u_sum += exists && !stay ? u * u : 0.0;
       }
@@ -119,6 +119,14 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
         const uint32_t own = scale_of(shared, at, j, x.states[j]);
         scales[j] = scales[j] > own ? scales[j] : own;
       }
+#endif
+#if CUTS_BLOCKS
+      uint32_t own[STATES];
+#pragma unroll
+      for (int j = 0; j < STATES; ++j) own[j] = scale_of(shared, at, j, x.states[j]);
+      max_over_team(shared, turn++, own);
+      for (int j = 0; at.lane == 0 && at.n > 0 && j < STATES; ++j)
+        work.own_scales[int64_t(STATES) * at.part + j] = bits_float(own[j]);
 #endif
     });
 #if TENSOR_WISE
@@ -136,6 +144,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
   }
 }
 
+#if TRUST_RATIO || TENSOR_WISE
 // From the statistics of chunks those of tensors.
 __global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket bucket) {
   OPT_SHARED(Shared, shared);
@@ -165,6 +174,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket buc
 #endif
   }
 }
+#endif
 #endif
 
 #if TRUST_RATIO
@@ -209,13 +219,18 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_update(const Bucket buc
   }
 }
 
-#if TENSOR_WISE
-// Stores the new scales; only now, because all of a tensor's blocks are decoded with the old ones.
+#if SCALES_FIRST
+// Stores the new scales; only now, because all of a block, wherever its parts are, is decoded with
+// the old one.
 __global__ void __launch_bounds__(THREADS, 2) optfactory_commit(const Bucket bucket) {
   if (is_skipped(bucket)) return;
-  for (int64_t t = int64_t(blockIdx.x) * THREADS + threadIdx.x; t < bucket.tensor_count;
-       t += int64_t(gridDim.x) * THREADS)
-    for (int j = 0; j < STATES; ++j) bucket.states[t].absmax[j][0] = bucket.scales[STATES * t + j];
+  for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
+    const Tensor& tensor = bucket.tensors[t];
+    const int64_t count = CUTS_BLOCKS ? tensor.scales : 1;
+    const float* scales = CUTS_BLOCKS ? tensor.new_scales : bucket.scales + STATES * t;
+    for (int64_t i = threadIdx.x; i < count * STATES; i += THREADS)
+      bucket.states[t].absmax[i / count][i % count] = scales[i];
+  }
 }
 #endif
 

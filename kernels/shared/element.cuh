@@ -4,9 +4,9 @@
 // mean.
 
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
-// Scales of more elements than one block's work sees: they are found before states are written.
-#define SHARES_SCALES (TENSOR_WISE || CUTS_BLOCKS)
-#define NEEDS_STATISTICS (TRUST_RATIO || SHARES_SCALES)
+// New scales are known before the update.
+#define SCALES_FIRST (TENSOR_WISE || CUTS_BLOCKS)
+#define NEEDS_STATISTICS (TRUST_RATIO || SCALES_FIRST)
 
 // Whether an element with this gradient, as it came, stays out of the step.
 template <class F>

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from optfactory.errors import StateError
 from optfactory.step.plan import Bucket
-from optfactory.step.slots import Slot
 
 # Step counters are float64, which count exactly up to here.
 LAST_STEP = 2.0**53
@@ -22,6 +21,31 @@ WARM_UP = (
     "a CUDA graph is being captured, but the optimizer's state and tables for these parameters do "
     "not exist yet; take a few steps before the capture, with the same parameters having gradients"
 )
+
+
+class Stage(IntEnum):
+    """What a pass over the bucket's elements found out, in the order of the passes."""
+
+    GRADIENTS = 0  # sums of g^2, for percentile clipping
+    TENSORS = 1  # norms for trust ratios; scales of tensor-wise state and of cut blocks
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a pass found in the parts of tensors that are here.
+
+    Whoever knows of other parts completes it in place before the next pass reads it.
+
+    Attributes:
+        sums: float64 [slots, n], contiguous, on the bucket's device (float32 where there is no
+            float64): sums of g^2, or of p^2 and u^2; None if the stage needs none.
+        maxima: numbers of slots that are sharded, each with float32 numbers from 0 on, of which
+            the greatest of all parts is needed: the new scales, state by state.
+    """
+
+    stage: Stage
+    sums: Tensor | None
+    maxima: list[tuple[int, Tensor]]
 
 
 class HeldStates:
@@ -48,29 +72,6 @@ class HeldStates:
         )
 
 
-def walk(slot: Slot) -> tuple[int, int, int, int]:
-    """Rows and columns in which kernels walk what this process holds of a tensor.
-
-    Rows matter to blocks of 8-bit state, and to random bits, which go by the number of an element
-    in the whole tensor.
-
-    Returns:
-        rows, columns, the number of the first element, and from there to the next row's first.
-    """
-    grid, piece = slot.layout.local_grid, slot.layout.piece
-    rows, cols = grid.rows, grid.cols
-    if not slot.layout.quantized:
-        rows, cols = 1, rows * cols
-    options = slot.layout.options
-    if piece is None or options.cuts_blocks or options.rounding != "stochastic":
-        return rows, cols, 0, cols
-    runs = piece.box.runs()
-    assert runs is not None
-    if runs.count == 1:
-        return rows, cols, runs.first, cols
-    return runs.count, runs.length, runs.first, runs.stride
-
-
 def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:
     """The error for step counters that are no counts: others write to this memory."""
     names = [s.name for s, n in zip(bucket.slots, steps, strict=True) if not 0 <= n < LAST_STEP]
@@ -78,31 +79,6 @@ def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:
         f"the state 'step' of {', '.join(names[:5])} is no count of steps; does another process or "
         "thread write to it? Share parameters between processes, and give each its own optimizer"
     )
-
-
-class Stage(IntEnum):
-    """What a pass looked at when it pauses; they come in this order."""
-
-    GRADIENTS = 0  # sums of squares, for percentile clipping
-    TENSORS = 1  # norms for trust ratios, scales of more than a block that is all here
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a pass found in the parts of a bucket's tensors that are in this process.
-
-    Where other processes hold the other parts, the caller completes both in place before the next
-    pass reads them.
-
-    Attributes:
-        stage: what it looked at.
-        sums: float64 [slots, n], on the bucket's device; None if there are none.
-        maxima: by the number of their slot, float32 numbers from 0 on of which the greatest holds.
-    """
-
-    stage: Stage
-    sums: Tensor | None
-    maxima: list[tuple[int, Tensor]]
 
 
 class Backend(Protocol):
@@ -129,6 +105,9 @@ class Backend(Protocol):
     def update(self, bucket: Bucket) -> Iterator[Findings]:
         """Advance the bucket's steps by one and update its parameters and states.
 
-        It pauses after each pass that only looks, with what was found; nothing but the history of
-        percentile clipping is written before the last pass.
+        Pauses after each pass that looks at whole tensors, if the bucket has such: sharded ones
+        are looked at in part. Steps advance, and parameters and states change, behind the last
+        pause, except that the history of clipping is noted behind the first. Nothing is found in
+        a bucket that the host knows is skipped. Buckets may be run beside each other, unless
+        their turns differ.
         """

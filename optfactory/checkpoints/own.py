@@ -15,7 +15,8 @@ from optfactory.errors import UnknownOptimizerError
 from optfactory.registry import get_optimizer_info
 from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY
-from optfactory.state.codec import BlockGrid, dequantize_elements
+from optfactory.state import codec
+from optfactory.state.codec import BlockGrid
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
 
@@ -75,7 +76,7 @@ def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
             piece = layout.piece
             if piece is not None and piece.cut:
                 scale = piece.element_scales(scales).to(codes.device)
-                states[spec.name] = dequantize_elements(codes, scale, qmap)
+                states[spec.name] = codec.decode(codes, scale, qmap)
             else:
                 states[spec.name] = Quantized(codes, scales, layout.local_grid, qmap)
         else:

@@ -54,6 +54,11 @@ class KernelOptions:
     bitsandbytes: bool = False
     cuts_blocks: bool = False
 
+    @property
+    def scales_first(self) -> bool:
+        """Whether new scales must be known before the update: a pass of its own finds them."""
+        return self.tensor_wise or self.cuts_blocks
+
     @classmethod
     def of(
         cls,

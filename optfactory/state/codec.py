@@ -75,22 +75,44 @@ def quantize(
         return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(
             grid.scales_shape, dtype=torch.float32
         )
-    # Adding 0 turns a -0 into the +0 that kernels store.
-    positive = blocks.amax(dim=2).clamp_min(0) + 0.0
-    negative = blocks.neg().amax(dim=2).clamp_min(0) + 0.0
-    largest = torch.finfo(torch.float32).max
-    absmax = torch.maximum(positive, negative / lowest_magnitude(qmap, options)).clamp_max(largest)
-    codes = encode_elements(blocks, absmax[:, :, None], qmap, options)
+    absmax = _scales(blocks.amax(dim=2), blocks.neg().amax(dim=2), qmap, options)
+    codes = encode(blocks, absmax[:, :, None], qmap, options)
     codes = codes.reshape(grid.rows, -1)[:, : grid.cols]
     return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
 
 
-def encode_elements(
-    x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions
+def scattered_scales(
+    x: Tensor, numbers: Tensor, count: int, qmap: QuantizationMap, options: KernelOptions
 ) -> Tensor:
-    """The uint8 codes of finite numbers, given the scale of each."""
-    y = x / torch.where(scales > 0, scales, 1.0)
-    codes = _nearest_codes(y, qmap)
+    """The scales that parts of blocks need by themselves; 0 for blocks without elements.
+
+    Args:
+        x: finite numbers.
+        numbers: of the block of each, from 0 on and less than `count`; int64.
+    """
+    positive, negative = (
+        torch.zeros(count, dtype=torch.float32, device=x.device).scatter_reduce_(
+            0, numbers.flatten(), values.flatten(), "amax"
+        )
+        for values in (x, -x)
+    )
+    return _scales(positive, negative, qmap, options)
+
+
+def _scales(
+    positive: Tensor, negative: Tensor, qmap: QuantizationMap, options: KernelOptions
+) -> Tensor:
+    """The scales of blocks from the greatest of their values, and of these with the other sign."""
+    # Adding 0 turns a -0 into the +0 that kernels store.
+    positive, negative = positive.clamp_min(0) + 0.0, negative.clamp_min(0) + 0.0
+    lowest = -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
+    largest = torch.finfo(torch.float32).max
+    return torch.maximum(positive, negative / lowest).clamp_max(largest)
+
+
+def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
+    """The codes, uint8, of finite numbers whose scales, one for each, are known."""
+    codes = _nearest_codes(x / torch.where(scales > 0, scales, 1.0), qmap)
     if qmap.signed and options.bitsandbytes:
         codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
     if not qmap.signed and options.floors:
@@ -98,29 +120,15 @@ def encode_elements(
     return codes.to(torch.uint8)
 
 
-def element_needs(x: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
-    """The scale that each finite number asks for; that of a block is the greatest of its own."""
-    positive = x.clamp_min(0) + 0.0
-    negative = x.neg().clamp_min(0) + 0.0
-    needs = torch.maximum(positive, negative / lowest_magnitude(qmap, options))
-    return needs.clamp_max(torch.finfo(torch.float32).max)
-
-
-def lowest_magnitude(qmap: QuantizationMap, options: KernelOptions) -> float:
-    """How far a map reaches below 0, as far as scales heed it."""
-    return -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
+def decode(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+    """The float32 values of codes: qmap.values[code] times its scale."""
+    return _table(qmap.values, codes.device)[codes.long()] * scales
 
 
 def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:
     """The float32 values of codes: qmap.values[code] * absmax of its block."""
     scales = absmax.reshape(grid.rows, -1).repeat_interleave(grid.block_size, dim=1)
-    values = _table(qmap.values, codes.device)[codes.long()]
-    return values * scales[:, : grid.cols].reshape(codes.shape)
-
-
-def dequantize_elements(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
-    """The float32 values of codes, given the scale of each element."""
-    return _table(qmap.values, codes.device)[codes.long()] * scales
+    return decode(codes, scales[:, : grid.cols].reshape(codes.shape), qmap)
 
 
 def quantize_blockwise(

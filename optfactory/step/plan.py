@@ -45,8 +45,7 @@ class BucketKey:
     @property
     def needs_statistics(self) -> bool:
         """Whether something about whole tensors must be known before they can be updated."""
-        shares_scales = self.options.tensor_wise or self.options.cuts_blocks
-        return self.rule.trust_ratio is not None or shares_scales
+        return self.rule.trust_ratio is not None or self.options.scales_first
 
 
 @dataclass(eq=False)

@@ -157,7 +157,8 @@ def assert_in_registers(found: dict[str, Usage]) -> None:
 def test_a_kernel_compiles_with_few_registers(one: KernelVariant, architecture: str) -> None:
     found = usage_of(cuda_source(one), one.label, architecture)
     assert "optfactory_update" in found
-    assert ("optfactory_statistics" in found) == (one.rule.trust_ratio is not None)
+    for kernel in ("optfactory_statistics", "optfactory_gather", "optfactory_finalize"):
+        assert (kernel in found) == (one.rule.trust_ratio is not None)
     assert_in_registers(found)
 
 

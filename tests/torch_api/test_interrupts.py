@@ -22,11 +22,11 @@ def interrupted_at(
     backend = backends.backend_for(held(optimizer)[0].device)
     real, calls = backend.update, []
 
-    def update(bucket: Any) -> None:
+    def update(bucket: Any) -> Any:
         calls.append(bucket)
         if len(calls) == which:
             signal.raise_signal(number)
-        real(bucket)
+        return real(bucket)
 
     patch.setattr(backend, "update", update)
 

@@ -42,7 +42,8 @@ class CpuBackend:
             bucket.tables.check_steps(bucket)
 
     def update(self, bucket: Bucket) -> Iterator[Findings]:
-        yield from bucket.tables.run(bucket)
+        found: Iterator[Findings] = bucket.tables.run(bucket)
+        return found
 
 
 def _variant(key: BucketKey) -> KernelVariant:

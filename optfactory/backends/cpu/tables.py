@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import Findings, HeldStates, Stage, steps_problem, walk
+from optfactory.backends.base import Findings, HeldStates, Stage, steps_problem
+from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
@@ -24,8 +25,7 @@ _CHUNK_NUMEL = 65_536
 
 # Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
 _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
-_NUMBER, _LOSS, _HISTORY, _FIRST, _ROW_STRIDE = range(9, 14)
-_FRAGMENTS, _FRAGMENT_COUNT, _NEEDED_SCALES, _NEW_SCALES, _SCALE_COUNT, _STATES = range(14, 20)
+_NUMBER, _LOSS, _HISTORY, _ELEMENT, _STRIDE, _PARTS = range(9, 15)
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
 _BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 11, 12
@@ -73,19 +73,19 @@ class Tables:
         self.states = HeldStates(bucket)
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
-        self.tensors = torch.tensor(
-            [_tensor_row(slot) for slot in bucket.slots], dtype=torch.int64, device="cpu"
-        )
-        self.cut = [_CutBlocks(slot) for slot in bucket.slots if slot.layout.options.cuts_blocks]
-        for row, cut in zip(self.tensors, self.cut, strict=False):
-            row[_FRAGMENTS:_STATES] = torch.tensor(cut.columns(), **_WORDS)
-        self.chunks = self._chunk_table(bucket)
+        walks = list(map(Walk.of, bucket.slots))
+        self.cut = cut_scales(bucket, walks)
+        cut = cut_pointers(self.cut, count)
+        rows = [_tensor_row(*facts) for facts in zip(bucket.slots, walks, cut, strict=True)]
+        self.tensors = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        self.chunks = self._chunk_table(walks, bucket.key.block_size)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
-        self.sums = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
+        self.sums = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
         self.ratios = torch.ones(count, **_FLOATS)
         self.factors = torch.ones(count, **_FLOATS)
         self.scales = torch.zeros(count, states, **_FLOATS)
+        self.maxima = self.cut.maxima if self.cut else tensor_maxima(bucket, self.scales)
         self.steps = (ctypes.c_void_p * count)(
             *(slot.state["step"].data_ptr() for slot in bucket.slots)
         )
@@ -119,13 +119,12 @@ class Tables:
         if python != native:
             raise AssertionError(f"table layouts differ: {python} here, {native} in the kernel")
 
-    def _chunk_table(self, bucket: Bucket) -> Tensor:
-        """Cut every tensor into chunks of whole blocks, and note which chunks are whose."""
-        block_size = bucket.key.block_size
+    def _chunk_table(self, walks: list[Walk], block_size: int) -> Tensor:
+        """Cut every tensor into chunks of blocks, and note which chunks are whose."""
         per_chunk = max(1, _CHUNK_NUMEL // block_size)
         rows: list[list[int]] = []
-        for index, slot in enumerate(bucket.slots):
-            blocks = _native_blocks(slot, block_size)
+        for index, walk in enumerate(walks):
+            blocks = walk.blocks(block_size)
             self.tensors[index, _FIRST_CHUNK] = len(rows)
             rows += [
                 [index, first, min(first + per_chunk, blocks)]
@@ -142,8 +141,8 @@ class Tables:
             self.chunks.data_ptr(),
             0,  # scalars: set at each step
             self.partial_sums.data_ptr(),
-            self.sums.data_ptr(),
             self.partial_scales.data_ptr(),
+            self.sums.data_ptr(),
             self.ratios.data_ptr(),
             self.factors.data_ptr(),
             self.scales.data_ptr(),
@@ -154,37 +153,32 @@ class Tables:
         ]
 
     def run(self, bucket: Bucket) -> Iterator[Findings]:
-        """Run the passes; the steps advance with the last one, which writes."""
+        """Run the passes, and advance the steps before the last."""
         if bucket.must_skip():
             return
-        self._prepare(bucket)
-        clips, options = bucket.key.options.clips, bucket.key.options
-        if clips:
-            self.library.optfactory_square_gradients(self.bucket)
-            yield Findings(Stage.GRADIENTS, self.sums[:, :1], [])
-            self.library.optfactory_clip(self.bucket)
-        if bucket.key.needs_statistics:
-            self.library.optfactory_statistics(self.bucket)
-            has_ratio = bucket.key.rule.trust_ratio is not None
-            maxima = list(enumerate(self.scales)) if options.tensor_wise else []
-            maxima += enumerate(cut.new_scales for cut in self.cut)
-            yield Findings(Stage.TENSORS, self.sums if has_ratio else None, maxima)
-            if has_ratio:
-                self.library.optfactory_finalize(self.bucket)
-        count = ctypes.c_int64(len(bucket.slots))
-        self.library.optfactory_advance(self.steps, self.step_values, count)
-        self.library.optfactory_update(self.bucket)
-
-    def _prepare(self, bucket: Bucket) -> None:
-        """Refresh what changes from step to step: pointers, scalars, threads."""
         self._refresh_pointers(bucket)
-        rows, indices = bucket.scalar_rows([step + 1.0 for step in self.step_values])
+        count = ctypes.c_int64(len(bucket.slots))
+        self.library.optfactory_next_steps(self.steps, self.step_values, count)
+        rows, indices = bucket.scalar_rows(list(self.step_values))
         self.scalar_rows = torch.tensor(rows, dtype=torch.float32, device="cpu")
         if indices != self.scalar_indices:
             self.tensors[:, _SCALARS] = torch.tensor(indices, **_WORDS)
             self.scalar_indices = indices
         self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
         self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
+        if bucket.key.options.clips:
+            self.library.optfactory_square_gradients(self.bucket)
+            yield Findings(Stage.GRADIENTS, self.sums.view(-1, 1)[: len(bucket.slots)], [])
+            self.library.optfactory_clip(self.bucket)
+        if bucket.key.needs_statistics:
+            self.library.optfactory_statistics(self.bucket)
+            if self.cut:
+                self.cut.gather()
+            sums = self.sums if bucket.key.rule.trust_ratio is not None else None
+            yield Findings(Stage.TENSORS, sums, self.maxima)
+            self.library.optfactory_finalize(self.bucket)
+        self.library.optfactory_advance(self.steps, self.step_values, count)
+        self.library.optfactory_update(self.bucket)
 
     def _refresh_pointers(self, bucket: Bucket) -> None:
         pointers = (bucket.parameter_addresses, bucket.gradient_addresses)
@@ -228,41 +222,14 @@ def _thread_count() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-class _CutBlocks:
-    """The parts of blocks of a tensor that are in this process, and room for their scales."""
-
-    def __init__(self, slot: Slot) -> None:
-        piece, states = slot.layout.piece, len(slot.layout.rule.states)
-        assert piece is not None
-        self.fragments = piece.fragments
-        self.needed_scales = torch.zeros(len(self.fragments), states, **_FLOATS)
-        self.new_scales = torch.zeros(states, piece.scales.box.numel, **_FLOATS)
-
-    def columns(self) -> list[int]:
-        """The columns of a Tensor row from _FRAGMENTS on."""
-        return [
-            self.fragments.data_ptr(),
-            len(self.fragments),
-            self.needed_scales.data_ptr(),
-            self.new_scales.data_ptr(),
-            self.new_scales.shape[1],
-        ]
-
-
-def _native_blocks(slot: Slot, block_size: int) -> int:
-    if slot.layout.options.cuts_blocks:
-        assert slot.layout.piece is not None
-        return len(slot.layout.piece.fragments)
-    rows, cols, _, _ = walk(slot)
-    return rows * -(-cols // block_size)
-
-
-def _tensor_row(slot: Slot) -> list[int]:
-    row = [0] * _STATES
-    row[_ROWS], row[_COLS], row[_FIRST], row[_ROW_STRIDE] = walk(slot)
+def _tensor_row(slot: Slot, walk: Walk, cut: list[int]) -> list[int]:
+    row = [0] * _PARTS
+    row[_ROWS], row[_COLS] = walk.rows, walk.cols
+    row[_ELEMENT], row[_STRIDE] = walk.element, walk.stride
     row[_NUMBER] = slot.number
     for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
         row[column] = slot.state[key].data_ptr() if key in slot.state else 0
+    row += cut
     states = slot.layout.rule.states
     if slot.layout.quantized:
         row += [slot.state[codes_key(state)].data_ptr() for state in states]

@@ -28,7 +28,6 @@ from optfactory.backends.cuda.tables import (
     upload,
     word,
 )
-from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.errors import BackendError
 from optfactory.memory import placement
 from optfactory.rules.codegen import (
@@ -39,11 +38,6 @@ from optfactory.rules.codegen import (
     dtype_name,
 )
 from optfactory.step.plan import Bucket, BucketKey
-
-_NO_CAPTURE = (
-    "a CUDA graph is being captured, and the shards of a parameter cut its 8-bit blocks, or it is "
-    "rounded stochastically: its update cannot be captured; keep it at 32 bits, or round to nearest"
-)
 
 
 class CudaBackend:
@@ -60,19 +54,12 @@ class CudaBackend:
     def __init__(self, driver: CudaDriver) -> None:
         self._driver = driver
         self._modules: dict[tuple[KernelVariant | None, torch.device], CudaModule] = {}
-        self._portable = ReferenceBackend()
 
     def capturing(self, device: torch.device) -> bool:
         return self._driver.capturing(device)
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
-        portable = [bucket for bucket in buckets if _is_portable(bucket)]
-        self._portable.prepare(portable)
         for bucket in buckets:
-            if bucket in portable:
-                if self._driver.capturing(bucket.key.device):
-                    raise BackendError(_NO_CAPTURE)
-                continue
             if bucket.tables is not None and bucket.tables.states.are_those_of(bucket):
                 bucket.tables.check_steps(bucket)
                 continue
@@ -86,12 +73,6 @@ class CudaBackend:
             bucket.tables.check_steps(bucket)
 
     def update(self, bucket: Bucket) -> Iterator[Findings]:
-        if _is_portable(bucket):
-            if bucket.grad_scale is not None:
-                inverse = 1.0 / bucket.grad_scale
-                bucket.gradients = [g.float() * inverse for g in bucket.gradients]
-            yield from self._portable.update(bucket)
-            return
         passes: Iterator[Findings] = bucket.tables.run(bucket)
         while True:
             # Left at each pause: buckets of other devices may be run meanwhile.
@@ -110,14 +91,6 @@ class CudaBackend:
             found = self._driver.module(source, name, CUDA_THREADS, device)
             self._modules[variant, device] = found
         return found
-
-
-def _is_portable(bucket: Bucket) -> bool:
-    """Whether a bucket runs as torch operations: rare kinds of sharded tensors have no kernels."""
-    if bucket.key.options.cuts_blocks:
-        return True
-    by_elements = bucket.key.options.rounding == "stochastic"
-    return by_elements and any(slot.layout.piece is not None for slot in bucket.slots)
 
 
 def _variant(key: BucketKey) -> KernelVariant:
@@ -195,13 +168,16 @@ class _Tables:
         if bucket.key.needs_statistics:
             has_ratio = bucket.key.rule.trust_ratio is not None
             self._pass("optfactory_statistics", bucket, live, writes=False)
-            self._launch("optfactory_gather", bucket, live, tensors)
+            if has_ratio or bucket.key.options.tensor_wise:
+                self._launch("optfactory_gather", bucket, live, tensors)
+            if static.cut:
+                static.cut.gather()
             yield Findings(Stage.TENSORS, static.sums if has_ratio else None, static.maxima)
             if has_ratio:
                 self._launch("optfactory_finalize", bucket, live, tensors)
         self._count(bucket, steps)
         self._pass("optfactory_update", bucket, live, writes=True)
-        if bucket.key.options.tensor_wise:
+        if bucket.key.options.scales_first:
             self._launch("optfactory_commit", bucket, live, tensors)
 
     def _set_scalars(self, bucket: Bucket, live: LiveTable) -> Tensor | list[float]:

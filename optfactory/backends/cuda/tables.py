@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optfactory.backends.cuda.driver import CudaModule
+from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.codegen import CUDA_THREADS
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import map_for
@@ -59,7 +60,9 @@ class ChunkRange:
 
     Attributes:
         blocks, per_chunk: blocks of the tensor, and of each of its chunks but the last.
-        rows, cols: how the kernels walk the tensor; several rows only if they end in short blocks.
+        rows, cols: how the kernels walk the tensor; several rows only if they end in short blocks,
+            or do not follow each other in the whole tensor.
+        walk: the walk through all rows.
     """
 
     block_size: int
@@ -67,19 +70,20 @@ class ChunkRange:
     per_chunk: int
     rows: int
     cols: int
+    walk: Walk
 
     @classmethod
     def of(cls, slot: Slot, block_size: int, quantized: bool) -> ChunkRange:
         """How a parameter is cut into chunks."""
-        grid = slot.layout.local_grid
-        rows, cols = grid.rows, grid.cols
+        walk = Walk.of(slot)
+        rows, cols = walk.rows, walk.cols
         numel = rows * cols
-        if not quantized or cols % block_size == 0:
+        if walk.is_dense and (not quantized or cols % block_size == 0):
             rows, cols = 1, numel  # all blocks but the last are whole: no need to find rows
         round_blocks = CUDA_THREADS * _VECTOR[quantized] // block_size
         rounds = min(max(numel // _ELEMENTS_PER_ROUND, 1), _MAX_ROUNDS)
-        blocks = rows * -(-cols // block_size)
-        return cls(block_size, blocks, round_blocks * rounds, rows, cols)
+        blocks = rows * -(-cols // block_size) if walk.parts is None else len(walk.parts)
+        return cls(block_size, blocks, round_blocks * rounds, rows, cols, walk)
 
     @property
     def count(self) -> int:
@@ -88,6 +92,9 @@ class ChunkRange:
 
     def first_element(self, block: int) -> int:
         """Where a block begins, in row-major order; the tensor's end behind the last block."""
+        if self.walk.parts is not None:
+            ahead = self.walk.parts[block:, 0]
+            return int(ahead[0]) if len(ahead) else self.rows * self.cols
         per_row = -(-self.cols // self.block_size)
         row, in_row = divmod(block, per_row)
         return min(row * self.cols + in_row * self.block_size, self.rows * self.cols)
@@ -214,9 +221,16 @@ class StaticTables:
         for number, (used_by, _) in enumerate(rows, start=len(ranges)):
             chunks[used_by.start : used_by.stop, 1] = number
         pointers = [state_pointers(slot) for slot in bucket.slots] + [row for _, row in rows]
+        self.cut = cut_scales(bucket, [item.walk for item in ranges])
+        cut = cut_pointers(self.cut, len(ranges))
         tensors = [
-            [item.rows, item.cols, first, item.count, slot.number, *_extra_pointers(slot)]
-            for slot, item, first in zip(bucket.slots, ranges, first_chunk, strict=True)
+            [
+                *(item.rows, item.cols, first, item.count, slot.number, *_extra_pointers(slot)),
+                *(item.walk.element, item.walk.stride, *pieces),
+            ]
+            for slot, item, first, pieces in zip(
+                bucket.slots, ranges, first_chunk, cut, strict=True
+            )
         ]
         self.tensors = upload(torch.tensor(tensors, dtype=torch.int64, device="cpu"), device)
         self.states = upload(torch.tensor(pointers, dtype=torch.int64, device="cpu"), device)
@@ -233,11 +247,7 @@ class StaticTables:
         self.ratios = torch.ones(count if ratio else 0, **kind)
         self.factors = torch.ones(count if options.clips else 0, **kind)
         self.scales = torch.zeros(count if options.tensor_wise else 0, states, **kind)
-        self.maxima = [
-            (index, self.scales[index])
-            for index, slot in enumerate(bucket.slots)
-            if options.tensor_wise and slot.layout.piece is not None
-        ]
+        self.maxima = self.cut.maxima if self.cut else tensor_maxima(bucket, self.scales)
         self.maps = map_tables(device, bucket.key.options.symmetric_map)
 
 

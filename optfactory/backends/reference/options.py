@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from optfactory.backends.walk import numbered_runs
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from optfactory.step.slots import Slot
@@ -15,9 +15,10 @@ from optfactory.step.slots import Slot
 _UINT32 = 0xFFFFFFFF
 
 
-def clip_factor(slot: Slot, squares: Tensor, scalars: Mapping[str, float]) -> Tensor:
-    """What percentile clipping multiplies a gradient by; notes its squared norm."""
+def clip_factor(slot: Slot, sum_of_squares: Tensor, scalars: Mapping[str, float]) -> Tensor:
+    """What percentile clipping multiplies the gradient by; notes its norm in the state."""
     history, step = slot.state[HISTORY_KEY], _step_number(scalars)
+    squares = sum_of_squares.float()
     if not squares.isfinite():
         return torch.ones_like(squares)
     if not history.any():  # zeros would stop the parameter for as many steps as they stay
@@ -87,22 +88,12 @@ def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
     p = slot.local
     key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=p.device)
     key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
-    element = _elements(slot)
-    return _mix(_mix((element >> 32) ^ key) ^ (element & _UINT32))
-
-
-def _elements(slot: Slot) -> Tensor:
-    """The number of each element in the whole tensor."""
-    p, piece = slot.local, slot.layout.piece
-    kind: dict[str, Any] = {"dtype": torch.int64, "device": p.device}
-    if piece is None:
-        return torch.arange(p.numel(), **kind).view(p.shape)
-    numbers = torch.zeros((), **kind)
-    for offset, size, whole in zip(
-        piece.box.offsets, piece.box.sizes, piece.box.shape, strict=True
-    ):
-        numbers = (numbers * whole)[..., None] + torch.arange(offset, offset + size, **kind)
-    return numbers
+    element = torch.arange(p.numel(), dtype=torch.int64, device=p.device)
+    if slot.layout.piece is not None:  # of the whole tensor
+        runs = numbered_runs(slot.layout.piece.box, slot.name)
+        length = max(runs.length, 1)
+        element = runs.first + element // length * runs.stride + element % length
+    return _mix(_mix((element >> 32) ^ key) ^ (element & _UINT32)).view(p.shape)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,0 +1,182 @@
+"""One parameter's step on the portable backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optfactory.backends.reference.options import clip_factor, stays, store, stored_value
+from optfactory.backends.reference.program import torch_trust_ratio, torch_update
+from optfactory.rules.language import StateSpec
+from optfactory.state.codec import decode, dequantize, encode, quantize, scattered_scales
+from optfactory.state.layout import absmax_key, codes_key
+from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.step.slots import Slot
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What the rule makes of a parameter: its value before, states and direction behind it."""
+
+    p: Tensor
+    values: dict[str, Tensor]
+    stay: Tensor | None
+
+
+@dataclass
+class Work:
+    """A parameter's step, pass by pass.
+
+    The rule is run anew in each pass: what all parameters of a bucket compute would need many times
+    their memory.
+
+    Attributes:
+        slot, gradient, scalars: the parameter, and what the step reads.
+        factor: of the gradient.
+        ratio: of the step's size.
+        scales: those of the new state that have been found beforehand: [states, scales].
+    """
+
+    slot: Slot
+    gradient: Tensor
+    scalars: Mapping[str, float]
+    factor: Tensor | None = None
+    ratio: Tensor | float = 1.0
+    scales: Tensor | None = None
+
+    def sum_of_gradient(self) -> Tensor:
+        """The sum of its squares."""
+        return torch.sum(self.gradient.to(_wide(self.gradient)).square())
+
+    def clip(self, squares: Tensor) -> None:
+        """Follow from the whole gradient's sum of squares by what it is multiplied."""
+        self.factor = clip_factor(self.slot, squares, self.scalars)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The sums of p^2 and u^2, and the scales that the new states need, if they share some."""
+        found, options = self._compute(), self.slot.layout.options
+        # The root of a square is the number itself: the norm stays what it is.
+        norms = [_norm(x).square() for x in (found.p, found.values["u"])]
+        scales = torch.empty(0, device=found.p.device)
+        if options.scales_first:
+            states = self._finite_states(found.values)
+            numbers = self._numbers()
+            scales = torch.cat(
+                [
+                    scattered_scales(x, numbers, self._scale_count, self._map(state), options)
+                    for state, x in states.items()
+                ]
+            )
+        return torch.stack(norms), scales
+
+    def complete(self, sums: Tensor, scales: Tensor) -> None:
+        """Take what `statistics` found in all parts of the tensor."""
+        rule = self.slot.layout.rule
+        if rule.trust_ratio is not None:
+            norms = dict(zip(("p_norm", "u_norm"), sums.sqrt().float(), strict=True))
+            self.ratio = torch_trust_ratio(rule)({**norms, **self.scalars})["ratio"]
+        if len(scales):
+            self.scales = scales.view(len(rule.states), -1)
+
+    def update(self) -> None:
+        """Write the parameter and its states."""
+        found = self._compute()
+        step = self.scalars["step_size"] * self.ratio
+        new = self._moved(found, step)
+        stay = found.stay
+        store(self.slot, new if stay is None else torch.where(stay, found.p, new), self.scalars)
+        self._store_states(found.values)
+
+    def _compute(self) -> Computed:
+        rule, options = self.slot.layout.rule, self.slot.layout.options
+        p, raw = stored_value(self.slot), self.gradient.float()
+        g = raw if self.factor is None else raw * self.factor
+        g = -g if options.maximizes else g
+        old = self._load_states()
+        values = torch_update(rule)({"p": p, "g": g, **old, **self.scalars})
+        stay = stays(raw, options)
+        if stay is not None:
+            values["u"] = torch.where(stay, 0.0, values["u"])
+            kept = {
+                name: torch.zeros_like(x) if options.nonfinite == "reset" else x
+                for name, x in old.items()
+            }
+            values |= {name: torch.where(stay, kept[name], values[name]) for name in old}
+        return Computed(p, values, stay)
+
+    def _moved(self, found: Computed, step: Tensor | float) -> Tensor:
+        """The parameter after a step; bitsandbytes rounds it once more before the decay."""
+        p, u, decay = found.p, found.values["u"], self.scalars["decay"]
+        if self.slot.layout.options.bitsandbytes:
+            return (p - step * u).to(self.slot.local.dtype).float() * decay
+        return p * decay - step * u
+
+    # ---- states ---------------------------------------------------------------------------------
+
+    def _map(self, state: StateSpec) -> QuantizationMap:
+        return map_for(state.signed, self.slot.layout.options.symmetric_map)
+
+    @property
+    def _scale_count(self) -> int:
+        """The number of scales that each state has here."""
+        return self.slot.state[absmax_key(self.slot.layout.rule.states[0])].numel()
+
+    def _numbers(self) -> Tensor:
+        """Which scale each element has, where these are not those of the local block grid."""
+        layout, device = self.slot.layout, self.slot.local.device
+        if layout.options.tensor_wise or layout.piece is None:
+            zero = torch.zeros((), dtype=torch.int64, device=device)
+            return zero.expand(layout.local_shape)
+        fragments = layout.piece.fragments
+        numbers = torch.repeat_interleave(fragments[:, 2], fragments[:, 1])
+        return numbers.to(device).view(layout.local_shape)
+
+    def _load_states(self) -> dict[str, Tensor]:
+        layout, stored = self.slot.layout, self.slot.state
+        if not layout.quantized:
+            return {state.name: stored[state.name] for state in layout.rule.states}
+        numbers = self._numbers() if layout.options.scales_first else None
+        values = {}
+        for state in layout.rule.states:
+            codes, absmax = stored[codes_key(state)], stored[absmax_key(state)]
+            if numbers is None:
+                values[state.name] = dequantize(codes, absmax, self._map(state), layout.local_grid)
+            else:
+                values[state.name] = decode(codes, absmax.flatten()[numbers], self._map(state))
+        return values
+
+    def _finite_states(self, values: Mapping[str, Tensor]) -> dict[StateSpec, Tensor]:
+        """New states; an element with one that is not finite starts afresh in all of them."""
+        states = self.slot.layout.rule.states
+        finite = torch.stack([values[state.name].isfinite() for state in states]).all(dim=0)
+        return {state: torch.where(finite, values[state.name], 0.0) for state in states}
+
+    def _store_states(self, values: Mapping[str, Tensor]) -> None:
+        layout, stored = self.slot.layout, self.slot.state
+        if not layout.quantized:
+            for state in layout.rule.states:
+                stored[state.name].copy_(values[state.name])
+            return
+        numbers = None if self.scales is None else self._numbers()
+        for index, (state, x) in enumerate(self._finite_states(values).items()):
+            qmap = self._map(state)
+            if self.scales is None:
+                codes, absmax = quantize(x, qmap, layout.local_grid, layout.options)
+            else:
+                absmax = self.scales[index].view(layout.tensors[absmax_key(state)].shape)
+                codes = encode(x, self.scales[index][numbers], qmap, layout.options)
+            stored[codes_key(state)].copy_(codes)
+            stored[absmax_key(state)].copy_(absmax)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Where sums must not lose small elements; MPS has no float64."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
+    return norm

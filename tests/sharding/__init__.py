@@ -1,0 +1,1 @@
+"""Sharded parameters: without processes, all shards of a tensor are updated in one."""
