@@ -44,7 +44,7 @@ def main(memory: str) -> None:
     rules = ready_rules("llama")
     planned = plan("paged_adamw8bit", model, device="cuda", memory=memory, param_groups=rules)
     print(planned)
-    best = [other.name for other in planned.alternatives if planned.verdict(other.shares) == "fits"]
+    best = [other.name for other in planned.alternatives if planned.verdict(other) == "fits"]
     print(f"\nwithout paging anything out, {memory} are enough for: {', '.join(best) or 'none'}")
 
 

@@ -1,7 +1,8 @@
 r"""Train the same model with every optimizer, and compare final loss and bytes of state.
 
-    python examples/sweep.py                                  # eighteen runs, two minutes each
+    python examples/sweep.py                                  # thirty runs, some seconds each
     python examples/sweep.py --names '*8bit' -- steps=100          # overrides of train_lm.py
+    python examples/sweep.py --seeds 1 -- model.width=192 model.depth=3 batch=24 context=96
     python examples/sweep.py --from examples/results/sweep.json --plot sweep.pdf
 
 What the README shows is made by
@@ -9,7 +10,9 @@ What the README shows is made by
     cd examples && python sweep.py --json results/sweep.json --plot results/sweep.png \
         --markdown ../README.md
 
-The runs are a Hydra multirun of `train_lm.py`: `-m 'optimizer=glob(*)'` does the same by hand.
+The runs are Hydra multiruns of `train_lm.py`: `-m 'optimizer=glob(*)'` does the same by hand. The
+model is smaller than that script's. Names that end the first seed with the same bits (paged or not)
+would do so with the others too, and only one of them is trained with these.
 """
 
 from __future__ import annotations
@@ -22,20 +25,36 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lm.comparison import find_markers, markdown, plot, write_between_markers
+from lm.comparison import find_markers, markdown, plot, same_results, write_between_markers
 
 HERE = Path(__file__).parent
 
 
-def train_all(names: str, overrides: list[str], folder: Path) -> list[dict[str, Any]]:
-    """The metrics of one run for each optimizer that a glob matches."""
-    command = [sys.executable, str(HERE / "train_lm.py"), "-m", f"optimizer=glob({names})"]
-    subprocess.run([*command, f"hydra.sweep.dir={folder}", *overrides], check=True)
+SMALL = ("model.width=96", "model.depth=2", "model.heads=4", "batch=16", "context=64", "steps=300")
+KEYS = (
+    *("optimizer", "seed", "val_loss", "state_bytes", "parameters", "unigram_loss"),
+    *("model", "device"),
+)
+
+
+def train_all(names: str, seeds: int, overrides: list[str], folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run for each optimizer that a glob matches, and for each seed."""
+    runs = train(f"glob({names})", [0], overrides, folder / "first")
+    if runs and seeds > 1:
+        one_each = [same[0] for same, _ in same_results(runs)]
+        runs += train(",".join(one_each), list(range(1, seeds)), overrides, folder / "others")
+    return runs
+
+
+def train(names: str, seeds: list[int], overrides: list[str], folder: Path) -> list[dict[str, Any]]:
+    """The metrics of one multirun, by seed and name."""
+    command = [sys.executable, str(HERE / "train_lm.py"), "-m", f"optimizer={names}"]
+    command += [f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder}"]
+    subprocess.run([*command, *SMALL, *overrides], check=True)
     files = sorted(folder.glob("*/metrics.json"))
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    keys = ("optimizer", "val_loss", "state_bytes", "parameters", "unigram_loss")
-    runs = [{key: run[key] for key in keys} for run in runs]
-    return sorted(runs, key=lambda run: str(run["optimizer"]))
+    runs = [{key: run[key] for key in KEYS} for run in runs]
+    return sorted(runs, key=lambda run: (run["seed"], run["optimizer"]))
 
 
 def main() -> None:
@@ -44,12 +63,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--names", default="*", metavar="GLOB", help="which optimizers")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train with this many")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="train nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="put the table there")
     parser.add_argument("overrides", nargs="*", metavar="k=v", help="for train_lm.py")
     arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error("--seeds must be at least 1")
     if arguments.markdown:
         try:
             find_markers(arguments.markdown)  # before the work
@@ -59,7 +81,7 @@ def main() -> None:
         runs = json.loads(arguments.source.read_text(encoding="utf-8"))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            runs = train_all(arguments.names, arguments.overrides, Path(folder))
+            runs = train_all(arguments.names, arguments.seeds, arguments.overrides, Path(folder))
     if not runs:
         parser.error(f"no optimizer matches {arguments.names!r}; see optfactory list")
     print(markdown(runs), end="")

@@ -25,7 +25,7 @@ from lm import processes
 from lm.data import Corpus, even_batches, random_batch
 from lm.model import CharTransformer
 from lm.processes import Processes
-from lm.report import summary, write_report
+from lm.report import device_name, summary, write_report
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -171,6 +171,9 @@ def run(cfg: DictConfig, team: Processes) -> float:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     metrics |= {
         "optimizer": config.name,
+        "seed": cfg.seed,
+        "model": f"character transformer, {cfg.model.depth} blocks of width {cfg.model.width}",
+        "device": device_name(team.device),
         "parameters": parameters,
         "unigram_loss": corpus.unigram_loss(),
         "state_bytes": trainer.optimizer.memory_report().state_bytes,

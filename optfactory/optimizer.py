@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, overload
 
@@ -29,9 +28,8 @@ from optfactory.groups.parameters import (
     name_all_or_none,
     read_group,
 )
-from optfactory.groups.watch import ModelWatch, replaced_warning
 from optfactory.memory import placement
-from optfactory.overlooked import overlooked
+from optfactory.reminders import Reminders
 from optfactory.sharding.dtensors import is_dtensor
 from optfactory.step import gradients
 from optfactory.step.interrupts import Uninterrupted
@@ -71,9 +69,7 @@ class Optimizer2State(Optimizer):
     # Not pickled: both are made anew.
     _plan: StepPlan | None = None
     _settings: Settings | None = None
-    _watch: ModelWatch | None = None
-    _told_idle = False
-    _overlooked = ""
+    _reminders: Reminders | None = None
 
     def __init__(
         self, params: Params, config: OptimizerConfig, *, lr: Tensor | None = None
@@ -83,9 +79,8 @@ class Optimizer2State(Optimizer):
         name_all_or_none(grouping.groups)
         check_groups(grouping, config)
         super().__init__(grouping.groups, self._hyperparameters(config))
-        self._watch = ModelWatch(grouping.models)
+        self._reminders = Reminders(self.param_groups, grouping.models)
         self._follow_settings()
-        self._tell_of_overlooked(grouping.models)
 
     # ---- param groups ------------------------------------------------------------------------
 
@@ -154,37 +149,13 @@ class Optimizer2State(Optimizer):
     def _update(self) -> None:
         plan = self._current_plan()
         refuse_capture(plan.slots, plan.devices)
-        self._tell_of_replaced(plan)
+        if self._reminders:
+            self._reminders.before_first_step(plan, self.param_groups)
         is_fresh = self._allocate_missing(plan)
         if is_fresh and is_only_for_state(plan, self.param_groups):
             return
-        if not run_step(self, plan):
-            self._tell_of_idleness(plan)
-
-    def _tell_of_replaced(self, plan: StepPlan) -> None:
-        watch, self._watch = self._watch, None
-        if watch:  # bitsandbytes takes settings until its first step
-            self._tell_of_overlooked()
-        named = [(slot.name, slot.parameter) for slot in plan.slots]
-        names = watch.replaced(named) if watch else []
-        if names:
-            warnings.warn(replaced_warning(names), stacklevel=2)
-
-    def _tell_of_idleness(self, plan: StepPlan) -> None:
-        if self._told_idle or not any(slot.parameter.requires_grad for slot in plan.slots):
-            return
-        self._told_idle = True
-        warnings.warn(
-            "no parameter of this optimizer has a gradient, so that the step changed nothing; call "
-            "loss.backward() first, and build the optimizer after the model was wrapped (adapters, "
-            "sharding), from the parameters that are trained. This is said once",
-            stacklevel=2,
-        )
-
-    def _tell_of_overlooked(self, models: Sequence[torch.nn.Module] = ()) -> None:
-        told, self._overlooked = self._overlooked, overlooked(self.param_groups, models)
-        if self._overlooked and not told:
-            warnings.warn(self._overlooked, stacklevel=3)
+        if not run_step(self, plan) and self._reminders:
+            self._reminders.after_idle_step(plan)
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -193,7 +164,10 @@ class Optimizer2State(Optimizer):
         self._allocate_missing(self._current_plan())
 
     def memory_report(self) -> MemoryReport:
-        """Bits, bytes and place of every parameter's state; it need not be allocated yet."""
+        """Bits, bytes and place of every parameter's state; it need not be allocated yet.
+
+        Of sharded parameters, a row has the bytes on this rank and those of the whole.
+        """
         return report(self._current_plan().slots)
 
     @torch.inference_mode(mode=False)

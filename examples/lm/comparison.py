@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from itertools import cycle
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -19,46 +22,83 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS_OF_POINTS = ["o", "s", "X", "D", "^", "v"]
 
 
-def same_results(runs: Runs) -> list[tuple[list[str], dict[str, Any]]]:
-    """Names with the same loss, to the last bit, and the same bytes; with one of their runs."""
-    groups: dict[tuple[float, int], list[dict[str, Any]]] = {}
+def same_results(runs: Runs) -> list[tuple[list[str], Runs]]:
+    """Names whose first seed ends with the same loss, to the last bit, and the same bytes.
+
+    With the runs of all seeds of the first of them.
+    """
+    groups: dict[tuple[float, int], list[str]] = {}
     for run in runs:
-        groups.setdefault((run["val_loss"], run["state_bytes"]), []).append(run)
-    return [([run["optimizer"] for run in group], group[0]) for group in groups.values()]
+        if run["seed"] == runs[0]["seed"]:
+            key = (run["val_loss"], run["state_bytes"])
+            groups.setdefault(key, []).append(run["optimizer"])
+    return [
+        (names, [run for run in runs if run["optimizer"] == names[0]]) for names in groups.values()
+    ]
+
+
+def losses(runs: Runs) -> list[float]:
+    """The final losses."""
+    return [run["val_loss"] for run in runs]
 
 
 def markdown(runs: Runs) -> str:
     """The table, one line for names that end with the same loss and take the same memory."""
-    lines = ["| optimizer | validation loss | bytes of state a parameter |", "|---|---|---|"]
-    for names, run in same_results(runs):
-        per_parameter = run["state_bytes"] / run["parameters"]
+    seeds = len({run["seed"] for run in runs})
+    head = f"validation loss, mean of {seeds} seeds (range)" if seeds > 1 else "validation loss"
+    lines = [f"| optimizer | {head} | bytes of state a parameter |", "|---|---|---|"]
+    for names, group in same_results(runs):
+        per_parameter = group[0]["state_bytes"] / group[0]["parameters"]
         listed = ", ".join(f"`{name}`" for name in names)
-        lines.append(f"| {listed} | {run['val_loss']:.4f} | {per_parameter:.2f} |")
+        found = losses(group)
+        loss = f"{mean(found):.4f}"
+        loss += f" ({min(found):.4f} to {max(found):.4f})" if len(found) > 1 else ""
+        lines.append(f"| {listed} | {loss} | {per_parameter:.2f} |")
     return "\n".join(lines) + "\n"
 
 
 def plot(runs: Runs, path: Path) -> None:
-    """Final loss against bytes of state, one point for names with the same results."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    styles = zip(COLORS, MARKERS_OF_POINTS, strict=True)
-    for (names, run), (color, marker) in zip(same_results(runs), cycle(styles), strict=False):
-        axes.scatter(
-            run["state_bytes"] / 1e6,
-            run["val_loss"],
-            color=color,
-            marker=marker,
-            s=48,
-            alpha=0.8,
-            label=", ".join(names),
-            zorder=2,
-        )
-    axes.set(xlabel="optimizer state, MB", ylabel="validation loss, nats a character")
-    axes.set_xlim(0, 1.1 * max(run["state_bytes"] for run in runs) / 1e6)
-    axes.margins(y=0.2)
+    """Final loss against bytes of state: of each seed a point, and a line through their range.
+
+    Names with the same results are one color.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    styles = cycle(zip(COLORS, MARKERS_OF_POINTS, strict=True))
+    groups = same_results(runs)
+    most = max(run["state_bytes"] for run in runs) / 1e6
+    beside: Counter[int] = Counter()  # of equal sizes, which would hide each other
+    for (names, group), (color, marker) in zip(groups, styles, strict=False):
+        size, found = group[0]["state_bytes"], losses(group)
+        x = size / 1e6 + 0.02 * most * beside[size]
+        beside[size] += 1
+        axes.vlines(x, min(found), max(found), color=color, linewidth=1.5, alpha=0.5)
+        axes.hlines(mean(found), x - 0.008 * most, x + 0.008 * most, color=color)
+        label = textwrap.fill(", ".join(names), 58)
+        axes.scatter([x] * len(found), found, s=28, color=color, marker=marker, label=label)
+    axes.set(xlabel="optimizer state, MB (equal sizes stand side by side)")
+    axes.set(ylabel="validation loss, nats a character")
+    axes.set_xlim(0, 1.15 * most)
+    axes.margins(y=0.1)
     axes.grid(alpha=0.3)
+    axes.set_title(_title(runs), fontsize=8)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _title(runs: Runs) -> str:
+    """Model, device, and the names that did best."""
+    groups = same_results(runs)
+    best, _ = min(groups, key=lambda group: mean(losses(group[1])))
+    seeds = len({run["seed"] for run in runs})
+    run = runs[0]
+    size = f"{run['parameters'] / 1e6:.2f} M parameters"
+    lines = (
+        f"{run['model']}, {size}, {seeds} seed{'s' * (seeds > 1)}",
+        run["device"],
+        f"lowest mean loss: {', '.join(best)}",
+    )
+    return "\n".join(textwrap.fill(line, 95) for line in lines)
 
 
 def find_markers(path: Path) -> tuple[str, str]:

@@ -10,7 +10,10 @@ import matplotlib
 
 matplotlib.use("Agg")  # draws to files; needs no display
 import matplotlib.pyplot as plt
+import torch
 from omegaconf import OmegaConf
+
+from optfactory.bench.machine import processor_name
 
 
 def write_report(folder: Path, optimizer_config: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -26,10 +29,19 @@ def plot_losses(path: Path, metrics: dict[str, Any]) -> None:
     axes.plot(*zip(*metrics["train_curve"], strict=True), lw=1, alpha=0.6, label="training")
     axes.plot(*zip(*metrics["val_curve"], strict=True), marker="o", ms=4, label="validation")
     axes.axhline(metrics["unigram_loss"], color="grey", ls="--", label="unigram baseline")
-    axes.set(xlabel="step", ylabel="loss, nats a character", title=metrics["optimizer"])
+    axes.set(xlabel="step", ylabel="loss, nats a character")
+    where = f"{metrics['model']}\n{metrics['device']}"
+    axes.set_title(f"{metrics['optimizer']}: {where}", fontsize=9, wrap=True)
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's with the number of threads."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def summary(metrics: dict[str, Any]) -> str:

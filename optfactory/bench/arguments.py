@@ -27,8 +27,8 @@ Every optimizer is alternated with torch.optim.AdamW(fused=True) on the same ten
 so that both meet the same machine. ms, ns and 'x fused' are medians, the last of the ratios of
 neighboring steps; 'best' is the ratio of the two fastest steps, which other load on the machine
 disturbs least. 'x limit' is the time as a multiple of the least memory traffic of such a step over
-the bandwidth measured first. On a GPU ms is the device's time, 'host ms' the time until a step
-returns.
+the best bandwidth seen in the run. On a GPU ms is the device's time, 'host ms' the time until a
+step returns.
 """
 _CASES_HELP = f"some of {','.join(CASES)}; default: large,gpt2,small, on GPUs "
 

@@ -30,7 +30,6 @@ class CpuDevice:
     """The host's processor and memory; calls return when the work is done."""
 
     name = "cpu"
-    probe = "a = a*s + b in place, 12 bytes an element"
 
     def time(self, call: Call) -> float:
         """Seconds that one call takes."""
@@ -51,15 +50,17 @@ class CpuDevice:
         gc.collect()
 
     def bandwidth(self, quick: bool = False, repeats: int = 25) -> float:
-        """Bytes a second of an in-place a = a*s + b over arrays far larger than the caches.
+        """Bytes a second of the fastest of `traffic.STREAMS`, and of several runs of each.
 
-        The best of several runs. The two float32 arrays have 256 MiB each, or more than twice the
-        last-level cache.
+        The two float32 arrays have 256 MiB each, or more than four times the last-level cache,
+        since one stream reads a single array.
         """
-        elements = MIB if quick else max(64 * MIB, 2 * machine.largest_cache() // 4)
-        a, b = (torch.ones(elements, dtype=torch.float32, device="cpu") for _ in range(2))
-        seconds = [self.time(lambda: torch.add(b, a, alpha=0.5, out=a)) for _ in range(repeats + 1)]
-        return traffic.update_bytes(elements) / min(seconds[1:])
+        elements = MIB if quick else max(64 * MIB, machine.largest_cache())
+        return _fastest(self, elements, repeats)
+
+    def caches(self) -> int:
+        """Bytes of the last-level cache, or a usual number where the system does not tell."""
+        return machine.largest_cache() or 32 * MIB
 
     def describe(self) -> dict[str, str | int]:
         """What a reader needs to compare figures."""
@@ -82,7 +83,6 @@ class CudaDevice:
     """
 
     name = "cuda"
-    probe = "copy on the device, bytes read + bytes written"
 
     LONGEST_LEAD = 0.02
     CYCLES = 1.9e9  # a second's, about, at which the device is kept busy
@@ -149,13 +149,14 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def bandwidth(self, quick: bool = False, repeats: int = 25) -> float:
-        """Bytes a second of a large copy on the device, read plus written; the best of several."""
+        """Bytes a second of the fastest of `traffic.STREAMS`, and of several runs of each."""
         size = 64 * MIB if quick else min(4096 * MIB, int(self.room() / 4))
-        a = torch.rand(size // 4, dtype=torch.float32, device=self.name)
-        b = torch.empty_like(a)
         self._lead = 0.0005
-        seconds = [self.time(lambda: b.copy_(a)) for _ in range(repeats + 1)]
-        return traffic.copy_bytes(a.nbytes) / min(seconds[1:])
+        return _fastest(self, size // 4, repeats)
+
+    def caches(self) -> int:
+        """Bytes of the second-level cache."""
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
 
     def describe(self) -> dict[str, str | int]:
         """What a reader needs to compare figures."""
@@ -171,4 +172,22 @@ class CudaDevice:
 
 
 Device = CpuDevice | CudaDevice
+
+
+def _fastest(device: Device, elements: int, repeats: int) -> float:
+    """Bytes a second of the fastest stream; runs of all kinds alternate, the first ones warm up."""
+    a, b = (torch.ones(elements, dtype=torch.float32, device=device.name) for _ in range(2))
+    calls: dict[str, Call] = {
+        "sum(a)": lambda: a.sum(),
+        "b = a": lambda: b.copy_(a),
+        "a = a*s": lambda: a.mul_(0.5),
+        "a = a*s + b": lambda: torch.add(b, a, alpha=0.5, out=a),
+    }
+    rounds = [
+        max(size * elements / device.time(calls[what]) for what, size in traffic.STREAMS.items())
+        for _ in range(repeats + 1)
+    ]
+    return max(rounds[1:])
+
+
 DEVICES: dict[str, type[CpuDevice] | type[CudaDevice]] = {"cpu": CpuDevice, "cuda": CudaDevice}

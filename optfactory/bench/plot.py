@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from optfactory.bench.grids import heading, number
 from optfactory.bench.results import Figures, Row
@@ -24,9 +25,11 @@ COLORS = {
     "torchao": "#CC79A7",
     "timm": "#009E73",
 }
-LONGEST = 8.0  # times torch fused; longer bars are cut, and say how long they are
+LONGEST = 8.0  # times torch fused; a panel with longer bars is logarithmic
 _ACROSS = 3  # panels side by side
 _WIDTH = 7.2  # inches: a page's, or two columns of a paper
+_LETTERS = 17 * _WIDTH  # that fit across, about
+_LABEL = 30  # letters of an optimizer's name in one line
 _STYLE = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -60,8 +63,11 @@ def _panels(groups: list[list[Row]], labels: list[str]) -> Figure:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)  # draws to files; needs no display
     panels = figure.subplots(down, across, squeeze=False, sharey=True).flat
+    room = _LETTERS - min(_LABEL, max(map(len, labels)))
     for panel, rows in zip(panels, groups, strict=False):
         _draw(panel, rows, labels)
+        title = textwrap.fill(rows[0].text, int(room / across) - 2)
+        panel.set_title(f"{title}\n{rows[0].dtype}")
     for panel in list(panels)[len(groups) :]:
         panel.set_axis_off()
     libraries = dict.fromkeys(row.library for rows in groups for row in rows)
@@ -73,20 +79,21 @@ def _panels(groups: list[list[Row]], labels: list[str]) -> Figure:
 
 def _draw(panel: Axes, rows: list[Row], labels: list[str]) -> None:
     """One case and dtype; an optimizer has the same line in all panels."""
-    longest = LONGEST * min(1e6 * row.fused_ms / row.elements for row in rows)
-    end = 1.2 * max(min(row.ns_per_param, longest) for row in rows)  # with room for numbers
     for row in rows:
-        line, length, text = labels.index(row.optimizer), row.ns_per_param, number(row.ns_per_param)
-        panel.barh(line, min(length, end), 0.7, color=COLORS[row.library])
+        line = labels.index(row.optimizer)
+        panel.barh(line, row.ns_per_param, 0.7, color=COLORS[row.library])
         panel.vlines(row.limit, line - 0.45, line + 0.45, color="black", linewidth=1)
-        if length > longest:
-            text += " → " if length > end else " "
-            panel.text(min(length, end), line, text, ha="right", va="center", color="white")
-        else:
-            panel.text(length + 0.02 * end, line, text, va="center")
-    text = "\n".join(textwrap.wrap(rows[0].text, 36))
-    panel.set_title(f"{text}\n{rows[0].dtype}")
-    panel.set_yticks(range(len(labels)), labels)
+        furthest = max(row.ns_per_param, row.limit)
+        panel.text(furthest, line, f" {number(row.ns_per_param)}", va="center")
+    shortest = min(min(row.ns_per_param, row.limit) for row in rows)
+    longest = max(max(row.ns_per_param, row.limit) for row in rows)
+    if longest > LONGEST * min(1e6 * row.fused_ms / row.elements for row in rows):
+        panel.set_xscale("log")
+        panel.set_xlim(shortest / 2, longest * (2 * longest / shortest) ** 0.25)
+        panel.set_xlabel("ns/param and step (log)")
+    else:
+        panel.set_xlim(0, 1.2 * longest)  # with room for numbers
+        panel.set_xlabel("ns/param and step")
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    panel.set_yticks(range(len(labels)), [textwrap.fill(label, _LABEL) for label in labels])
     panel.set_ylim(len(labels) - 0.4, -0.6)
-    panel.set_xlim(0, end)
-    panel.set_xlabel("ns/param and step")

@@ -7,10 +7,11 @@ a second), `probe`, and the lists `rows`, `absent`, `memory` and `startup`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from optfactory.bench.traffic import BEYOND_CACHES
 from optfactory.errors import ConfigError
 
 FORMAT = 1
@@ -57,6 +58,11 @@ class Row:
     moved_bytes_per_param: float
     host_ms: float | None = None
     extra_mib: float | None = None
+
+    @property
+    def moved_bytes(self) -> float:
+        """Bytes that a step must move."""
+        return self.moved_bytes_per_param * self.elements
 
     @property
     def limit(self) -> float:
@@ -122,6 +128,20 @@ class Figures:
     memory: list[Memory] = field(default_factory=list)
     startup: list[Startup] = field(default_factory=list)
     format: int = FORMAT
+
+    def raise_bandwidth(self, measured: float, caches: int) -> None:
+        """Measure all rows against the best bandwidth seen: a stream's, or that of a large step.
+
+        Args:
+            measured: of streams, bytes a second.
+            caches: bytes that the device's caches hold.
+        """
+        large = [row for row in self.rows if row.moved_bytes > BEYOND_CACHES * caches]
+        measured = max([measured, *(1e3 * row.moved_bytes / row.best_ms for row in large)])
+        if measured > self.bandwidth:
+            factor = measured / self.bandwidth
+            rows = [replace(row, times_limit=row.times_limit * factor) for row in self.rows]
+            self.bandwidth, self.rows = measured, rows
 
     def groups(self) -> dict[tuple[str, str], list[Row]]:
         """The rows of each case and dtype, in the order in which they were measured."""

@@ -11,6 +11,7 @@ import torch
 
 from optfactory import __version__
 from optfactory.bench import candidates as known
+from optfactory.bench import traffic
 from optfactory.bench.arguments import DEFAULTS, Settings
 from optfactory.bench.candidates import BASELINE, FOREACH, Candidate
 from optfactory.bench.cases import CASES, fitting
@@ -39,7 +40,7 @@ def measure(settings: Settings, report: Callable[[Figures], None]) -> Figures:
             optfactory=__version__,
             machine=device.describe(),
             bandwidth=device.bandwidth(settings.quick),
-            probe=device.probe,
+            probe=traffic.PROBE,
         )
         device.release()
         if "time" in settings.parts:
@@ -91,9 +92,11 @@ def _measure_times(
             rows, absent = run.run(asked, tick)
         figures.rows += rows
         figures.absent += absent
-        report(figures)
         del run
         device.release()
+        # Again: what else runs on the machine may have slowed the first streams down.
+        figures.raise_bandwidth(device.bandwidth(settings.quick), device.caches())
+        report(figures)
 
 
 def _measure_memory(settings: Settings, ours: Sequence[Candidate], figures: Figures) -> None:

@@ -24,20 +24,19 @@ Tensors that fit the caches need not move at all: such steps may be faster than 
 
 from __future__ import annotations
 
+# Bytes an element of the streams in float32 whose fastest is the bandwidth, counted as those of
+# steps: what is read plus what is written. A processor that reads what a copy will overwrite moves
+# more; steps and the other streams write only what they have read.
+STREAMS = {"sum(a)": 4, "b = a": 8, "a = a*s": 8, "a = a*s + b": 12}
+PROBE = f"the fastest of {', '.join(STREAMS)} and steps beyond the caches, bytes read + written"
+# Steps move memory with more streams at once, which some processors serve faster. They count where
+# they move so many times what the caches hold, of which hardly anything is still there.
+BEYOND_CACHES = 16
+
 
 def step_bytes(parameters: int, gradients: int, states: int, passes: int) -> int:
     """Bytes that a step must move: `passes` (p + g + s) + (p + s)."""
     return passes * (parameters + gradients + states) + parameters + states
-
-
-def update_bytes(elements: int) -> int:
-    """Bytes of an in-place a = a*s + b in float32: a and b are read, a is written; 12 each."""
-    return 12 * elements
-
-
-def copy_bytes(size: int) -> int:
-    """Bytes of a copy of `size` bytes: all are read and written."""
-    return 2 * size
 
 
 def seconds_at(bandwidth: float, size: float) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
+import time
 import warnings
 from multiprocessing import util
 from pathlib import Path
@@ -15,6 +20,7 @@ CACHE_VARIABLE = "OPTFACTORY_CACHE"
 REMEDY = f"set {CACHE_VARIABLE} to a folder that only you can write to"
 
 _TEMPORARY = "optfactory-kernels-"
+_ABANDONED = 24 * 3600.0  # seconds since anything was added
 _temporary: dict[int, Path] = {}  # by process, because a forked one outlives its parent
 _warned: dict[str, object] = {}
 
@@ -78,6 +84,53 @@ def _temporary_folder() -> Path:
     process = os.getpid()
     folder = _temporary.get(process)
     if folder is None or not folder.is_dir():
-        folder = _temporary[process] = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+        numbers = _meaning_of_process_numbers()
+        if numbers:
+            _remove_abandoned(f"{_TEMPORARY}{numbers}-")
+        prefix = f"{_TEMPORARY}{numbers}-{process}-" if numbers else _TEMPORARY
+        folder = _temporary[process] = Path(tempfile.mkdtemp(prefix=prefix))
         util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-100)
     return folder
+
+
+def _meaning_of_process_numbers() -> str:
+    """Equal where a number means the same process: one boot of one machine, one pid namespace.
+
+    Empty where the system does not tell: a temporary folder may be shared with other containers and
+    machines, whose processes cannot be seen from here.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        namespace = os.readlink("/proc/self/ns/pid")
+    except (OSError, ValueError):
+        return ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
+
+
+def _remove_abandoned(prefix: str) -> None:
+    """Remove temporary caches of processes that were killed a day ago or earlier."""
+    name = re.compile(rf"{re.escape(prefix)}([1-9][0-9]*)-[a-z0-9_]+")
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        for folder in Path(tempfile.gettempdir()).iterdir():
+            found = name.fullmatch(folder.name)
+            if found and _is_own_and_old(folder) and _has_ended(int(found[1])):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own_and_old(folder: Path) -> bool:
+    try:
+        facts = folder.lstat()
+    except OSError:
+        return False
+    own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+    return own and time.time() - facts.st_mtime > _ABANDONED
+
+
+def _has_ended(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.hydra_keys import INSTANTIATE_KEYS, MADE_FOR, TARGET, TARGETS
+from optfactory.config.ready_rules import list_rules
 from optfactory.registry import get_optimizer_info, list_optimizers
 
 # Constraints that stand behind a validator of ours keep pydantic's names.
@@ -66,7 +67,10 @@ def _of(name: str) -> dict[str, Any]:
     rule["additionalProperties"] = False
     rules["additionalProperties"] = {"anyOf": [rule, {"type": "null"}]}
     told = {key: rules.pop(key) for key in ("description", "default")}
-    schema["properties"][RULES_FIELD] = {"anyOf": [rules, {"type": "null"}], **told}
+    ready = {"enum": list_rules()}
+    several = {"type": "array", "items": ready, "minItems": 1}
+    kinds = [rules, ready, several, {"type": "null"}]
+    schema["properties"][RULES_FIELD] = {"anyOf": kinds, **told}
     for key, value in config_class.locked.items():
         description = schema["properties"][key]["description"]
         schema["properties"][key] = {"const": value, "description": description}

@@ -72,7 +72,7 @@ def read_groups(
     if sizes != expected:
         raise StateError(
             f"the checkpoint has param groups of {sizes} parameters, this optimizer of {expected}; "
-            "build it with the same model and the same groups"
+            f"build it with the same model and the same groups{_hint(sizes, groups)}"
         )
     problems = []
     read = []
@@ -88,6 +88,20 @@ def read_groups(
         problems += [f"param_groups[{index}].{problem}" for problem in found]
     _raise(problems)
     return read
+
+
+def _hint(sizes: list[int], groups: list[dict[str, Any]]) -> str:
+    """What makes the checkpoint's groups, if they are those of most Trainers; else empty.
+
+    Rules make groups in the order of the first parameter of each.
+    """
+    flat = [p.ndim <= 1 for group in groups for p in group["params"]]
+    if len(groups) != 1 or flat[:1] != [False] or sizes != [flat.count(False), flat.count(True)]:
+        return ""
+    return (
+        ": a checkpoint of Hugging Face's Trainer has two, with and without weight decay, and "
+        "param_groups='no_decay_1d' makes groups of these sizes"
+    )
 
 
 def _strange(record: GroupRecord, config: OptimizerConfig) -> list[str]:

@@ -78,6 +78,13 @@ def _add_plan(commands: _Commands[argparse.ArgumentParser]) -> None:
     plan.add_argument("--device", help="where the model will be, such as cuda (default: cpu)")
     plan.add_argument("--dtype", choices=tools.DTYPES, help="convert the model's parameters")
     plan.add_argument("--memory", metavar="SIZE", help="what the device has, such as 24GiB")
+    plan.add_argument("--mesh", metavar="RANKS", help="shard over so many ranks, such as 8 or 2x4")
+    plan.add_argument(
+        "--shard",
+        metavar="fsdp|hsdp|tp",
+        help="fsdp: all tensors along their first dimension; hsdp: so over the second dimension of "
+        "the mesh; tp: matrices along their first over the last (default: fsdp, with 2x4 hsdp)",
+    )
     plan.add_argument("--plot", metavar="FILE", help="draw all names as stacked bars")
 
 

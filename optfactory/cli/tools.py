@@ -20,14 +20,23 @@ def plan(arguments: argparse.Namespace) -> int:
     from optfactory.factory import resolve
     from optfactory.planning.memory_plan import plan, read_size
     from optfactory.planning.model import load_model
+    from optfactory.planning.spread import read_mesh, read_scheme
 
     picture = None if arguments.plot is None else _picture(arguments.plot)
     read_size(arguments.memory)
-    # The config and the size first: both are checked in no time, and the model may be slow to make.
+    read_scheme(arguments.shard, read_mesh(arguments.mesh))
+    # All words first: they are checked in no time, and the model may be slow to make.
     config = resolve(read_config(arguments.source, arguments.overrides))
     with contextlib.redirect_stdout(sys.stderr):  # what a user's code prints is no result
         model = load_model(arguments.model, arguments.dtype)
-    planned = plan(config, model, device=arguments.device, memory=arguments.memory)
+    planned = plan(
+        config,
+        model,
+        device=arguments.device,
+        memory=arguments.memory,
+        mesh=arguments.mesh,
+        shard=arguments.shard,
+    )
     if arguments.json:
         print_json(planned.as_dict())
     else:
@@ -35,7 +44,7 @@ def plan(arguments: argparse.Namespace) -> int:
     if picture:
         from optfactory.planning.plot import plot
 
-        plot(planned, picture)
+        plot(planned, picture, arguments.model)
     return 1 if planned.unmatched or planned.verdict() == "no" else 0
 
 

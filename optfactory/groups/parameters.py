@@ -217,10 +217,14 @@ def _dtensor_problem(tensor: Tensor) -> str | None:
     if not (tensor.is_leaf or tensor.retains_grad):
         return "is not a leaf of the autograd graph; pass the tensor it was computed from"
     local = local_tensor(tensor)
-    if not local.is_meta and tuple(local.shape) != sharding.box.sizes:
+    try:
+        sizes = sharding.box.sizes
+    except ValueError as error:
+        return f"has placements {sharding.placements}, whose parts are in pieces: {error}"
+    if not local.is_meta and tuple(local.shape) != sizes:
         return (
             f"has a local part of shape {tuple(local.shape)}, where its placements "
-            f"{sharding.placements} on {sharding.mesh} give {sharding.box.sizes}; shard it with "
+            f"{sharding.placements} on {sharding.mesh} give {sizes}; shard it with "
             "fully_shard, parallelize_module or distribute_tensor"
         )
     return parameter_problem(local.detach())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from optfactory.config.schema import OptimizerConfig
 from optfactory.memory import placement
+from optfactory.planning.copies import Copies
 from optfactory.planning.sizes import STATE, Share
 from optfactory.step.report import MemoryReport
 
@@ -35,68 +36,144 @@ class Alternative:
 
     Attributes:
         name: of the optimizer.
-        shares: bytes of its state.
+        ranks: bytes of its state, for each of the plan's `ranks`.
         problem: why the config cannot have this name; else empty.
     """
 
     name: str
-    shares: tuple[Share, ...]
+    ranks: tuple[tuple[Share, ...], ...]
     problem: str = ""
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """Bytes of its state, on the rank that has the most of it."""
+        return max(self.ranks, key=total, default=())
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all state, on the rank that has the most of it."""
+        return total(self.shares)
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """What training needs on one rank, and on others that hold equally much.
+
+    Attributes:
+        ranks: their numbers.
+        report: bits, bytes and place of every parameter's state, as `memory_report()` gives it.
+        shares: bytes of parameters, buffers, gradients and state. Activations come on top.
+    """
+
+    ranks: tuple[int, ...]
+    report: MemoryReport
+    shares: tuple[Share, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes."""
+        return total(self.shares)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of all state."""
-        return sum(share.nbytes for share in self.shares)
+        return total(share for share in self.shares if share.what == STATE)
 
 
 @dataclass(frozen=True)
 class PlanFigures:
     """What training a model with an optimizer will need.
 
+    On a mesh, what is said of one rank is said of the one that needs the most.
+
     Attributes:
         config: the optimizer's.
         groups: the param groups, as the optimizer will have them.
         unmatched: rules that match nothing, for which `build_optimizer` refuses, and the message.
         idle: other rules that change nothing here, and why.
-        report: bits, bytes and place of every parameter's state, as `memory_report()` gives it.
-        shares: bytes of parameters, buffers, gradients and state. Activations come on top.
+        ranks: the figures of all ranks, the largest first; of this process alone without a mesh.
+        copies: what of the largest rank's parameters and state other ranks hold, too.
         alternatives: what every name would take.
-        memory: bytes that there are on the device, if the caller said so.
+        mesh: the number of ranks along each dimension; empty without a mesh.
+        shard: how tensors are cut on it.
+        memory: bytes that there are on the device of a rank, if the caller said so.
     """
 
     config: OptimizerConfig
     groups: tuple[PlannedGroup, ...]
     unmatched: Mapping[str, str]
     idle: Mapping[str, str]
-    report: MemoryReport
-    shares: tuple[Share, ...]
+    ranks: tuple[RankFigures, ...]
+    copies: tuple[Copies, ...]
     alternatives: tuple[Alternative, ...]
+    mesh: tuple[int, ...] = ()
+    shard: str = ""
     memory: int | None = None
+
+    def on_rank(self, rank: int) -> RankFigures:
+        """The figures of one rank of the mesh, whose ranks count row by row.
+
+        Raises:
+            ValueError: there is no such rank.
+        """
+        for figures in self.ranks:
+            if rank in figures.ranks:
+                return figures
+        count = sum(len(figures.ranks) for figures in self.ranks)
+        raise ValueError(f"ranks are 0 to {count - 1}, got {rank!r}")
+
+    @property
+    def report(self) -> MemoryReport:
+        """Bits, bytes and place of every parameter's state, as `memory_report()` gives it."""
+        return self.ranks[0].report
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """Bytes of parameters, buffers, gradients and state. Activations come on top."""
+        return self.ranks[0].shares
 
     @property
     def state_bytes(self) -> int:
         """Bytes of all state."""
-        return sum(share.nbytes for share in self.shares if share.what == STATE)
+        return self.ranks[0].state_bytes
 
-    def needed(self, shares: tuple[Share, ...] | None = None) -> tuple[int, int]:
+    def needed(self, other: Alternative | tuple[Share, ...] | None = None) -> tuple[int, int]:
         """Bytes on the parameters' device: those that must stay, and those that can leave.
 
-        Args:
-            shares: of another name's state, in place of this one's.
-        """
-        device = self.shares[0].device if self.shares else "cpu"
-        state = self.shares if shares is None else shares
-        all_shares = [s for s in self.shares if s.what != STATE]
-        all_shares += [s for s in state if s.what == STATE]
-        here = [s for s in all_shares if s.device == device]
-        stay = sum(s.nbytes for s in here if s.place == placement.RESIDENT)
-        return stay, sum(s.nbytes for s in here) - stay
+        On a mesh, as many as each rank's device needs: the most that must stay on one, and what is
+        missing from there to the most that one has.
 
-    def verdict(self, shares: tuple[Share, ...] | None = None) -> str:
-        """Whether it fits: ``fits``, ``fits paged`` (some state will be elsewhere) or ``no``."""
+        Args:
+            other: another name's state, in place of this one's.
+        """
+        if other is None:
+            states = [figures.shares for figures in self.ranks]
+        elif isinstance(other, Alternative):
+            states = list(other.ranks)
+        else:
+            states = [other]
+        needs = [
+            self._needed(figures.shares, state)
+            for figures, state in zip(self.ranks, states, strict=False)
+        ]
+        stay = max(stay for stay, _ in needs)
+        return stay, max(stay + leave for stay, leave in needs) - stay
+
+    def _needed(self, shares: tuple[Share, ...], state: tuple[Share, ...]) -> tuple[int, int]:
+        device = shares[0].device if shares else "cpu"
+        all_shares = [s for s in shares if s.what != STATE] + [s for s in state if s.what == STATE]
+        here = [s for s in all_shares if s.device == device]
+        stay = total(s for s in here if s.place == placement.RESIDENT)
+        return stay, total(here) - stay
+
+    def verdict(self, other: Alternative | tuple[Share, ...] | None = None) -> str:
+        """Whether it fits: ``fits``, ``fits paged`` (some state will be elsewhere) or ``no``.
+
+        On a mesh, whether it does on every rank.
+        """
         if self.memory is None:
             return ""
-        stay, leave = self.needed(shares)
+        stay, leave = self.needed(other)
         if stay + leave <= self.memory:
             return "fits"
         return "fits paged" if stay <= self.memory else "no"
@@ -118,11 +195,35 @@ class PlanFigures:
                 {
                     "name": other.name,
                     "state_bytes": None if other.problem else other.state_bytes,
-                    "verdict": "" if other.problem else self.verdict(other.shares),
+                    "verdict": "" if other.problem else self.verdict(other),
                     "problem": other.problem,
                 }
                 for other in self.alternatives
             ],
+            "sharding": self._sharding(),
             "memory": self.memory,
             "verdict": self.verdict(),
         }
+
+    def _sharding(self) -> dict[str, Any] | None:
+        if not self.mesh:
+            return None
+        return {
+            "mesh": list(self.mesh),
+            "shard": self.shard,
+            "ranks": [
+                {
+                    "first": figures.ranks[0],
+                    "count": len(figures.ranks),
+                    "bytes": figures.nbytes,
+                    "state_bytes": figures.state_bytes,
+                }
+                for figures in self.ranks
+            ],
+            "copies": [asdict(kind) for kind in self.copies],
+        }
+
+
+def total(shares: Iterable[Share]) -> int:
+    """Their bytes together."""
+    return sum(share.nbytes for share in shares)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.groups.grouping import Grouping, group_parameters
-from optfactory.groups.parameters import Params
-from optfactory.planning.figures import Alternative, PlanFigures, PlannedGroup
-from optfactory.planning.sizes import LaidOut, lay_out, model_shares, state_shares
+from optfactory.groups.origins import without_wrappers
+from optfactory.groups.parameters import Params, parameter_names
+from optfactory.planning.copies import copies
+from optfactory.planning.figures import Alternative, PlanFigures, PlannedGroup, RankFigures
+from optfactory.planning.sizes import LaidOut, lay_out, model_shares
+from optfactory.planning.spread import (
+    Holder,
+    MeshSizes,
+    PlacementsOf,
+    Spread,
+    read_mesh,
+    read_scheme,
+)
 from optfactory.planning.text import render
 from optfactory.registry import get_optimizer_info, list_optimizers
 from optfactory.step.report import report
+from optfactory.step.slots import Slot
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,6 +52,9 @@ def plan(
     *,
     device: str | torch.device | None = None,
     memory: str | int | None = None,
+    mesh: MeshSizes | None = None,
+    shard: str | None = None,
+    placements: PlacementsOf | None = None,
     **overrides: Any,
 ) -> MemoryPlan:
     """Work out what training a model with an optimizer will need, without allocating anything.
@@ -52,38 +66,102 @@ def plan(
     >>> planned.state_bytes, planned.verdict()
     (34087056, 'fits')
 
+    On a mesh of ranks, without any process:
+
+    >>> planned = optfactory.plan("adamw8bit", model, mesh=3)
+    >>> [planned.on_rank(rank).state_bytes for rank in range(3)]
+    [11367996, 11367996, 11351352]
+
     Args:
         cfg, overrides: as for `build_optimizer`.
-        model: a Module, which may be on the meta device, or what else `build_optimizer` takes.
+        model: a Module, which may be on the meta device, or what else `build_optimizer` takes. One
+            that is sharded already is planned as it is, for this rank.
         device: where the model will be, e.g. ``cuda``; by default where it is, and the CPU for a
             model on the meta device.
-        memory: how much that device has, e.g. ``24GiB``, ``80GB`` or a number of bytes.
+        memory: how much that device has, e.g. ``24GiB``, ``80GB`` or a number of bytes; on a mesh,
+            that of each rank.
+        mesh: the number of ranks that the model will be sharded over, e.g. 8, or that of each of
+            two dimensions, e.g. ``2x4``.
+        shard: ``fsdp`` cuts every tensor along its first dimension, as `fully_shard`; ``hsdp`` does
+            so over the second dimension of the mesh, and the first holds copies; ``tp`` cuts
+            matrices along their first dimension over the last of the mesh, keeps all else whole
+            there, and does as fsdp over a dimension before. By default fsdp, with two dimensions
+            hsdp.
+        placements: what is not as `shard` says: placements as a DTensor has them, one for each
+            dimension of the mesh, by globs of names, e.g. ``{"*.o_proj.weight": (Shard(0),
+            Shard(1))}``, where the last one that matches wins; or a function of a name and a tensor
+            that returns them, or None.
 
     Raises:
-        ConfigError: the config, the parameters or the memory's size are refused. Rules that match
-            nothing are listed in the plan instead.
+        ConfigError: the config, the parameters, the memory's size or the mesh are refused. Rules
+            that match nothing are listed in the plan instead.
     """
     config = resolve(cfg, **overrides)
     size = read_size(memory)
     target = _read_device(device)
+    sizes = read_mesh(mesh)
+    scheme = read_scheme(shard, sizes)
     grouping = group_parameters(model, config)
-    laid_out = lay_out(grouping, config, target)
     module = model if isinstance(model, nn.Module) else None
-    state = tuple(state_shares(laid_out))
+    tensors = _named_tensors(grouping, module)
+    holders: Sequence[Holder] = [Holder()]
+    if sizes is not None:
+        spread = Spread.of(sizes, scheme, tensors, placements)
+        holders = spread.holders(tensors.values())
+    elif placements is not None:
+        raise ConfigError("placements are for a mesh, such as mesh='8' or mesh='2x4'")
+    laid_out = lay_out(grouping, config, target, holders)
+    figures = [
+        _figures(holder, slots, laid_out, module, target)
+        for holder, slots in zip(holders, laid_out.ranks, strict=True)
+    ]
+    order = sorted(range(len(figures)), key=lambda i: -figures[i].nbytes)
     return MemoryPlan(
         config=config,
         groups=_groups(laid_out, config),
         unmatched=grouping.unmatched,
         idle=grouping.idle,
-        report=report(laid_out.slots),
-        shares=(*model_shares(module, laid_out.slots, target), *state),
+        ranks=tuple(figures[i] for i in order),
+        copies=copies(holders[order[0]], tensors.values(), laid_out.ranks[order[0]]),
         alternatives=tuple(
-            Alternative(name, state)
-            if name == config.name
-            else _alternative(name, config, grouping, target)
+            _alternative(name, config, grouping, target, [holders[i] for i in order])
             for name in list_optimizers()
         ),
+        mesh=sizes or (),
+        shard=scheme,
         memory=size,
+    )
+
+
+def _named_tensors(grouping: Grouping, module: nn.Module | None) -> dict[str, Tensor]:
+    """All parameters, frozen ones of the module included, each once."""
+    tensors = {
+        name: tensor
+        for index, group in enumerate(grouping.groups)
+        for name, tensor in zip(parameter_names(group, index), group["params"], strict=True)
+    }
+    known = set(map(id, tensors.values()))
+    for name, tensor in module.named_parameters() if module is not None else ():
+        if id(tensor) not in known:
+            tensors[without_wrappers(name)] = tensor
+    return tensors
+
+
+def _figures(
+    holder: Holder,
+    slots: list[Slot],
+    laid_out: LaidOut,
+    module: nn.Module | None,
+    device: torch.device | None,
+) -> RankFigures:
+    trained = [slot.parameter for slot in slots]
+    return RankFigures(
+        ranks=holder.ranks,
+        report=report(slots),
+        shares=(
+            *model_shares(module, trained, device, holder),
+            *laid_out.state_shares(slots),
+        ),
     )
 
 
@@ -122,7 +200,7 @@ def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, .
         zip(laid_out.grouping.groups, laid_out.configs, strict=True)
     ):
         own = checked.model_dump()
-        slots = [slot for slot in laid_out.slots if slot.group is group]
+        slots = [slot for slot in laid_out.ranks[0] if slot.group is group]
         groups.append(
             PlannedGroup(
                 name=str(group.get("name", index)),
@@ -135,14 +213,19 @@ def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, .
 
 
 def _alternative(
-    name: str, config: OptimizerConfig, grouping: Grouping, device: torch.device | None
+    name: str,
+    config: OptimizerConfig,
+    grouping: Grouping,
+    device: torch.device | None,
+    holders: Sequence[Holder],
 ) -> Alternative:
     stated = config.model_dump(exclude_unset=True, exclude={"optim_bits", "is_paged", "page_dir"})
     known = get_optimizer_info(name).config_class.model_fields
     values = {key: value for key, value in stated.items() if key in known}
     try:
-        other = resolve({**values, "name": name})
-        return Alternative(name, tuple(state_shares(lay_out(grouping, other, device))))
+        other = config if name == config.name else resolve({**values, "name": name})
+        laid_out = lay_out(grouping, other, device, holders)
     except ConfigError as error:
         problem = error.problems[0] if error.problems else str(error)
         return Alternative(name, (), problem)
+    return Alternative(name, tuple(map(laid_out.state_shares, laid_out.ranks)))

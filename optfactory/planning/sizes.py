@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,16 @@ from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import parameter_names
 from optfactory.memory import placement
 from optfactory.memory.managed import concurrent_managed_access
+from optfactory.planning.spread import Holder
+from optfactory.sharding.dtensors import local_tensor
 from optfactory.state.layout import StateLayout
 from optfactory.step.slots import Slot
 
 PARAMETERS, BUFFERS, GRADIENTS, STATE = "parameters", "buffers", "gradients", "state"
+
+
+# Bytes by the attributes of a Share.
+Sizes = Counter[tuple[str, str, int, str]]
 
 
 @dataclass(frozen=True)
@@ -49,23 +55,42 @@ class LaidOut:
 
     Attributes:
         configs: the config of each group.
-        slots: every trained parameter.
+        ranks: every trained parameter, for each holder.
         devices: where the parameter of each slot will be.
     """
 
     grouping: Grouping
     configs: list[OptimizerConfig]
-    slots: list[Slot]
+    ranks: list[list[Slot]]
     devices: list[torch.device]
+    _sizes: dict[tuple[int, torch.device], Sizes] = field(default_factory=dict, repr=False)
+
+    def state_shares(self, slots: Sequence[Slot]) -> tuple[Share, ...]:
+        """The bytes of all states on one of the ranks."""
+        sizes: Sizes = Counter()
+        for slot, device in zip(slots, self.devices, strict=True):
+            layout = slot.layout
+            key = (id(layout), device)  # many slots on many ranks share a few layouts
+            if key not in self._sizes:
+                self._sizes[key] = _state_sizes(layout, device)
+            for kind, nbytes in self._sizes[key].items():
+                sizes[kind] += nbytes
+        return tuple(_shares(sizes))
 
 
-def lay_out(grouping: Grouping, config: OptimizerConfig, device: torch.device | None) -> LaidOut:
+def lay_out(
+    grouping: Grouping,
+    config: OptimizerConfig,
+    device: torch.device | None,
+    holders: Sequence[Holder] = (Holder(),),
+) -> LaidOut:
     """The layout of every trained parameter's state, as the optimizer of this config makes it.
 
     Args:
         grouping: the parameters, sorted by the config's rules.
         device: where the parameters will be; None takes where they are, and the CPU for those on
             the meta device.
+        holders: the ranks to plan for; one that has the parameters as they are by default.
 
     Raises:
         ConfigError: rules or groups are refused; rules that match nothing are not.
@@ -73,48 +98,47 @@ def lay_out(grouping: Grouping, config: OptimizerConfig, device: torch.device | 
     all_meta = all(p.is_meta for group in grouping.groups for p in group["params"])
     planned = torch.device("cpu") if device is None and all_meta else device
     configs = check_groups(replace(grouping, unmatched={}), config, planned)
-    slots: list[Slot] = []
-    devices = []
-    for index, (group, checked) in enumerate(zip(grouping.groups, configs, strict=True)):
-        values = checked.model_dump()
-        layouts: dict[tuple[Any, ...], StateLayout] = {}
-        for name, p in zip(parameter_names(group, index), group["params"], strict=True):
-            if not p.requires_grad:
-                continue
-            facts = (tuple(p.shape), planned_device(p, device), p.dtype)
-            if facts not in layouts:
-                layouts[facts] = StateLayout.of(*facts, type(config), _placed(values, facts[1]))
-            slots.append(Slot(p, name, len(slots), group, layouts[facts]))
-            devices.append(facts[1])
-    return LaidOut(grouping, configs, slots, devices)
-
-
-def state_shares(laid_out: LaidOut) -> list[Share]:
-    """The bytes of all states."""
-    sizes: Counter[tuple[str, str, int, str]] = Counter()
-    for slot, device in zip(laid_out.slots, laid_out.devices, strict=True):
-        bits = 8 if slot.layout.quantized else 32
-        for spec in slot.layout.tensors.values():
-            home = device if spec.where == placement.PINNED else spec.home(device)
-            sizes[STATE, home.type, bits, spec.where] += spec.nbytes
-    return _shares(sizes)
+    entries: list[tuple[str, Tensor, dict[str, Any], int]] = [
+        (name, p, group, index)
+        for index, group in enumerate(grouping.groups)
+        for name, p in zip(parameter_names(group, index), group["params"], strict=True)
+        if p.requires_grad
+    ]
+    devices = [planned_device(p, device) for _, p, _, _ in entries]
+    values = [checked.model_dump() for checked in configs]
+    layouts: dict[tuple[Any, ...], StateLayout] = {}
+    ranks = []
+    for holder in holders:
+        slots: list[Slot] = []
+        for (name, p, group, index), home in zip(entries, devices, strict=True):
+            facts = (tuple(p.shape), home, p.dtype)
+            key = (index, facts, holder.part(p))
+            if key not in layouts:
+                placed = _placed(values[index], home)
+                layouts[key] = StateLayout.of(*facts, type(config), placed, holder.sharding(p))
+            slots.append(Slot(p, name, len(slots), group, layouts[key]))
+        ranks.append(slots)
+    return LaidOut(grouping, configs, ranks, devices)
 
 
 def model_shares(
-    model: nn.Module | None, slots: Iterable[Slot], device: torch.device | None
+    model: nn.Module | None,
+    trained: Sequence[Tensor],
+    device: torch.device | None,
+    holder: Holder,
 ) -> list[Share]:
-    """The bytes of a model's tensors, and of the gradients of what is trained.
+    """The bytes of a model's tensors on one rank, and of the gradients of what is trained.
 
     Args:
-        model: the model; None counts the parameters of the slots alone.
+        model: the model; None counts the trained parameters alone.
+        holder: the rank; buffers are whole on all.
     """
-    trained = [slot.parameter for slot in slots]
     kinds: list[tuple[str, Iterable[Tensor]]] = [
         (PARAMETERS, model.parameters() if model is not None else trained),
         (BUFFERS, model.buffers() if model is not None else ()),
         (GRADIENTS, trained),
     ]
-    sizes: Counter[tuple[str, str, int, str]] = Counter()
+    sizes: Sizes = Counter()
     for what, tensors in kinds:
         for tensor in tensors:
             key = (
@@ -123,26 +147,37 @@ def model_shares(
                 8 * tensor.itemsize,
                 placement.RESIDENT,
             )
-            sizes[key] += _nbytes(tensor)
+            nbytes = stored_bytes(tensor)
+            sizes[key] += nbytes if what == BUFFERS else holder.held(tensor, nbytes)
     return _shares(sizes)
+
+
+def _state_sizes(layout: StateLayout, device: torch.device) -> Sizes:
+    sizes: Sizes = Counter()
+    for spec in layout.tensors.values():
+        home = device if spec.where == placement.PINNED else spec.home(device)
+        sizes[STATE, home.type, 8 if layout.quantized else 32, spec.where] += spec.nbytes
+    return sizes
 
 
 def planned_device(tensor: Tensor, device: torch.device | None) -> torch.device:
     """Where a tensor will be."""
     if device is not None:
         return device
-    return torch.device("cpu") if tensor.is_meta else tensor.device
+    local = local_tensor(tensor)
+    return torch.device("cpu") if local.is_meta else local.device
 
 
-def _nbytes(tensor: Tensor) -> int:
-    """Bytes that a tensor takes; of quantized and sparse ones, what they are made of."""
+def stored_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes here; of quantized and sparse ones, what they are made of."""
+    tensor = local_tensor(tensor)
     if hasattr(tensor, "__tensor_flatten__"):
-        return sum(_nbytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     if tensor.layout is torch.strided:
         return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
     if tensor.layout is torch.sparse_coo:
-        return _nbytes(tensor._indices()) + _nbytes(tensor._values())
-    return _nbytes(tensor.values()) * 2  # compressed rows or columns: indices take about as much
+        return stored_bytes(tensor._indices()) + stored_bytes(tensor._values())
+    return 2 * stored_bytes(tensor.values())  # compressed: indices take about as much as values
 
 
 def _placed(group: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]:
@@ -157,5 +192,5 @@ def _placed(group: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]
     return {**group, "page_memory": placement.MANAGED if managed else placement.PINNED}
 
 
-def _shares(sizes: Counter[tuple[str, str, int, str]]) -> list[Share]:
+def _shares(sizes: Sizes) -> list[Share]:
     return [Share(*key, nbytes) for key, nbytes in sizes.items() if nbytes]

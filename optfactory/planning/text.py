@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from optfactory.planning.figures import PlanFigures
+from optfactory.planning.figures import PlanFigures, RankFigures
+from optfactory.planning.sizes import Share
+from optfactory.planning.spread import SCHEMES
 
 _SHOWN = 3  # names of tensors in one line
 
 
 def render(plan: PlanFigures) -> str:
     """All tables of a plan."""
-    parts = [_title(plan), _groups(plan), _shares(plan), _wide(plan), _others(plan)]
+    parts = [
+        headline(plan),
+        _groups(plan),
+        _shares(plan),
+        _copies(plan),
+        _wide(plan),
+        _others(plan),
+    ]
     parts += plan.unmatched.values()
     parts += [f"param_groups.{label}: {why}" for label, why in plan.idle.items()]
     return "\n\n".join(filter(None, parts))
@@ -28,10 +37,16 @@ def human(nbytes: int) -> str:
     return f"{nbytes} B" if unit == "B" else f"{size:.2f} {unit}"
 
 
-def _title(plan: PlanFigures) -> str:
+def headline(plan: PlanFigures) -> str:
+    """The optimizer and what it trains."""
     tensors = sum(len(group.parameters) for group in plan.groups)
     elements = sum(group.elements for group in plan.groups)
-    return f"{plan.config.name} for {tensors} trained tensors of {elements:,} elements"
+    title = f"{plan.config.name} for {tensors} trained tensors of {elements:,} elements"
+    if not plan.mesh:
+        cut = plan.report.state_bytes != plan.report.global_state_bytes
+        return f"{title}\nThe model is sharded: bytes are those on this rank." if cut else title
+    mesh = "x".join(map(str, plan.mesh))
+    return f"{title} on {mesh} ranks\n{plan.shard}: {SCHEMES[plan.shard][0]}."
 
 
 def _groups(plan: PlanFigures) -> str:
@@ -48,14 +63,21 @@ def _groups(plan: PlanFigures) -> str:
 
 
 def _shares(plan: PlanFigures) -> str:
-    rows = [
-        [s.what, s.device, str(s.bits), s.place, f"{s.nbytes:,}", human(s.nbytes)]
-        for s in plan.shares
-    ]
-    total = sum(share.nbytes for share in plan.shares)
-    rows.append(["total", "", "", "", f"{total:,}", human(total)])
-    lines = _table(["memory", "device", "bits", "place", "bytes", ""], rows, "<<><>>")
-    lines += "\nActivations and what the backward pass keeps come on top."
+    largest, smallest = plan.ranks[0], plan.ranks[-1]
+    header, sides = ["memory", "device", "bits", "place", "bytes", ""], "<<><>>"
+    if plan.mesh and len(plan.ranks) > 1:
+        header, sides = [*header[:4], _ranks(largest), "", _ranks(smallest), ""], f"{sides}>>"
+    elif plan.mesh:
+        header[4] = "bytes per rank"
+    columns = [{_key(s): s.nbytes for s in figures.shares} for figures in (largest, smallest)]
+    if len(header) == 6:
+        columns = columns[:1]
+    keys = dict.fromkeys(key for column in columns for key in column)
+    rows = [[*key, *_sizes([column.get(key, 0) for column in columns])] for key in keys]
+    totals = _sizes([sum(column.values()) for column in columns])
+    lines = _table(header, [*rows, ["total", "", "", "", *totals]], sides)
+    gathered = ", what is gathered from other ranks" if plan.mesh else ""
+    lines += f"\nActivations{gathered} and what the backward pass keeps come on top."
     if plan.memory is not None:
         stay, leave = plan.needed()
         verdicts = {
@@ -64,8 +86,33 @@ def _shares(plan: PlanFigures) -> str:
             "no": "It does not fit",
         }
         paged = f", and {human(leave)} that can leave" if leave else ""
-        lines += f"\n{verdicts[plan.verdict()]}: {human(stay)}{paged}, of {human(plan.memory)}."
+        each = " on each rank" if plan.mesh else ""
+        have = human(plan.memory)
+        lines += f"\n{verdicts[plan.verdict()]}: {human(stay)}{paged}, of {have}{each}."
     return lines
+
+
+def _ranks(figures: RankFigures) -> str:
+    first, others = figures.ranks[0], len(figures.ranks) - 1
+    return f"rank {first}" + (f" and {others} more" if others else "")
+
+
+def _key(share: Share) -> tuple[str, ...]:
+    return share.what, share.device, str(share.bits), share.place
+
+
+def _sizes(numbers: Sequence[int]) -> list[str]:
+    return [text for nbytes in numbers for text in (f"{nbytes:,}", human(nbytes))]
+
+
+def _copies(plan: PlanFigures) -> str:
+    """What a rank holds that others hold, too."""
+    rows = [
+        [kind.what, str(kind.ranks), str(kind.tensors), *_sizes([kind.nbytes])]
+        for kind in plan.copies
+    ]
+    header = ["the same on several ranks", "ranks", "tensors", "bytes", ""]
+    return _table(header, rows, "<>>>>") if rows else ""
 
 
 def _wide(plan: PlanFigures) -> str:
@@ -96,13 +143,13 @@ def _others(plan: PlanFigures) -> str:
         if other.problem:
             rows.append([other.name + mark, "", "", other.problem.partition(";")[0]])
         else:
-            stay, leave = plan.needed(other.shares)
+            stay, leave = plan.needed(other)
             rows.append(
                 [
                     other.name + mark,
                     human(other.state_bytes),
                     human(stay + leave),
-                    plan.verdict(other.shares),
+                    plan.verdict(other),
                 ]
             )
     return _table(["name", "state", "on the device", ""], rows, "<>><")

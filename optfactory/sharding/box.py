@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a dimension of a mesh cuts a tensor; the numbers of torch's `Shard` and `_StridedShard`.
+
+    Attributes:
+        dim: the dimension of the tensor that is cut.
+        split_factor: into how many parts later dimensions of the mesh have cut it before. It is 1
+            where they cut in the order of the mesh; FSDP2 cuts what tensor parallelism left, though
+            its dimension of the mesh is the first.
+    """
+
+    dim: int
+    split_factor: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,30 @@ class Box:
     shape: Shape
     sizes: Shape
     offsets: Shape
+
+    @classmethod
+    def at(
+        cls, shape: Shape, mesh: Sequence[int], place: Sequence[int], cuts: Sequence[Cut | None]
+    ) -> Box:
+        """The box that one process of a mesh holds.
+
+        >>> Box.at((5, 3), mesh=(2, 2), place=(1, 0), cuts=(Cut(0, split_factor=2), Cut(0)))
+        Box(shape=(5, 3), sizes=(1, 3), offsets=(2, 0))
+
+        Args:
+            shape: of the whole tensor.
+            mesh: the number of processes along each of its dimensions.
+            place: the number of this process along each.
+            cuts: what each does with the tensor; None where all processes have the same.
+
+        Raises:
+            ValueError: a `split_factor` is none of the numbers of parts there are.
+        """
+        sizes, offsets = list(shape), [0] * len(shape)
+        for index, dim in _in_order(mesh, cuts):
+            begin, sizes[dim] = _part(sizes[dim], mesh[index], place[index])
+            offsets[dim] += begin
+        return cls(shape, tuple(sizes), tuple(offsets))
 
     @property
     def numel(self) -> int:
@@ -77,3 +117,34 @@ class Box:
         length = math.prod(self.sizes[inner:])
         stride = self.shape[inner] * strides[inner]
         return Runs(math.prod(self.sizes[:inner]), length, first, stride)
+
+
+def _part(size: int, parts: int, number: int) -> tuple[int, int]:
+    """Where one of several parts begins, and its size, as `torch.chunk` cuts.
+
+    All parts are as large as the first, until nothing is left: the last may be smaller, or empty.
+    """
+    share = -(-size // parts)
+    begin = min(number * share, size)
+    return begin, min(share, size - begin)
+
+
+def _in_order(mesh: Sequence[int], cuts: Sequence[Cut | None]) -> list[tuple[int, int]]:
+    """The dimensions of a mesh that cut, first to last, with those of the tensor that they cut."""
+    order: list[tuple[int, int]] = []
+    for index in reversed(range(len(cuts))):
+        cut = cuts[index]
+        if cut is None:
+            continue
+        place, parts = 0, 1
+        while parts < cut.split_factor and place < len(order):
+            before, dim = order[place]
+            parts *= mesh[before] if dim == cut.dim else 1
+            place += 1
+        if parts != cut.split_factor:
+            raise ValueError(
+                f"split_factor {cut.split_factor} of dimension {index} of the mesh {tuple(mesh)} "
+                f"is no number of parts that later ones cut dimension {cut.dim} into"
+            )
+        order.insert(place, (index, cut.dim))
+    return order

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.sharding.box import Box, Shape
+from optfactory.sharding.box import Box, Cut, Shape
+from optfactory.sharding.planned import PlannedMesh
 
 
 def is_dtensor(value: object) -> bool:
@@ -42,14 +43,20 @@ def sharded_dim(placement: Any) -> int | None:
     return dim if isinstance(dim, int) else None
 
 
+def _cut(placement: Any) -> Cut | None:
+    dim = sharded_dim(placement)
+    return None if dim is None else Cut(dim, getattr(placement, "split_factor", 1))
+
+
 @dataclass(frozen=True)
 class Sharding:
     """How a tensor is spread over the processes of a mesh.
 
     Attributes:
         shape: of the whole tensor.
-        mesh: a torch.distributed.DeviceMesh.
-        placements: what each dimension of the mesh does with the tensor.
+        mesh: a torch.distributed.DeviceMesh, or one of a plan.
+        placements: what each dimension of the mesh does with the tensor, as torch has it, or as
+            `Cut` or None in a plan.
     """
 
     shape: Shape
@@ -67,16 +74,11 @@ class Sharding:
     @cached_property
     def box(self) -> Box:
         """The elements that this process holds."""
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        sizes, offsets = compute_local_shape_and_global_offset(
-            self.shape, self.mesh, self.placements
-        )
-        if len(sizes) != len(self.shape):  # this process is none of the mesh's
+        place = self.mesh.get_coordinate()
+        if place is None:  # this process is none of the mesh's
             return Box(self.shape, (0,) * len(self.shape), (0,) * len(self.shape))
-        sizes = tuple(map(int, sizes))
-        # An empty box begins at the end, in every release of torch.
-        return Box(self.shape, sizes, tuple(map(int, offsets)))
+        sizes = [self.mesh.size(index) for index in range(self.mesh.ndim)]
+        return Box.at(self.shape, sizes, place, [_cut(placement) for placement in self.placements])
 
     @cached_property
     def cuts(self) -> tuple[tuple[int, int], ...]:
@@ -87,6 +89,15 @@ class Sharding:
             if self.mesh.size(index) > 1
         ]
         return tuple((index, dim) for index, dim in found if dim is not None)
+
+    @property
+    def copied(self) -> Any:
+        """The placement of what all processes along a dimension of the mesh have."""
+        if isinstance(self.mesh, PlannedMesh):
+            return None
+        from torch.distributed.tensor import Replicate
+
+        return Replicate()
 
     @property
     def groups(self) -> tuple[Any, ...]:

@@ -63,8 +63,14 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size in bytes, of what is here."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def global_nbytes(self) -> int:
+        """Size in bytes of the whole, as one process has it."""
+        shape = self.shape if self.sharding is None else self.sharding.shape
+        return math.prod(shape) * self.dtype.itemsize
 
     def problem(self, value: object) -> str:
         """Why a value cannot be this state tensor; empty if it can."""
@@ -267,8 +273,13 @@ class StateLayout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all state tensors."""
+        """Bytes of all state tensors, of what is here."""
         return sum(spec.nbytes for spec in self.tensors.values())
+
+    @property
+    def global_nbytes(self) -> int:
+        """Bytes of the whole parameter's state, as one process has it."""
+        return sum(spec.global_nbytes for spec in self.tensors.values())
 
 
 @dataclass(frozen=True)

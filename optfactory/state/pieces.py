@@ -54,7 +54,7 @@ class Piece:
             dim = sharded_dim(placement)
             is_cut = dim is not None and sharding.mesh.size(index) > 1
             if dim is None or dim not in kept:
-                placements.append(_replicate())
+                placements.append(sharding.copied)
                 copied += [index] if is_cut else []
             else:
                 placements.append(placement)
@@ -114,12 +114,6 @@ class Piece:
         ahead_in_run = begin - col[run]
         columns = [run * length + ahead_in_run, end - begin, number, starts[run] + ahead_in_run]
         return torch.stack(columns, dim=1)
-
-
-def _replicate() -> Any:
-    from torch.distributed.tensor import Replicate
-
-    return Replicate()
 
 
 def _keeps_blocks(sharding: Sharding, grid: BlockGrid, dim: int) -> bool:

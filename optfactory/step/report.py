@@ -12,10 +12,12 @@ class MemoryRow:
     """The state of one parameter.
 
     Attributes:
-        name: the parameter's name.
-        bits: 8 or 32.
+        name: the parameter's name, the same on every rank.
+        bits: 8 or 32, which follows from the whole parameter's shape.
         where: ``resident``, ``file-mapped``, ``managed`` or ``pinned``.
-        nbytes: bytes of its state tensors, scales and step included.
+        nbytes: bytes of its state tensors on this rank, scales and step included.
+        global_nbytes: of the whole parameter's, as one process would have them; the same as
+            `nbytes` unless it is sharded.
         reason: why it is 32-bit although optim_bits is 8, or not paged although is_paged is true;
             else empty.
     """
@@ -24,27 +26,45 @@ class MemoryRow:
     bits: int
     where: str
     nbytes: int
+    global_nbytes: int
     reason: str
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """The state of all trainable parameters, one row each."""
+    """The state of all trainable parameters, one row each.
+
+    Of sharded parameters a rank holds parts. Every rank has the same rows, also of parameters of
+    which it holds no element.
+    """
 
     rows: tuple[MemoryRow, ...]
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of all state tensors."""
+        """Bytes of all state tensors on this rank."""
         return sum(row.nbytes for row in self.rows)
+
+    @property
+    def global_state_bytes(self) -> int:
+        """Bytes of the whole model's state, as one process would have it."""
+        return sum(row.global_nbytes for row in self.rows)
 
     def __str__(self) -> str:
         width = max(map(len, ("parameter", *(row.name for row in self.rows))))
-        lines = [f"{'parameter':{width}} {'bits':>4} {'bytes':>14}  place"]
+        sharded = any(row.nbytes != row.global_nbytes for row in self.rows)
+
+        def line(name: str, bits: str, here: str, whole: str, where: str) -> str:
+            middle = f" {whole:>14}" if sharded else ""
+            return f"{name:{width}} {bits:>4} {here:>14}{middle}{where}"
+
+        head = "bytes here" if sharded else "bytes"
+        lines = [line("parameter", "bits", head, "whole", "  place")]
         for row in self.rows:
             note = f" ({row.reason})" if row.reason else ""
-            lines.append(f"{row.name:{width}} {row.bits:>4} {row.nbytes:>14,}  {row.where}{note}")
-        lines.append(f"{'total':{width}} {'':>4} {self.state_bytes:>14,}")
+            here, whole = f"{row.nbytes:,}", f"{row.global_nbytes:,}"
+            lines.append(line(row.name, str(row.bits), here, whole, f"  {row.where}{note}"))
+        lines.append(line("total", "", f"{self.state_bytes:,}", f"{self.global_state_bytes:,}", ""))
         return "\n".join(lines)
 
 
@@ -57,6 +77,7 @@ def report(slots: list[Slot]) -> MemoryReport:
                 bits=8 if slot.layout.quantized else 32,
                 where=slot.layout.where,
                 nbytes=slot.layout.nbytes,
+                global_nbytes=slot.layout.global_nbytes,
                 reason="; ".join(filter(None, (slot.layout.reason, slot.layout.unpaged))),
             )
             for slot in slots

@@ -168,6 +168,20 @@ def test_peers_that_are_missing_or_fail_are_reported_and_nothing_fails(
     assert [absent.case for absent in read_json(file).absent] == ["", "large"]
 
 
+def test_the_bandwidth_is_the_best_that_was_seen_between_the_cases(
+    run, scripted, monkeypatch, tmp_path
+):
+    seen = iter([1e9, 4e9, 2e9])
+    monkeypatch.setattr(ScriptedDevice, "bandwidth", lambda self, quick: next(seen))
+    file = tmp_path / "figures.json"
+    assert run("adam", "--cases", "large,small", "--json", file)[0] == 0
+    figures = read_json(file)
+    assert figures.bandwidth == 4e9
+    for row in figures.rows:  # each step takes a second
+        least = row.moved_bytes_per_param * row.elements / 4e9
+        assert row.times_limit == pytest.approx(1.0 / least)
+
+
 def test_figures_are_saved_after_each_case(run, scripted, monkeypatch, tmp_path):
     file = tmp_path / "figures.json"
 

@@ -21,10 +21,37 @@ def test_the_cpu_has_a_name_a_bandwidth_and_a_clock():
     assert device.room() > 0
 
 
-def test_the_bandwidth_counts_twelve_bytes_of_the_fastest_run(monkeypatch):
-    device, times = CpuDevice(), iter([1.0, 4.0, 2.0, 3.0])  # the first one does not count
-    monkeypatch.setattr(device, "time", lambda call: next(times))
-    assert device.bandwidth(quick=True, repeats=3) == 12 * 2**20 / 2.0
+# Seconds of each stream in three rounds, the first of which does not count -> bytes an element
+# and second of the fastest: 4, 8, 8 and 12 bytes.
+ROUNDS = [
+    ([1, 1, 1, 1, 4, 8, 8, 12, 2, 8, 8, 12], 4 / 2),
+    ([1, 1, 1, 1, 4, 8, 8, 12, 4, 2, 8, 12], 8 / 2),
+    ([1, 1, 1, 1, 4, 8, 2, 12, 4, 8, 8, 12], 8 / 2),
+    ([1, 1, 1, 1, 4, 8, 8, 4, 4, 8, 8, 12], 12 / 4),
+]
+
+
+@pytest.mark.parametrize(("times", "expected"), ROUNDS)
+def test_the_bandwidth_is_that_of_the_fastest_run_of_the_fastest_stream(
+    times, expected, monkeypatch
+):
+    device, left = CpuDevice(), iter(times)
+    monkeypatch.setattr(device, "time", lambda call: next(left))
+    assert device.bandwidth(quick=True, repeats=2) == expected * 2**20
+
+
+def test_streams_read_and_write_what_is_counted(monkeypatch):
+    device, calls = CpuDevice(), []
+    monkeypatch.setattr(device, "time", lambda call: calls.append(call) or 1.0)
+    device.bandwidth(quick=True, repeats=1)
+    read, copy, scale, update = calls[:4]
+    a = scale()
+    assert read().shape == ()
+    b = copy()
+    assert b.data_ptr() != a.data_ptr()
+    assert torch.equal(a, b)
+    assert update().data_ptr() == a.data_ptr()
+    assert float(a[0]) == 0.5 * float(b[0]) + float(b[0])
 
 
 def test_arrays_are_far_larger_than_the_cache(monkeypatch):
@@ -39,7 +66,7 @@ def test_arrays_are_far_larger_than_the_cache(monkeypatch):
         monkeypatch.setattr(machine, "largest_cache", lambda cache=cache: cache)
         CpuDevice().bandwidth(repeats=1)
     assert all(4 * size >= 2**28 for size in sizes)
-    assert all(4 * size >= 2 * 2**30 for size in sizes[-2:])
+    assert all(4 * size >= 4 * 2**30 for size in sizes[-2:])  # one stream reads one array alone
 
 
 def test_only_installed_packages_have_a_version():
@@ -140,14 +167,22 @@ def test_allocations_of_a_step_are_counted_from_what_was_there(notes):
 
 
 def test_a_gpus_bandwidth_counts_bytes_read_and_written(notes, monkeypatch):
-    device, times = Gpu(), iter([1.0, 4.0, 2.0])
+    device, times = Gpu(), iter([1.0] * 4 + [4.0, 2.0, 4.0, 4.0])
     monkeypatch.setattr(device, "time", lambda call: next(times))
-    assert device.bandwidth(quick=True, repeats=2) == 2 * 64 * 2**10 / 2.0
+    assert device.bandwidth(quick=True, repeats=1) == 2 * 64 * 2**10 / 2.0
 
 
 def test_some_of_a_gpus_memory_is_left_for_steps(notes):
     assert 0.8e9 < Gpu().room() < 1e9
     assert notes.log == ["empty"]
+
+
+def test_the_caches_of_devices_have_a_size(notes, monkeypatch):
+    monkeypatch.setattr(machine, "largest_cache", lambda: 0)
+    assert CpuDevice().caches() == 32 * 2**10  # of the small unit of these tests
+    card = type("Card", (), {"L2_cache_size": 50 * 2**20})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert Gpu().caches() == 50 * 2**20
 
 
 def test_a_gpu_is_described_by_card_and_driver(notes, monkeypatch):

@@ -34,6 +34,24 @@ def test_the_limit_follows_from_time_and_multiple():
     assert limit.limit == 2.0
 
 
+def test_a_bandwidth_seen_later_counts_for_all_rows_and_a_lower_one_for_none():
+    figures = every_kind()
+    figures.raise_bandwidth(80e9, 2**30)
+    figures.raise_bandwidth(60e9, 2**30)
+    assert figures.bandwidth == 80e9
+    assert [row.times_limit for row in figures.rows[:2]] == [2.0, 3.5]
+    assert figures.rows[0].limit == every_kind().rows[0].limit / 2
+
+
+def test_no_step_that_moves_far_more_than_the_caches_hold_beats_the_limit():
+    figures = every_kind()  # rows move 28 MB, the fastest in 0.69 ms
+    figures.raise_bandwidth(40e9, 28_000_000 // 16)
+    assert figures.bandwidth == 40e9
+    figures.raise_bandwidth(40e9, 28_000_000 // 16 - 1)
+    assert figures.bandwidth == pytest.approx(28e6 / 0.69e-3)
+    assert all(row.best_ms >= 28e6 / figures.bandwidth for row in figures.rows)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from optfactory.bench import markdown, plot
 from optfactory.bench.grids import all_grids, heading, number, time_grids
-from optfactory.bench.results import Absent, read_json
+from optfactory.bench.results import Absent, Figures, read_json
 from optfactory.bench.show import progress, show
 from optfactory.errors import ConfigError
 from tests.bench.harness import ROW, every_kind, make_figures, row
@@ -186,12 +187,16 @@ def test_progress_draws_on_a_terminal(capsys, monkeypatch):
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
     """The picture of `every_kind`, before it becomes pixels."""
+    return picture_of(every_kind(), monkeypatch, tmp_path)
+
+
+def picture_of(figures: Figures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
     kept: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k))
     )
-    plot.plot(every_kind(), tmp_path / "figures.png")
+    plot.plot(figures, tmp_path / "figures.png")
     return kept[0]
 
 
@@ -228,12 +233,38 @@ def test_bars_are_as_long_as_the_times_and_marked_with_the_limit(drawn):
     assert marks[1] == pytest.approx([0.4, 0.4])  # 0.7 ns at 1.75 times the limit
 
 
-def test_a_bar_that_would_dwarf_the_others_is_cut_and_says_its_time(drawn):
-    panel = drawn.axes[0]
-    cut = panel.patches[2]
-    assert cut.get_width() == pytest.approx(panel.get_xlim()[1])
-    assert cut.get_width() < 23.0 / 2
-    assert [text.get_text().strip() for text in panel.texts] == ["0.70", "0.70", "23.0 →"]
+def test_a_panel_with_a_bar_that_would_dwarf_the_others_is_logarithmic(drawn):
+    panel, other = drawn.axes
+    assert panel.patches[2].get_width() == pytest.approx(23.0)
+    assert panel.get_xlim()[0] < 0.4  # the least limit
+    assert [text.get_text().strip() for text in panel.texts] == ["0.70", "0.70", "23.0"]
+    assert (panel.get_xscale(), other.get_xscale()) == ("log", "linear")
+    assert panel.get_xlabel() == "ns/param and step (log)"
+
+
+LONG = "the_optimizer_of_another_package_with_a_name_of_many_words"
+
+
+@pytest.mark.parametrize("name", ["a", "bitsandbytes AdamW8bit", LONG, LONG.replace("_", "")])
+@pytest.mark.parametrize("slowest", [0.9, 5.0, 23.0, 4000.0])
+def test_no_text_or_bar_leaves_the_picture(name, slowest, monkeypatch, tmp_path):
+    rows = [
+        row(optimizer, case=case, text=text, ns_per_param=ns, times_limit=2.0)
+        for case, text in (("a", "one"), ("b", "tensors of 64 and 128 " * 3), ("c", "GPT-2"))
+        for optimizer, ns in (("torch AdamW fused", 0.7), (name, slowest))
+    ]
+    figures = make_figures(*rows)
+    figures.machine["device"] = "A processor with a name of very many words, " * 6
+    figure = picture_of(figures, monkeypatch, tmp_path)
+    everything = figure.get_tightbbox().padded(-0.001)  # inches
+    assert min(everything.x0, everything.y0) >= 0
+    assert everything.x1 <= 7.2
+    assert everything.y1 <= figure.get_figheight()
+    for panel in figure.axes:
+        end = panel.get_window_extent().x1 + 1
+        assert all(item.get_window_extent().x1 <= end for item in (*panel.patches, *panel.texts))
+    titles = [panel.title.get_window_extent() for panel in figure.axes]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
 
 
 def test_the_legend_names_libraries_and_limit(drawn):

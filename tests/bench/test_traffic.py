@@ -44,9 +44,8 @@ def test_the_modules_table_states_the_same_numbers():
     } | {("16 bits", "16 bits"): (14, 22)}
 
 
-def test_bytes_of_the_two_probes():
-    assert traffic.update_bytes(1000) == 4000 + 4000 + 4000
-    assert traffic.copy_bytes(1000) == 1000 + 1000
+def test_bytes_of_the_streams_are_those_read_and_written():
+    assert traffic.STREAMS == {"sum(a)": 4, "b = a": 4 + 4, "a = a*s": 4 + 4, "a = a*s + b": 8 + 4}
     assert traffic.seconds_at(4e9, 8e9) == 2.0
 
 

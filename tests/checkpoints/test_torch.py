@@ -30,6 +30,53 @@ def difference(one: Any, other: Any) -> float:
     return max(float((p.detach().float() - q.detach().float()).abs().max()) for p, q in pairs)
 
 
+# ---- groups ---------------------------------------------------------------------------------
+
+
+def two_groups(p: list[torch.Tensor]) -> list[dict[str, Any]]:
+    return [
+        {"params": [x for x in p if x.ndim > 1], "weight_decay": 0.1},
+        {"params": [x for x in p if x.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def test_the_hint_on_a_trainers_two_groups_loads_its_checkpoint() -> None:
+    torchs = ADAMW(two_groups(weights()), lr=0.01)
+    train(torchs, range(4))
+    saved = torchs.state_dict()
+    with pytest.raises(StateError) as caught:
+        build_optimizer("adamw", weights()).load_state_dict(saved)
+    assert "param groups of [3, 3] parameters, this optimizer of [6]; build it" in str(caught.value)
+    assert "and param_groups='no_decay_1d' makes groups of these sizes" in str(caught.value)
+    ours = build_optimizer("adamw", weights(), param_groups="no_decay_1d")
+    ours.load_state_dict(saved)
+    assert [group["weight_decay"] for group in ours.param_groups] == [0.1, 0.0]
+    for p, q in zip(held(torchs), held(ours), strict=True):
+        assert torch.equal(torchs.state[p]["exp_avg"], ours.state[q]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "here"),
+    [
+        ([[2, 2], [3], [4, 5]], [2, 2, 3, 4, 5]),  # of other groups
+        ([[2, 2], [3]], [1, 2, 3]),  # the rules' first group would be the one without decay
+        ([[2, 2], [1]], [2, 2, 2]),
+        ([[2, 2], [1]], [2, 1, 1]),
+        ([[2, 2], [1]], [2, 2, 1, 1]),
+    ],
+)
+def test_groups_that_the_ready_rule_does_not_make_get_no_hint(
+    saved: list[list[int]], here: list[int]
+) -> None:
+    def tensors(dims: list[int]) -> list[torch.Tensor]:
+        return [torch.zeros((2,) * ndim).requires_grad_() for ndim in dims]
+
+    torchs = ADAMW([{"params": tensors(dims)} for dims in saved])
+    ours = build_optimizer("adamw", tensors(here))
+    with pytest.raises(StateError, match=r"same groups$"):
+        ours.load_state_dict(torchs.state_dict())
+
+
 # ---- reading --------------------------------------------------------------------------------
 
 

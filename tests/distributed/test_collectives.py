@@ -27,7 +27,6 @@ from tests.distributed.test_tensor_parallel import in_parallel, loss
 Found = list[tuple[str, int]]
 
 
-
 def engines(team: Team) -> dict[str, Callable[[], nn.Module]]:
     found: dict[str, Callable[[], nn.Module]] = {
         "ddp": lambda: DistributedDataParallel(
@@ -79,9 +78,7 @@ def sums(*sizes: int) -> Found:
         ("lamb", {"fsdp2": sums(4), "hsdp": sums(2), "tp": sums(4), "grid": sums(2, 2)}),
     ],
 )
-def test_collectives_of_a_step(
-    processes: Processes, case: str, expected: dict[str, Found]
-) -> None:
+def test_collectives_of_a_step(processes: Processes, case: str, expected: dict[str, Found]) -> None:
     assert processes.run(counted, 4, case) == [{"ddp": [], **expected}] * 4
 
 

@@ -1,4 +1,4 @@
-"""Engines that keep a part of each parameter, or copies, beside the same training in one process."""
+"""Engines that keep a part of each parameter, or copies, beside training in one process."""
 
 from __future__ import annotations
 

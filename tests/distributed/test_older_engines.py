@@ -59,9 +59,7 @@ def flat(team: Team, name: str, options: dict[str, Any]) -> list[str]:
     """FSDP1 of uneven pieces: two rows of 250 are in none of them whole."""
     model, single = pieces(team), net()
     with small_pages():
-        optimizer, alone = (
-            build_optimizer(name, m, lr=1e-2, **options) for m in (model, single)
-        )
+        optimizer, alone = (build_optimizer(name, m, lr=1e-2, **options) for m in (model, single))
         for step in range(3):
             optimizer.zero_grad()
             model(inputs(10 * step + team.rank)).backward()

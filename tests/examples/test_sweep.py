@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 TINY = ["steps=12", "warmup=2", "eval_every=6", "eval_batches=2", "batch=4", "context=16"]
 TINY += ["model.width=64", "model.depth=1", "model.heads=2"]
 HEADER = "| optimizer | validation loss | bytes of state a parameter |\n|---|---|---|\n"
+SEEDS = HEADER.replace("validation loss", "validation loss, mean of 2 seeds (range)")
 MARKED = "# Title\n\n<!-- sweep -->\nold\n<!-- /sweep -->\n\nrest\n"
 
 pytestmark = pytest.mark.slow
@@ -46,33 +47,43 @@ def comparison() -> ModuleType:
     return module
 
 
-def run_of(name: str, val_loss: float = 2.0, state_bytes: int = 800) -> dict[str, Any]:
-    figures = {"optimizer": name, "val_loss": val_loss, "state_bytes": state_bytes}
-    return {**figures, "parameters": 100, "unigram_loss": 3.0}
+def run_of(
+    name: str, val_loss: float = 2.0, state_bytes: int = 800, seed: int = 0
+) -> dict[str, Any]:
+    figures = {"optimizer": name, "val_loss": val_loss, "state_bytes": state_bytes, "seed": seed}
+    where = {"model": "a model of two blocks", "device": "Abacus 2, 2 threads"}
+    return {**figures, **where, "parameters": 100, "unigram_loss": 3.0}
 
 
 RUNS = [run_of("adam"), run_of("adam8bit", 2.25, 203), run_of("paged_adam")]
 TABLE = f"{HEADER}| `adam`, `paged_adam` | 2.0000 | 8.00 |\n| `adam8bit` | 2.2500 | 2.03 |\n"
 
 
-def test_two_names_are_trained_and_end_with_the_same_bits(tmp_path: Path) -> None:
+def test_two_names_are_trained_and_one_with_every_seed(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 400, encoding="utf-8")
     (tmp_path / "page.md").write_text(MARKED)
     files = ("--json", "runs.json", "--plot", "runs.png", "--markdown", "page.md")
-    done = sweep(tmp_path, "--names", "*adam8bit", *files, "--", f"data={text}", *TINY)
+    words = ("--names", "*adam8bit", "--seeds", "2", *files, "--", f"data={text}", *TINY)
+    done = sweep(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "runs.json").read_text())
-    assert [run["optimizer"] for run in runs] == ["adam8bit", "paged_adam8bit"]
-    keys = {"optimizer", "val_loss", "state_bytes", "parameters", "unigram_loss"}
+    trained = [(run["seed"], run["optimizer"]) for run in runs]
+    assert trained == [(0, "adam8bit"), (0, "paged_adam8bit"), (1, "adam8bit")]
+    keys = set(run_of("adam8bit"))
     assert all(run.keys() == keys for run in runs)
-    first, second = ({k: run[k] for k in keys - {"optimizer"}} for run in runs)
+    first, second, other = ({k: run[k] for k in keys - {"optimizer"}} for run in runs)
     assert first == second  # paging changes no bit
+    assert other["val_loss"] != first["val_loss"]
+    assert first["model"] == "character transformer, 1 blocks of width 64"
+    assert first["device"].endswith(", 1 threads")
     assert 2 < first["state_bytes"] / first["parameters"] < 8
     ratio = first["state_bytes"] / first["parameters"]
-    row = f"| `adam8bit`, `paged_adam8bit` | {first['val_loss']:.4f} | {ratio:.2f} |\n"
-    assert done.stdout.endswith(HEADER + row)
-    assert (tmp_path / "page.md").read_text() == MARKED.replace("old", f"\n{HEADER}{row}")
+    low, high = sorted(run["val_loss"] for run in runs[1:])
+    loss = f"{(low + high) / 2:.4f} ({low:.4f} to {high:.4f})"
+    row = f"| `adam8bit`, `paged_adam8bit` | {loss} | {ratio:.2f} |\n"
+    assert done.stdout.endswith(SEEDS + row)
+    assert (tmp_path / "page.md").read_text() == MARKED.replace("old", f"\n{SEEDS}{row}")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     # Nothing else is left where it ran.
     expected = {"text.txt", "page.md", "runs.json", "runs.png"}
@@ -97,6 +108,12 @@ def test_a_file_without_markers_is_refused_and_unchanged(tmp_path: Path) -> None
     assert done.returncode != 0
     assert "page.md has no lines <!-- sweep --> and <!-- /sweep -->" in done.stderr
     assert (tmp_path / "page.md").read_text() == "# Title\n"
+
+
+def test_a_sweep_needs_a_seed(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "--seeds", "0")
+    assert done.returncode == 2
+    assert "--seeds must be at least 1" in done.stderr
 
 
 # ---- pieces -----------------------------------------------------------------------------------
@@ -138,6 +155,53 @@ def test_names_share_a_line_only_with_the_same_loss_and_bytes(comparison: Module
     runs = [run_of("a"), run_of("b", 2.0 + 1e-15), run_of("c", state_bytes=801), run_of("d")]
     assert [names for names, _ in comparison.same_results(runs)] == [["a", "d"], ["b"], ["c"]]
     assert comparison.markdown(RUNS) == TABLE
+
+
+def test_every_seed_is_a_point_and_the_title_says_what_where_and_which(
+    comparison: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [run_of("a"), run_of("b", 2.5), run_of("c")]
+    runs += [run_of(name, loss, seed=s) for s in (1, 2) for name, loss in (("a", 2 + s), ("b", 2))]
+    kept = figures_of(comparison, monkeypatch)
+    comparison.plot(runs, tmp_path / "runs.png")
+    axes = kept[0].axes[0]
+    points = [
+        list(dots.get_offsets()[:, 1]) for dots in axes.collections if len(dots.get_offsets()) > 1
+    ]
+    assert points == [[2.0, 3.0, 4.0], [2.5, 2.0, 2.0]]
+    assert axes.get_title().splitlines() == [
+        "a model of two blocks, 0.00 M parameters, 3 seeds",
+        "Abacus 2, 2 threads",
+        "lowest mean loss: b",
+    ]
+
+
+@pytest.mark.parametrize("words", [0, 3, 12])
+def test_no_text_leaves_the_picture(
+    words: int, comparison: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [run_of(f"name{i}{'_of' * words}", 2 + i // 4, 100 * (i // 4 + 1)) for i in range(18)]
+    runs[0]["device"] = "a processor of many words " * (words + 1)
+    kept = figures_of(comparison, monkeypatch)
+    comparison.plot(runs, tmp_path / "runs.png")
+    box = kept[0].get_tightbbox().padded(-0.001)  # inches
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= kept[0].get_figwidth()
+    assert box.y1 <= kept[0].get_figheight()
+
+
+def figures_of(comparison: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Those that are drawn from now on."""
+    kept: list[Any] = []
+    subplots = comparison.plt.subplots
+
+    def keep(**options: Any) -> Any:
+        figure, axes = subplots(**options)
+        kept.append(figure)
+        return figure, axes
+
+    monkeypatch.setattr(comparison.plt, "subplots", keep)
+    return kept
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])

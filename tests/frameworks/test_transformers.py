@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optfactory import build_optimizer, optim, optimizer_factory, ready_rules
-from optfactory.errors import ConfigError
+from optfactory.errors import ConfigError, StateError
 from tests.frameworks.harness import (
     CLASSES,
     NAMES,
@@ -267,3 +267,17 @@ def test_a_foreign_argument_stops_the_training_before_it_starts(key: str, tmp_pa
     with pytest.raises(ConfigError, match=rf"'adamw8bit'[\s\S]*{key}: unknown key"):
         run.train()
     assert run.state.global_step == 0
+
+
+def test_a_checkpoint_of_the_trainers_own_optimizer_loads_with_the_rule_of_the_hint(
+    tmp_path: Path,
+) -> None:
+    run = trainer(tmp_path, language_model())
+    run.train()
+    theirs, model = run.optimizer.optimizer, run.model
+    with pytest.raises(StateError, match="param_groups='no_decay_1d' makes groups of these sizes"):
+        build_optimizer("adamw", model).load_state_dict(theirs.state_dict())
+    ours = build_optimizer("adamw", model, param_groups="no_decay_1d")
+    ours.load_state_dict(theirs.state_dict())
+    for p in model.parameters():
+        assert torch.equal(ours.state[p]["exp_avg"], theirs.state[p]["exp_avg"])

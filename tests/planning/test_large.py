@@ -35,7 +35,8 @@ def planned(depth):
     with torch.device("meta"):
         model = llama(depth=depth)
     return plan("paged_adamw8bit", model, device="cuda", memory="80GB",
-                param_groups=ready_rules("llama")), plan("adam", model), plan("lamb8bit", model)
+                param_groups=ready_rules("llama")), plan("adam", model), plan("lamb8bit", model), \\
+        plan("adamw8bit", model, mesh=512)
 
 str(planned(depth=1))  # whatever is loaded or kept once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -59,7 +60,7 @@ def test_seven_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["grown_mib"] < 30
-    ruled, adam, lamb = found["plans"]
+    ruled, adam, lamb, spread = found["plans"]
     assert ELEMENTS == 6_738_415_616
     for values in (ruled, adam, lamb):
         sizes = {(s["what"], s["bits"]): s["nbytes"] for s in values["shares"]}
@@ -70,6 +71,15 @@ def test_seven_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path)
     # Embeddings and head at 32 bits: three bytes more for each of two states, and no scales.
     wide, scales = 2 * 32000 * 4096, 2 * 32000 * 16
     assert ruled["state_bytes"] == lamb["state_bytes"] + 2 * 3 * wide - 2 * 4 * scales
+    # On 512 ranks the first has the larger parts, and all scales of the vectors' cut blocks.
+    rows = {shape: -(-shape[0] // 512) for shape in SHAPES}
+    assert spread["state_bytes"] == sum(
+        count * (2 * rows[shape] + 2 * 4 * 16 + 8)
+        if len(shape) == 1
+        else count * (2 * rows[shape] * (shape[1] + 4 * -(-shape[1] // 256)) + 8)
+        for shape, count in SHAPES.items()
+    )
+    assert sum(kind["count"] for kind in spread["sharding"]["ranks"]) == 512
     assert {group["name"] for group in ruled["groups"]} == {
         *("embeddings", "default", "no_decay", "head"),
     }

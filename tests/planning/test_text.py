@@ -167,5 +167,6 @@ def test_as_dict_is_complete_and_json() -> None:
     )
     assert values.keys() == {
         *("config", "groups", "unmatched", "idle", "shares", "state_bytes", "bytes_that_stay"),
-        *("bytes_that_can_leave", "parameters", "alternatives", "memory", "verdict"),
+        *("bytes_that_can_leave", "parameters", "alternatives", "sharding", "memory"),
+        "verdict",
     }

@@ -33,10 +33,11 @@ ALLOWED = {
         "step",
     },
     "overlooked": set(),
+    "reminders": {"groups", "overlooked", "step"},
     "group_config": {"backends", "config", "errors", "groups"},
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
-        *("memory", "overlooked", "sharding", "state", "step"),
+        *("memory", "reminders", "sharding", "state", "step"),
     },
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},
@@ -44,7 +45,7 @@ ALLOWED = {
     "optim": {"config", "errors", "factory", "groups", "optimizer"},
     "planning": {
         *("config", "errors", "factory", "group_config", "groups"),
-        *("memory", "registry", "state", "step"),
+        *("memory", "registry", "sharding", "state", "step"),
     },
     "doctor": {"__init__", "backends", "build", "errors", "factory", "families", "memory"},
     "bench": {"__init__", "errors", "factory", "optimizer", "registry", "sharding"},

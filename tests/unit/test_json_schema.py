@@ -105,6 +105,9 @@ def test_the_shipped_files_are_valid(name: str, valid: Callable[..., bool]) -> N
 @pytest.mark.parametrize("rules", list_rules())
 def test_the_shipped_rules_are_valid(rules: str, valid: Callable[..., bool]) -> None:
     assert valid({"name": "adamw8bit", "param_groups": ready_rules(rules)})
+    resolve({"name": "adamw8bit", "param_groups": rules})
+    assert valid({"name": "adamw8bit", "param_groups": rules})
+    assert valid({"name": "adamw8bit", "param_groups": [rules]})
 
 
 RULES: list[tuple[Any, bool]] = [
@@ -169,6 +172,8 @@ VALUES: list[tuple[str, Any, bool]] = [
     *(("optim_bits", value, False) for value in (16, 32.5, None, "wide")),
     *((key, 1, False) for key in ("lrr", "learning_rate", "fused", "title", "trust", "Lr")),
     *(("param_groups", value, good) for value, good in [({}, True), ([], False), ("x", False)]),
+    *(("param_groups", value, True) for value in (None, "llama", ["llama", "embeddings_32bit"])),
+    *(("param_groups", value, False) for value in (["llama", "x"], ["llama", 3], 3, "", [None])),
 ]
 
 

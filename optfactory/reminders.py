@@ -1,0 +1,58 @@
+"""What an optimizer says once, as a warning, where training goes on without what was meant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from optfactory.groups.watch import ModelWatch, replaced_warning
+from optfactory.overlooked import overlooked
+from optfactory.step.plan import StepPlan
+
+_IDLE = (
+    "no parameter of this optimizer has a gradient, so that the step changed nothing; call "
+    "loss.backward() first, and build the optimizer after the model was wrapped (adapters, "
+    "sharding), from the parameters that are trained. This is said once"
+)
+
+
+class Reminders:
+    """Looks for replaced parameters and overlooked settings once, and for steps without gradients.
+
+    Args:
+        groups: the param groups of the optimizer that was just built.
+        models: the Modules that it was built from.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], models: Sequence[nn.Module]) -> None:
+        self._watch: ModelWatch | None = ModelWatch(models)
+        self._told_idle = False
+        self._overlooked = ""
+        self._tell_of_overlooked(groups, models, stacklevel=5)
+
+    def before_first_step(self, plan: StepPlan, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Say which parameters were replaced, and what bitsandbytes was told meanwhile."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        self._tell_of_overlooked(groups, (), stacklevel=5)
+        names = watch.replaced([(slot.name, slot.parameter) for slot in plan.slots])
+        if names:
+            warnings.warn(replaced_warning(names), stacklevel=4)
+
+    def after_idle_step(self, plan: StepPlan) -> None:
+        """Say that no parameter had a gradient, unless none is to be trained."""
+        if self._told_idle or not any(slot.parameter.requires_grad for slot in plan.slots):
+            return
+        self._told_idle = True
+        warnings.warn(_IDLE, stacklevel=4)
+
+    def _tell_of_overlooked(
+        self, groups: Sequence[Mapping[str, Any]], models: Sequence[nn.Module], stacklevel: int
+    ) -> None:
+        told, self._overlooked = self._overlooked, overlooked(groups, models)
+        if self._overlooked and not told:
+            warnings.warn(self._overlooked, stacklevel=stacklevel)
