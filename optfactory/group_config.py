@@ -131,8 +131,9 @@ def _random_bits_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
         sharding = Sharding.of(p)
         if sharding is not None and sharding.box.runs() is None:
             return (
-                f"param_rounding: 'stochastic' needs shards that are cut along at most one dimension "
-                f"behind the first, got {sharding.placements} for shape {sharding.shape}; use 'kahan'"
+                "param_rounding: 'stochastic' needs shards that are cut along at most one dimension "
+                f"behind the first, got {sharding.placements} for shape {sharding.shape}; "
+                "use 'kahan'"
             )
     return ""
 
