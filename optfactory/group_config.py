@@ -16,6 +16,7 @@ from optfactory.config.validation import config_error, overridden, validate
 from optfactory.errors import ConfigError
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece
+from optfactory.sharding.dtensors import Sharding
 
 
 def group_config(
@@ -44,6 +45,7 @@ def group_config(
     problem = problem or _backend_problem(checked, devices if planned is None else set())
     problem = problem or _rounding_problem(checked, group["params"])
     problem = problem or _pieces_problem(checked, group["params"])
+    problem = problem or _random_bits_problem(checked, group["params"])
     if problem:
         raise config_error(title, [f"{place}.{problem}"])
     return checked
@@ -119,6 +121,21 @@ def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in trained):
         return ""
     return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
+
+
+def _random_bits_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
+    """Why elements cannot be told by their number in the whole tensor; empty if they can."""
+    if config.param_rounding != "stochastic":
+        return ""
+    for p in params:
+        sharding = Sharding.of(p)
+        if sharding is not None and sharding.box.runs() is None:
+            return (
+                "param_rounding: 'stochastic' needs shards that are cut along at most one dimension "
+                f"behind the first, got {sharding.placements} for shape {sharding.shape}; "
+                "use 'kahan'"
+            )
+    return ""
 
 
 def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:

@@ -39,6 +39,7 @@ struct Bucket {
   const Scalars* scalars;
   double* partial_sums;      // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
   uint32_t* partial_scales;  // [chunks][STATES]: patterns of float32, if TENSOR_WISE
+  double* sums;              // [tensors][2]: of all chunks; or of g^2 [tensors]
   float* ratios;             // [tensors]
   float* factors;            // [tensors]: of gradients, if CLIPS
   float* scales;             // [tensors][STATES]: of the new states, if TENSOR_WISE

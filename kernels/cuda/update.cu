@@ -59,16 +59,22 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_square_gradients(const 
   }
 }
 
+__global__ void __launch_bounds__(THREADS, 2) optfactory_sum_gradients(const Bucket bucket) {
+  OPT_SHARED(SumBuffer, sums);
+  for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
+    const double sum = sum_of_chunks(bucket, bucket.tensors[t], sums, 0);
+    if (threadIdx.x == 0) bucket.sums[t] = sum;
+  }
+}
+
 // From each tensor's history of norms the factor of its gradient.
 __global__ void __launch_bounds__(THREADS, 2) optfactory_clip(const Bucket bucket) {
-  OPT_SHARED(SumBuffer, sums);
-  if (is_skipped(bucket)) return;
+  if (is_skipped(bucket) || threadIdx.x >= kWarp) return;
   for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
     const Tensor& tensor = bucket.tensors[t];
     const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
-    const double sum = sum_of_chunks(bucket, tensor, sums, 0);
-    if (threadIdx.x >= kWarp) continue;
-    const int noted = threadIdx.x == 0 && note_norm(tensor.history, float(sum), scalars);
+    const float sum = float(bucket.sums[t]);
+    const int noted = threadIdx.x == 0 && note_norm(tensor.history, sum, scalars);
     __syncwarp();  // the other lanes read what the first one notes
     const bool clips = __any_sync(kAllLanes, noted);
     uint32_t least = kInfinityBits;  // patterns of numbers that are not negative are ordered
@@ -130,7 +136,8 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
   }
 }
 
-__global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket bucket) {
+// From the statistics of chunks those of tensors.
+__global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket bucket) {
   OPT_SHARED(Shared, shared);
   OPT_SHARED(SumBuffer, sums);
   int turn = 0;
@@ -140,8 +147,8 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket b
     const double p_sum = sum_of_chunks(bucket, tensor, sums, 0);
     const double u_sum = sum_of_chunks(bucket, tensor, sums, 1);
     if (threadIdx.x == 0) {
-      const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
-      bucket.ratios[t] = trust_ratio(float(::sqrt(p_sum)), float(::sqrt(u_sum)), scalars);
+      bucket.sums[2 * t] = p_sum;
+      bucket.sums[2 * t + 1] = u_sum;
     }
 #endif
 #if TENSOR_WISE
@@ -156,6 +163,17 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket b
     if (threadIdx.x == 0)
       for (int j = 0; j < STATES; ++j) bucket.scales[STATES * t + j] = bits_float(scales[j]);
 #endif
+  }
+}
+#endif
+
+#if TRUST_RATIO
+__global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket bucket) {
+  for (int64_t t = int64_t(blockIdx.x) * THREADS + threadIdx.x; t < bucket.tensor_count;
+       t += int64_t(gridDim.x) * THREADS) {
+    const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
+    const double p_norm = ::sqrt(bucket.sums[2 * t]), u_norm = ::sqrt(bucket.sums[2 * t + 1]);
+    bucket.ratios[t] = trust_ratio(float(p_norm), float(u_norm), scalars);
   }
 }
 #endif

@@ -17,14 +17,17 @@ __global__ void __launch_bounds__(THREADS, 2)
   if (blockIdx.x == 0 && i < count) target[i] = words.values[i];
 }
 
-// Adds 1 to each tensor's step, unless the step is to be skipped, and copies it into a row.
+// The number of each tensor's coming step, which is that of the last one if it is to be skipped;
+// counts these steps if `counts` is not 0.
 __global__ void __launch_bounds__(THREADS, 2)
     optfactory_advance(double* const* steps, double* values, const int64_t count,
-                       const float* found_inf) {
+                       const float* found_inf, const int64_t counts) {
   const double one = found_inf && *found_inf != 0.0f ? 0.0 : 1.0;
   for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < count;
-       i += int64_t(gridDim.x) * THREADS)
-    values[i] = *steps[i] += one;
+       i += int64_t(gridDim.x) * THREADS) {
+    values[i] = *steps[i] + one;
+    if (counts) *steps[i] = values[i];
+  }
 }
 
 }  // extern "C"

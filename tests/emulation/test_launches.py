@@ -35,7 +35,12 @@ pytestmark = needs_compiler
 NAMES = ["adam32bit", "adam8bit", "lamb32bit", "lamb8bit"]
 PASSES = {
     "adam": {"optfactory_update": 1},
-    "lamb": {"optfactory_statistics": 1, "optfactory_finalize": 1, "optfactory_update": 1},
+    "lamb": {
+        "optfactory_statistics": 1,
+        "optfactory_gather": 1,
+        "optfactory_finalize": 1,
+        "optfactory_update": 1,
+    },
 }
 MIXED: list[Shape] = [(1,), (300,), (33, 300), (9000,), (70, 64), (64, 8, 3, 3), (40_000,)]
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import LAST_STEP, WARM_UP, HeldStates, steps_problem
+from optfactory.backends.base import (
+    LAST_STEP,
+    WARM_UP,
+    Findings,
+    HeldStates,
+    Stage,
+    steps_problem,
+)
 from optfactory.backends.cuda.driver import CudaDriver, CudaModule
 from optfactory.backends.cuda.paging import conveyors
 from optfactory.backends.cuda.tables import (
@@ -21,6 +28,7 @@ from optfactory.backends.cuda.tables import (
     upload,
     word,
 )
+from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.errors import BackendError
 from optfactory.memory import placement
 from optfactory.rules.codegen import (
@@ -31,6 +39,11 @@ from optfactory.rules.codegen import (
     dtype_name,
 )
 from optfactory.step.plan import Bucket, BucketKey
+
+_NO_CAPTURE = (
+    "a CUDA graph is being captured, and the shards of a parameter cut its 8-bit blocks, or it is "
+    "rounded stochastically: its update cannot be captured; keep it at 32 bits, or round to nearest"
+)
 
 
 class CudaBackend:
@@ -47,12 +60,19 @@ class CudaBackend:
     def __init__(self, driver: CudaDriver) -> None:
         self._driver = driver
         self._modules: dict[tuple[KernelVariant | None, torch.device], CudaModule] = {}
+        self._portable = ReferenceBackend()
 
     def capturing(self, device: torch.device) -> bool:
         return self._driver.capturing(device)
 
     def prepare(self, buckets: Sequence[Bucket]) -> None:
+        portable = [bucket for bucket in buckets if _is_portable(bucket)]
+        self._portable.prepare(portable)
         for bucket in buckets:
+            if bucket in portable:
+                if self._driver.capturing(bucket.key.device):
+                    raise BackendError(_NO_CAPTURE)
+                continue
             if bucket.tables is not None and bucket.tables.states.are_those_of(bucket):
                 bucket.tables.check_steps(bucket)
                 continue
@@ -65,9 +85,21 @@ class CudaBackend:
                 bucket.tables = _Tables(bucket, self._driver, kernels, writer)
             bucket.tables.check_steps(bucket)
 
-    def update(self, bucket: Bucket) -> None:
-        with self._driver.on(bucket.key.device):
-            bucket.tables.run(bucket)
+    def update(self, bucket: Bucket) -> Iterator[Findings]:
+        if _is_portable(bucket):
+            if bucket.grad_scale is not None:
+                inverse = 1.0 / bucket.grad_scale
+                bucket.gradients = [g.float() * inverse for g in bucket.gradients]
+            yield from self._portable.update(bucket)
+            return
+        passes: Iterator[Findings] = bucket.tables.run(bucket)
+        while True:
+            # Left at each pause: buckets of other devices may be run meanwhile.
+            with self._driver.on(bucket.key.device):
+                found = next(passes, None)
+            if found is None:
+                return
+            yield found
 
     def _module(self, variant: KernelVariant | None, device: torch.device) -> CudaModule:
         """The compiled kernels of a variant; None stands for those that write tables."""
@@ -78,6 +110,14 @@ class CudaBackend:
             found = self._driver.module(source, name, CUDA_THREADS, device)
             self._modules[variant, device] = found
         return found
+
+
+def _is_portable(bucket: Bucket) -> bool:
+    """Whether a bucket runs as torch operations: rare kinds of sharded tensors have no kernels."""
+    if bucket.key.options.cuts_blocks:
+        return True
+    by_elements = bucket.key.options.rounding == "stochastic"
+    return by_elements and any(slot.layout.piece is not None for slot in bucket.slots)
 
 
 def _variant(key: BucketKey) -> KernelVariant:
@@ -134,8 +174,8 @@ class _Tables:
         if not all(0 <= step < LAST_STEP for step in steps):
             raise steps_problem(bucket, steps)
 
-    def run(self, bucket: Bucket) -> None:
-        """Advance the steps, then run the passes."""
+    def run(self, bucket: Bucket) -> Iterator[Findings]:
+        """Run the passes, and advance the steps before the last."""
         if self.device_steps is None and bucket.must_skip():
             return
         live = self.live
@@ -145,35 +185,52 @@ class _Tables:
             live = LiveTable(len(bucket.slots), bucket.key.device, self.writer)
             weakref.finalize(bucket.slots[0].parameter, id, (self, live))
         live.refresh(bucket)
-        self._set_scalars(bucket, live)
-        tensors = range(len(bucket.slots))
+        steps = self._set_scalars(bucket, live)
+        tensors, static = range(len(bucket.slots)), self.static
         if bucket.key.options.clips:
             self._launch("optfactory_square_gradients", bucket, live, self.chunks)
+            self._launch("optfactory_sum_gradients", bucket, live, tensors)
+            yield Findings(Stage.GRADIENTS, static.sums.view(-1, 1)[: len(tensors)], [])
             self._launch("optfactory_clip", bucket, live, tensors)
         if bucket.key.needs_statistics:
+            has_ratio = bucket.key.rule.trust_ratio is not None
             self._pass("optfactory_statistics", bucket, live, writes=False)
-            self._launch("optfactory_finalize", bucket, live, tensors)
+            self._launch("optfactory_gather", bucket, live, tensors)
+            yield Findings(Stage.TENSORS, static.sums if has_ratio else None, static.maxima)
+            if has_ratio:
+                self._launch("optfactory_finalize", bucket, live, tensors)
+        self._count(bucket, steps)
         self._pass("optfactory_update", bucket, live, writes=True)
         if bucket.key.options.tensor_wise:
             self._launch("optfactory_commit", bucket, live, tensors)
 
-    def _set_scalars(self, bucket: Bucket, live: LiveTable) -> None:
+    def _set_scalars(self, bucket: Bucket, live: LiveTable) -> Tensor | list[float]:
+        """Make the scalars of the coming step; returns its number for each tensor."""
         if self.device_steps is not None:
-            live.set_device_scalars(bucket.device_scalars(self._advance(bucket)))
-            return
-        for counter in self.host_steps:
-            counter.value += 1
-        live.set_scalars(*bucket.scalar_rows([counter.value for counter in self.host_steps]))
+            values = torch.empty(len(bucket.slots), dtype=torch.float64, device=bucket.key.device)
+            self._advance(bucket, values, counts=not _pauses(bucket.key))
+            live.set_device_scalars(bucket.device_scalars(values))
+            return values
+        steps = [counter.value + 1 for counter in self.host_steps]
+        live.set_scalars(*bucket.scalar_rows(steps))
+        return steps
 
-    def _advance(self, bucket: Bucket) -> Tensor:
-        """Advance the steps on the device; float64."""
+    def _count(self, bucket: Bucket, steps: Tensor | list[float]) -> None:
+        """Advance the counters, where that was not done already."""
+        if not isinstance(steps, Tensor):
+            for counter, value in zip(self.host_steps, steps, strict=True):
+                counter.value = value
+        elif _pauses(bucket.key):
+            self._advance(bucket, steps, counts=True)
+
+    def _advance(self, bucket: Bucket, values: Tensor, counts: bool) -> None:
+        """The numbers of the coming step on the device, float64, and whether it counts now."""
         assert self.device_steps is not None
-        values = torch.empty(len(bucket.slots), dtype=torch.float64, device=bucket.key.device)
         found_inf = 0 if bucket.found_inf is None else bucket.found_inf.data_ptr()
-        arguments = (self.device_steps.data_ptr(), values.data_ptr(), len(values), found_inf)
+        pointers = (self.device_steps.data_ptr(), values.data_ptr())
+        arguments = (*pointers, len(values), found_inf, int(counts))
         blocks = -(-len(values) // CUDA_THREADS)
         self.writer.launch("optfactory_advance", blocks, [word(value) for value in arguments])
-        return values
 
     def _pass(self, kernel: str, bucket: Bucket, live: LiveTable, writes: bool) -> None:
         """One launch for all state that is in device memory, and one for each piece of the rest."""
@@ -187,8 +244,15 @@ class _Tables:
             belt.run(launch, writes)
 
     def _launch(self, kernel: str, bucket: Bucket, live: LiveTable, work: range) -> None:
+        if not work:
+            return
         argument = bucket_argument(bucket, self.static, live, work)
         self.kernels.launch(kernel, min(self.grid, len(work)), [argument])
+
+
+def _pauses(key: BucketKey) -> bool:
+    """Whether a step has passes whose findings others may complete."""
+    return key.options.clips or key.needs_statistics
 
 
 def _chunk_ranges(bucket: Bucket) -> list[ChunkRange]:

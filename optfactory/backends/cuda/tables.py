@@ -228,9 +228,16 @@ class StaticTables:
         self.partial_scales = torch.zeros(scales, states, dtype=torch.int32, device=device)
         count = len(ranges)
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        tensors_with_sums = count if ratio or options.clips else 0
+        self.sums = torch.zeros(tensors_with_sums, 2, dtype=torch.float64, device=device)
         self.ratios = torch.ones(count if ratio else 0, **kind)
         self.factors = torch.ones(count if options.clips else 0, **kind)
         self.scales = torch.zeros(count if options.tensor_wise else 0, states, **kind)
+        self.maxima = [
+            (index, self.scales[index])
+            for index, slot in enumerate(bucket.slots)
+            if options.tensor_wise and slot.layout.piece is not None
+        ]
         self.maps = map_tables(device, bucket.key.options.symmetric_map)
 
 
@@ -255,6 +262,7 @@ def bucket_argument(
         live.scalars.data_ptr(),
         static.partial_sums.data_ptr(),
         static.partial_scales.data_ptr(),
+        static.sums.data_ptr(),
         static.ratios.data_ptr(),
         static.factors.data_ptr(),
         static.scales.data_ptr(),

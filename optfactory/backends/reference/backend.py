@@ -140,7 +140,8 @@ def _moved(p: Tensor, u: Tensor, step: Tensor | float, decay: float, slot: Slot)
 def _square_sum(x: Tensor) -> Tensor:
     # MPS has no float64; elsewhere the sum of squares must not lose small elements.
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(x, dtype=dtype).square()
+    norm: Tensor = torch.linalg.vector_norm(x, dtype=dtype)
+    return norm.square()
 
 
 def _load_states(slot: Slot) -> dict[str, Tensor]:
