@@ -110,11 +110,8 @@ def replicas(team: Team) -> dict[str, list[int]]:
     """Parameters that differ between replicas, whose own random numbers do."""
     wrong = {}
     for rounding in ("stochastic", "kahan"):
-        torch.manual_seed(team.rank)
         model = net().bfloat16()
-        with torch.no_grad():
-            for p in model.parameters():
-                torch.distributed.broadcast(p, 0, group=team.group)
+        torch.manual_seed(team.rank)  # from which an optimizer draws the seed that it is not given
         wrapped = DistributedDataParallel(
             model, process_group=team.group, find_unused_parameters=True
         )
