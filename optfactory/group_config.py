@@ -131,7 +131,7 @@ def _random_bits_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
         sharding = Sharding.of(p)
         if sharding is not None and sharding.box.runs() is None:
             return (
-                "param_rounding: 'stochastic' needs shards that are cut along at most one dimension "
+                "param_rounding: 'stochastic' needs shards cut along at most one dimension "
                 f"behind the first, got {sharding.placements} for shape {sharding.shape}; "
                 "use 'kahan'"
             )
