@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -24,12 +22,9 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from optfactory import build_optimizer
 from optfactory.errors import ConfigError
 from optfactory.sharding.dtensors import Sharding
-from tests.sharding.processes import on_ranks
-
-pytestmark = pytest.mark.slow
+from tests.distributed.processes import Processes, Team
 
 SHAPES = [(1,), (5,), (3, 2), (8, 6), (250, 7), (2, 3, 5)]
-NAMES = ("dp", "tp")
 
 
 def numbered(shape: tuple[int, ...]) -> Tensor:
@@ -98,18 +93,18 @@ def in_pieces(mesh: DeviceMesh) -> list[str]:
     return ["was accepted"]
 
 
-def work(rank: int, world: int) -> dict[str, list[str]]:
+def work(team: Team) -> dict[str, list[str]]:
     problems = {}
-    for size in range(1, world + 1):
-        mesh = DeviceMesh("cpu", list(range(size)))
-        if rank < size:
+    for size in range(1, team.world + 1):
+        mesh = team.meshes[size,]
+        if team.rank < size:
             problems[f"{size}"] = distributed(mesh)
             for rows in (1, 5, 8, 250):
                 problems[f"{size}, fsdp, {rows}"] = by_engines(mesh, rows)
         else:
             outside = Sharding((4, 4), mesh, (Shard(0),))
             problems[f"{size}"] = [] if outside.box.sizes == (0, 0) else ["outside"]
-    mesh = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=NAMES)
+    mesh = team.meshes[2, 2]
     problems["2x2"] = distributed(mesh)
     for rows in (2, 3, 5, 6, 10, 250, 251):
         problems[f"2x2, tp, {rows}"] = by_engines(mesh, rows)
@@ -122,7 +117,7 @@ def work(rank: int, world: int) -> dict[str, list[str]]:
     return problems
 
 
-def test_every_rank_holds_its_box(tmp_path: Path) -> None:
-    for found in on_ranks(4, work, tmp_path):
+def test_every_rank_holds_its_box(processes: Processes) -> None:
+    for found in processes.run(work, 4):
         assert {"1", "2", "3", "4", "2x2", "2x2, tp, 251", "2x2, hsdp", "in pieces"} <= found.keys()
         assert not {case: problems for case, problems in found.items() if problems}

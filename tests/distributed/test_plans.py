@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from optfactory import build_optimizer, plan
 from optfactory.planning.memory_plan import MemoryPlan
+from tests.distributed.processes import Processes, Team
 from tests.planning.test_mesh import Net
-from tests.sharding.processes import on_ranks
-
-pytestmark = pytest.mark.slow
 
 CASES: dict[str, dict[str, Any]] = {
     "adamw8bit": {},
@@ -66,13 +60,12 @@ def real(name: str, model: nn.Module, overrides: dict[str, Any]) -> dict[str, An
     }
 
 
-def work(rank: int, world: int) -> dict[tuple[str, str], dict[str, Any]]:
+def work(team: Team) -> dict[tuple[str, str], dict[str, Any]]:
     found = {}
     for text in MESHES:
-        sizes = [int(size) for size in text.split("x")]
-        ranks = torch.arange(torch.tensor(sizes).prod().item()).view(sizes)
-        mesh = DeviceMesh("cpu", ranks, mesh_dim_names=("dp", "tp")[: len(sizes)])
-        if rank >= ranks.numel():
+        sizes = tuple(int(size) for size in text.split("x"))
+        mesh = team.meshes[sizes]
+        if team.rank >= mesh.size():
             continue
         for name, overrides in CASES.items():
             model = Net()
@@ -87,8 +80,8 @@ def work(rank: int, world: int) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def test_every_rank_has_the_bytes_of_its_plan(tmp_path: Path) -> None:
-    results = on_ranks(4, work, tmp_path)
+def test_every_rank_has_the_bytes_of_its_plan(processes: Processes) -> None:
+    results = processes.run(work, 4)
     sizes: dict[str, set[int]] = {}
     for rank, found in enumerate(results):
         for (mesh, name), actual in found.items():
