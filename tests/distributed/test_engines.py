@@ -94,10 +94,10 @@ def train(team: Team, engines: list[Engine], case: str) -> dict[str, list[str]]:
     return wrong
 
 
-@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_every_case(processes: Processes, case: str, world: int) -> None:
-    assert processes.run(train, world, [data_parallel, in_rows], case) == [{}] * world
+def test_every_case(processes: Processes, case: str) -> None:
+    for world in (2, 4) if case in ("adamw8bit", "lamb8bit", "clipped") else (2,):
+        assert processes.run(train, world, [data_parallel, in_rows], case) == [{}] * world
 
 
 @pytest.mark.parametrize("case", ["adamw8bit", "lamb8bit"])
