@@ -13,9 +13,8 @@ def put_pieces_back(model: nn.Module) -> None:
     They are freed at the next backward, and an optimizer of them would train nothing. The next
     forward gathers them anew.
     """
-    fsdp = sys.modules.get(
-        "torch.distributed.fsdp"
-    )  # not imported: there may be none of its models
+    # Not imported: without it there can be none of its models.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(fsdp, "FSDPModule", None)
     if kind is None:
         return

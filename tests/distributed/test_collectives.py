@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from optfactory import build_optimizer
 from optfactory.memory import placement
-from optfactory.state.layout import StateLayout
 from optfactory.step.facts import Facts
 from optfactory.step.plan import StepPlan
 from tests.distributed.beside import CASES, Collectives, small_pages
@@ -114,7 +113,6 @@ def planned(team: Team) -> Counter[str]:
             optimizer.zero_grad()
             model(inputs(seed)).backward()
             optimizer.step()
-    made["layouts"] = sum(isinstance(s.layout, StateLayout) for s in optimizer._plan.slots)
     return made
 
 

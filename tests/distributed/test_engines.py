@@ -94,10 +94,10 @@ def train(team: Team, engines: list[Engine], case: str) -> dict[str, list[str]]:
     return wrong
 
 
-@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_every_case(processes: Processes, case: str, world: int) -> None:
-    assert processes.run(train, world, [data_parallel, in_rows], case) == [{}] * world
+def test_every_case(processes: Processes, case: str) -> None:
+    for world in (2, 4) if case in ("adamw8bit", "lamb8bit", "clipped") else (2,):
+        assert processes.run(train, world, [data_parallel, in_rows], case) == [{}] * world
 
 
 @pytest.mark.parametrize("case", ["adamw8bit", "lamb8bit"])
@@ -110,11 +110,8 @@ def replicas(team: Team) -> dict[str, list[int]]:
     """Parameters that differ between replicas, whose own random numbers do."""
     wrong = {}
     for rounding in ("stochastic", "kahan"):
-        torch.manual_seed(team.rank)
         model = net().bfloat16()
-        with torch.no_grad():
-            for p in model.parameters():
-                torch.distributed.broadcast(p, 0, group=team.group)
+        torch.manual_seed(team.rank)  # from which an optimizer draws the seed that it is not given
         wrapped = DistributedDataParallel(
             model, process_group=team.group, find_unused_parameters=True
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -44,25 +41,51 @@ def trained(team: Team, name: str, **options: Any) -> Beside:
     return both.train(range(2), team.rank, team.world)
 
 
-# ---- a process dies ------------------------------------------------------------------------------
+# ---- a process ends ------------------------------------------------------------------------------
 
 
-def saved_then_killed(team: Team, folder: str) -> None:
-    both = trained(team, "adamw8bit")
+def killed_while_saving(team: Team, both: Beside, folder: str) -> None:
     model, optimizer = both.model, both.optimizer
+    group = team.meshes[2, 2]["tp"].get_group()
     for number in range(2):
         weights, state = get_state_dict(model, optimizer)
-        to = {"model": weights, "optimizer": state}
         with pytest.MonkeyPatch.context() as patch:
-            if number and team.rank:
+            if number and team.rank == 3:
                 patch.setattr(os, "fsync", lambda file: os.kill(os.getpid(), signal.SIGKILL))
-            dcp.save(to, checkpoint_id=f"{folder}/{number}", process_group=team.group)
-        both.train(range(2, 3), team.rank, team.world)
-        if team.rank == 0:
-            after = [*map(whole, model.state_dict().values())]
+            to = {"model": weights, "optimizer": state}
+            dcp.save(to, checkpoint_id=f"{folder}/{number}", process_group=group)
+        both.train(range(2, 3), team.rank % 2, 2)
+        after = [*map(whole, model.state_dict().values())]
+        if team.rank == 2:
             torch.save(after, f"{folder}/expected")
-        else:
-            [whole(x) for x in model.state_dict().values()]
+
+
+def killed_while_stepping(team: Team, both: Beside, folder: str) -> None:
+    """A gradient that is refused on one process, which then ends, as a script does."""
+    model, optimizer = both.model, both.optimizer
+    both.backward([0, 1], team.rank)
+    before = bits(model, optimizer)
+    if team.rank == 1:
+        model.up.weight.grad._local_tensor = torch.eye(3).to_sparse()
+    try:
+        optimizer.step()
+        message = ""
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    kept = same(before, bits(model, optimizer))
+    Path(folder, f"process {team.rank}").write_text(f"{kept} {message}")
+    if team.rank == 1:
+        os._exit(1)
+
+
+def in_pairs(team: Team, folder: str) -> None:
+    """One process of each pair ends, for the one reason or the other."""
+    mesh = team.meshes[2, 2]["tp"]
+    use, name = (
+        (killed_while_saving, "adamw8bit") if team.rank > 1 else (killed_while_stepping, "lamb8bit")
+    )
+    both: Beside = Beside.of(fsdp(mesh), name)
+    use(team, both.train(range(2), team.rank % 2, 2), folder)
 
 
 def go_on(team: Team, folder: str) -> list[int]:
@@ -73,49 +96,24 @@ def go_on(team: Team, folder: str) -> list[int]:
     set_state_dict(
         both.model, both.optimizer, model_state_dict=to["model"], optim_state_dict=to["optimizer"]
     )
-    both.train(range(2, 3), team.rank, team.world)
+    both.train(range(2, 3), team.rank, 2)
     expected = torch.load(f"{folder}/expected")
     now = [*map(whole, both.model.state_dict().values())]
     return [n for n, (a, b) in enumerate(zip(now, expected, strict=True)) if not torch.equal(a, b)]
 
 
-def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(
+def test_a_process_that_ends_in_a_step_or_while_it_saves(
     processes: Processes, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError, match="process 1: the process ended"):
-        processes.run(saved_then_killed, 2, str(tmp_path))
-    assert (tmp_path / "0/.metadata").exists()
-    assert not (tmp_path / "1/.metadata").exists()  # which says that it is not whole
+    with pytest.raises(AssertionError, match=r"(?s)the process ended.*the process ended"):
+        processes.run(in_pairs, 4, str(tmp_path))
+    # The others get an error before they have written anything.
+    refused, stopped = ((tmp_path / f"process {n}").read_text() for n in (1, 0))
+    assert refused.startswith("True ConfigError: cannot update up.weight: its gradient is sparse")
+    assert stopped.startswith("True RuntimeError")
+    # A folder without this file is no checkpoint yet; the one before is.
+    assert not (tmp_path / "1/.metadata").exists()
     assert processes.run(go_on, 2, str(tmp_path)) == [[]] * 2
-
-
-def one_refuses(team: Team) -> tuple[bool, str]:
-    """A gradient that is refused on one process, which then calls no collective any more."""
-    group = dist.new_group([0, 1], timeout=timedelta(seconds=2), use_local_synchronization=True)
-    both: Beside = Beside.of(fsdp(DeviceMesh.from_group(group, "cpu")), "lamb8bit")
-    both.train(range(2), team.rank, team.world)
-    model, optimizer = both.model, both.optimizer
-    both.backward([0, 1], team.rank)
-    before = bits(model, optimizer)
-    if team.rank == 1:
-        sparse = torch.eye(3).to_sparse()
-        model.up.weight.grad._local_tensor = sparse
-    try:
-        optimizer.step()
-        message = ""
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-    return same(before, bits(model, optimizer)), message
-
-
-def test_a_process_that_refuses_its_gradient_stops_the_others_before_they_step(
-    processes: Processes,
-) -> None:
-    (kept, stopped), (kept_too, refused) = processes.run(one_refuses, 2)
-    assert kept
-    assert kept_too
-    assert refused.startswith("ConfigError: cannot update up.weight: its gradient is sparse")
-    assert "Timed out" in stopped
 
 
 # ---- gradients of one process only ---------------------------------------------------------------
