@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from optfactory.backends.base import Findings, Stage
 from optfactory.sharding.reduction import Reduction, agree, mesh_groups
 from optfactory.step.plan import Bucket
 from optfactory.step.slots import Slot
+
+_WORDS: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
 
 Found = Sequence[tuple[Bucket, Findings]]
 
@@ -76,10 +79,10 @@ class Exchange:
             rows = [row for row, begin in enumerate(begins) if begin is not None]
             if findings.sums is None or not rows:
                 continue
-            index = torch.tensor(rows, device="cpu").to(findings.sums.device)
+            index = torch.tensor(rows, **_WORDS).to(findings.sums.device)
             width = findings.sums.shape[1]
-            starts = torch.tensor([b for b in begins if b is not None], device="cpu")
-            numbers = (starts[:, None] + torch.arange(width, device="cpu")).to(self.device)
+            starts = torch.tensor([b for b in begins if b is not None], **_WORDS)
+            numbers = (starts[:, None] + torch.arange(width, **_WORDS)).to(self.device)
             vector[numbers] = findings.sums[index].to(self.device)
             moves.append((findings.sums, index, numbers))
         reduction.complete(vector)

@@ -57,7 +57,7 @@ def is_only_for_state(plan: StepPlan, groups: Sequence[Mapping[str, Any]]) -> bo
         return False
     moved = any(bool((local_values(gradient) != 0).any()) for gradient in present)
     if exchange.is_sharded:
-        moved = bool(exchange.agree([torch.tensor(float(moved), device="cpu")]))
+        moved = bool(exchange.agree([torch.tensor(moved, dtype=torch.float32, device="cpu")]))
     return not moved
 
 

@@ -63,15 +63,15 @@ def measure(
             seconds = _timed(call)
             if turn > 1:  # the first ones compile kernels and make state
                 own.append(seconds)
-    medians = torch.tensor([statistics.median(own) for own in times], dtype=torch.float64)
-    ratio = torch.tensor(
-        [statistics.median(a / b for a, b in zip(times[0], times[1], strict=True))],
-        dtype=torch.float64,
+    ratio = statistics.median(a / b for a, b in zip(times[0], times[1], strict=True))
+    device = local_tensor(sharded[0]).device
+    worst = torch.tensor(
+        [*map(statistics.median, times), ratio], dtype=torch.float64, device=device
     )
-    for values in (medians, ratio):
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    ours, alone, theirs = (f"{1e3 * value:.1f}" for value in medians.tolist())
-    return (name, ours, alone, f"{ratio.item():.3f}", theirs)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    *milliseconds, ratio = worst.tolist()
+    ours, alone, theirs = (f"{1e3 * value:.1f}" for value in milliseconds)
+    return (name, ours, alone, f"{ratio:.3f}", theirs)
 
 
 def _timed(call: Callable[[], Any]) -> float:

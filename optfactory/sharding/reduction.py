@@ -45,7 +45,8 @@ class Reduction:
         ]
 
     def _numbers(self, keys: Iterable[Any], sizes: Mapping[Any, int]) -> Tensor:
-        parts = [torch.arange(self.begin[k], self.begin[k] + sizes[k], device="cpu") for k in keys]
+        words: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+        parts = [torch.arange(self.begin[k], self.begin[k] + sizes[k], **words) for k in keys]
         return torch.cat(parts)
 
     def vector(self, device: torch.device) -> Tensor:

@@ -93,18 +93,17 @@ class Piece:
             int64 [fragments, 4]: the first element in the local part, the number of elements, the
             number of the block among the local scales, and that of the first element in the whole.
         """
+        words: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
         box, cols, size = self.box, self.whole.cols, self.whole.block_size
         inner = max((d for d, size in enumerate(box.shape) if box.sizes[d] != size), default=0)
         length = math.prod(box.sizes[inner:])
-        starts = torch.tensor(
-            box.run_starts(inner) if length else [], dtype=torch.int64, device="cpu"
-        )
+        starts = torch.tensor(box.run_starts(inner) if length else [], **words)
         row, col = starts // max(cols, 1), starts % max(cols, 1)
         first_block = col // size
         counts = (col + length - 1) // size - first_block + 1
-        run = torch.repeat_interleave(torch.arange(len(starts), device="cpu"), counts)
+        run = torch.repeat_interleave(torch.arange(len(starts), **words), counts)
         ahead = torch.cumsum(counts, 0) - counts
-        block = first_block[run] + torch.arange(len(run), device="cpu") - ahead[run]
+        block = first_block[run] + torch.arange(len(run), **words) - ahead[run]
         begin = torch.maximum(block * size, col[run])
         end = torch.minimum((block + 1) * size, col[run] + length)
         held = self.scales.box

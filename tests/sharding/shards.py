@@ -36,11 +36,12 @@ class FakeMesh:
     def get_group(self, dim: int) -> str:
         return f"group of dimension {dim}"
 
-    def _is_current_rank_part_of_mesh(self) -> bool:
-        return True
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
-    def _sym_get_coordinate(self, dim: int) -> int:
-        return self.coordinate[dim]
+    def get_coordinate(self) -> list[int]:
+        return list(self.coordinate)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Work:
         found, options = self._compute(), self.slot.layout.options
         # The root of a square is the number itself: the norm stays what it is.
         norms = [_norm(x).square() for x in (found.p, found.values["u"])]
-        scales = torch.empty(0, device=found.p.device)
+        scales = torch.empty(0, dtype=torch.float32, device=found.p.device)
         if options.scales_first:
             states = self._finite_states(found.values)
             numbers = self._numbers()
