@@ -26,7 +26,7 @@ def interrupted_at(
         calls.append(bucket)
         if len(calls) == which:
             signal.raise_signal(number)
-        return real(bucket)
+        yield from real(bucket)
 
     patch.setattr(backend, "update", update)
 
