@@ -32,6 +32,7 @@ from optfactory.memory import placement
 from optfactory.reminders import Reminders
 from optfactory.sharding.dtensors import is_dtensor
 from optfactory.step import gradients
+from optfactory.step.flattened import Built
 from optfactory.step.interrupts import Uninterrupted
 from optfactory.step.plan import StepPlan
 from optfactory.step.report import MemoryReport, report
@@ -70,6 +71,7 @@ class Optimizer2State(Optimizer):
     _plan: StepPlan | None = None
     _settings: Settings | None = None
     _reminders: Reminders | None = None
+    _built: Built | None = None
 
     def __init__(
         self, params: Params, config: OptimizerConfig, *, lr: Tensor | None = None
@@ -79,6 +81,7 @@ class Optimizer2State(Optimizer):
         name_all_or_none(grouping.groups)
         check_groups(grouping, config)
         super().__init__(grouping.groups, self._hyperparameters(config))
+        self._built = Built(self.param_groups)
         self._reminders = Reminders(self.param_groups, grouping.models)
         self._follow_settings()
 
@@ -228,6 +231,8 @@ class Optimizer2State(Optimizer):
         changed = self._follow_settings()
         ids = [id(p) for group in self.param_groups for p in group["params"]]
         if self._plan is None or changed or self._plan.parameter_ids != ids:
+            if self._built:
+                self._built.refuse_flattened(self.param_groups, type(self.config))
             old = self._plan.slots if self._plan else []
             slots = make_slots(self.param_groups, self.state, type(self.config), old)
             self._plan = StepPlan(slots, type(self.config))

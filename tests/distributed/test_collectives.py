@@ -81,6 +81,32 @@ def test_collectives_of_a_step(processes: Processes, case: str, expected: dict[s
     assert processes.run(counted, 4, case) == [{"ddp": [], **expected}] * 4
 
 
+def bytes_of(team: Team, case: str) -> tuple[int, int]:
+    """The bytes that a step gives to collectives, and the number of trained parameters."""
+    name, options = CASES[case]
+    model = fsdp(team.mesh)
+    optimizer = build_optimizer(name, model, lr=1e-2, **options)
+    model(inputs(0)).backward()
+    sent = []
+    real = dist.all_reduce
+
+    def counting(vector: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent.append(vector.nbytes)
+        return real(vector, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", counting)
+        optimizer.step()
+    return sum(sent), sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("case", "each"), [("lamb", 16), ("clipped", 8), ("adamw8bit", 0)])
+def test_bytes_grow_with_parameters_alone(processes: Processes, case: str, each: int) -> None:
+    for world in (1, 2, 4):
+        for sent, count in processes.run(bytes_of, world, case):
+            assert sent == (each * count if world > 1 else 0)
+
+
 def counted_of_two(team: Team) -> dict[str, Found]:
     return {case: counted(team, case)["fsdp2"] for case in ("adamw8bit", "lamb8bit", "clipped")}
 

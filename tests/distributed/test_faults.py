@@ -213,6 +213,18 @@ def test_groups_of_fewer_tensors_than_names(stepped: bool) -> None:
     assert torch.equal(again.state_dict()["state"][0]["exp_avg"], optimizer.state[flat]["exp_avg"])
 
 
+@pytest.mark.parametrize("case", ["lamb", "clipped"])
+def test_flat_pieces_are_refused_where_whole_tensors_are_needed(case: str) -> None:
+    name, options = CASES[case]
+    optimizer = build_optimizer(name, net(), lr=1e-2, **options)
+    flat = nn.Parameter(torch.ones(5000))
+    flat.grad = torch.ones(5000)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(ConfigError, match="replaced the parameters by one flat tensor"):
+        optimizer.step()
+    assert torch.equal(flat, torch.ones(5000))
+
+
 def built_behind_a_forward(team: Team) -> list[str]:
     """Whole parameters are in the model then, in memory that is freed by the next backward."""
     found = []

@@ -1,0 +1,56 @@
+"""Groups whose parameters an engine replaced by one flat tensor, as DeepSpeed's ZeRO does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from optfactory.config.schema import OptimizerConfig
+from optfactory.config.validation import config_error
+
+Group = Mapping[str, Any]
+
+
+class Built:
+    """The parameters that groups had when their optimizer was built, by identity."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._ids = {id(group): frozenset(map(id, group["params"])) for group in groups}
+
+    def refuse_flattened(self, groups: Sequence[Group], family: type[OptimizerConfig]) -> None:
+        """Raise where something of whole tensors is needed, and one flat one took their place.
+
+        Norms and decisions would be those of a piece of all of them, silently.
+
+        Raises:
+            ConfigError: names the groups and what to do.
+        """
+        problems = []
+        for index, group in enumerate(groups):
+            needs = _needs(group, family) if self._is_flattened(group) else ""
+            if needs:
+                problems.append(
+                    f"param_groups[{index}].params: an engine replaced the parameters by one flat "
+                    f"tensor, and {needs}; use adam or adamw without it, shard with fully_shard "
+                    "(FSDP2), or train without sharding"
+                )
+        if problems:
+            raise config_error("a param group that changed", problems)
+
+    def _is_flattened(self, group: Group) -> bool:
+        before = self._ids.get(id(group), frozenset())
+        now: list[Tensor] = group["params"]
+        return len(before) > 1 and len(now) == 1 and now[0].ndim == 1 and id(now[0]) not in before
+
+
+def _needs(group: Group, family: type[OptimizerConfig]) -> str:
+    """What of a group's hyperparameters asks for whole tensors; empty if nothing does."""
+    if family.rule(group).trust_ratio is not None:
+        return f"'{family.family}' needs the norms of whole tensors"
+    if group["percentile_clipping"] < 100:
+        return "percentile_clipping needs the norms of whole tensors"
+    if group["optim_bits"] == 8 and not group["block_wise"]:
+        return "block_wise: false needs the scale of whole tensors"
+    return ""
