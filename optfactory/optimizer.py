@@ -48,6 +48,9 @@ class Optimizer2State(Optimizer):
     parameter is kept under PyTorch's names: `step`, `exp_avg`, `exp_avg_sq`, or for 8-bit state
     `exp_avg_q8` (codes, uint8) and `exp_avg_absmax` (scales, float32).
 
+    Parameters may be DTensors (FSDP2, tensor parallel): each process has the state of its parts in
+    `state`, and all of them compute the bits that one process would.
+
     >>> import torch
     >>> from optfactory import build_optimizer
     >>> weight = torch.nn.Parameter(torch.ones(64, 64))
@@ -279,6 +282,7 @@ class Optimizer2State(Optimizer):
         States are the live tensors, those of paged state other tensors of the same memory.
         Hyperparameters are copies in plain Python, so that a schedule does not change what was
         saved. What wrappers keep in `optimizer.state` is there as well; empty entries are not.
+        State of sharded parameters is given as DTensors of the same memory.
 
         Raises:
             StateError: there is state of a tensor that is in no param group.
@@ -305,6 +309,10 @@ class Optimizer2State(Optimizer):
 
         Parameters are matched by their place. Names that are new here say that a model was renamed;
         a name that is known here at another place is refused, for states would be mixed up.
+
+        Tensors of the checkpoint may be whole or DTensors, whatever the parameters are. Where these
+        are sharded and something must be converted or sharded anew, whole tensors are gathered one
+        by one, so that all processes must call this.
 
         All is made aside and then taken over at once, so that meanwhile there is twice the state.
 
