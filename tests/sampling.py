@@ -16,6 +16,7 @@ _TESTS = Path(__file__).parent
 # Parameter sets that are kept of a test, by folder. Those of options compile a kernel each.
 KEPT = {"options": 1, "frameworks": 3, "conformance": 3, "numerics": 3, "robustness": 5}
 KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "torch_api"), 4)
+KEPT |= {"sharding": 6, "nvrtc": 24}
 
 
 def _backend(item: pytest.Item) -> str:
