@@ -15,8 +15,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, overridden, validate
 from optfactory.errors import ConfigError
 from optfactory.groups.grouping import Grouping
-from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece
-from optfactory.sharding.dtensors import Sharding
+from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece, is_scattered
 
 
 def group_config(
@@ -43,9 +42,8 @@ def group_config(
     devices = {p.device for p in group["params"] if not p.is_meta}
     problem = _placement_problem(checked, {planned} if planned else devices)
     problem = problem or _backend_problem(checked, devices if planned is None else set())
-    problem = problem or _rounding_problem(checked, group["params"])
+    problem = problem or _rounding_problem(checked, group)
     problem = problem or _pieces_problem(checked, group["params"])
-    problem = problem or _random_bits_problem(checked, group["params"])
     if problem:
         raise config_error(title, [f"{place}.{problem}"])
     return checked
@@ -116,26 +114,24 @@ def _backend_problem(config: OptimizerConfig, devices: set[torch.device]) -> str
     return ""
 
 
-def _rounding_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    trained = [p for p in params if p.is_floating_point()]  # frozen ones may be of any kind
-    if config.param_rounding == "nearest" or any(p.dtype.itemsize < 4 for p in trained):
+def _rounding_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:
+    params = group["params"]
+    rounded = [  # frozen ones may be of any kind
+        n for n, p in enumerate(params) if p.is_floating_point() and p.dtype.itemsize < 4
+    ]
+    if config.param_rounding == "nearest":
         return ""
-    return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
-
-
-def _random_bits_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    """Why elements cannot be told by their number in the whole tensor; empty if they can."""
-    if config.param_rounding != "stochastic":
+    if not rounded:
+        return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
+    scattered = [n for n in rounded if is_scattered(params[n])]
+    if config.param_rounding == "kahan" or not scattered:
         return ""
-    for p in params:
-        sharding = Sharding.of(p)
-        if sharding is not None and sharding.box.runs() is None:
-            return (
-                "param_rounding: 'stochastic' needs shards cut along at most one dimension "
-                f"behind the first, got {sharding.placements} for shape {sharding.shape}; "
-                "use 'kahan'"
-            )
-    return ""
+    names = group.get("param_names") or [f"params[{n}]" for n in range(len(params))]
+    return (
+        "param_rounding: 'stochastic' numbers the elements of a tensor, which cannot be done for "
+        f"{', '.join(names[n] for n in scattered[:5])}: sharded along several dimensions behind "
+        "the first; use 'kahan' or 'nearest'"
+    )
 
 
 def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:

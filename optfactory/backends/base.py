@@ -34,7 +34,8 @@ class Stage(IntEnum):
 class Findings:
     """What a pass found in the parts of tensors that are here.
 
-    Whoever knows of other parts completes it in place before the next pass reads it.
+    Whoever knows of other parts completes it in place, before the next pass reads it and puts what
+    it finds itself into the same memory.
 
     Attributes:
         sums: float64 [slots, n], contiguous, on the bucket's device (float32 where there is no

@@ -73,8 +73,8 @@ def numbered_runs(box: Box, name: str) -> Runs:
     if runs is None:
         raise ConfigError(
             f"cannot update {name}: param_rounding 'stochastic' numbers the elements of a tensor, "
-            "and this one is sharded along several dimensions behind the first; use 'nearest' or "
-            "'kahan' for it"
+            "and this one is sharded along several dimensions behind the first; use 'kahan' or "
+            "'nearest'"
         )
     return runs
 

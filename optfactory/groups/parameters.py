@@ -235,5 +235,14 @@ def is_flat_piece(tensor: Tensor) -> bool:
     return bool(getattr(tensor, "_fsdp_flattened", False))
 
 
+def is_scattered(tensor: Tensor) -> bool:
+    """Whether a tensor is sharded along several dimensions behind the first.
+
+    What a process holds of it lies in runs at unequal distances.
+    """
+    sharding = Sharding.of(tensor)
+    return sharding is not None and len({dim for _, dim in sharding.cuts if dim > 0}) > 1
+
+
 def _kind(value: object) -> str:
     return f"a {type(value).__name__}"

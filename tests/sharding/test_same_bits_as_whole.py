@@ -25,7 +25,7 @@ CUT = {
     "middle of three": Spread((3, 9, 100), (2,), (1,)),
     "middle and last": Spread((3, 8, 100), (2, 2), (1, 2)),
     "few columns": Spread((70, 70), (4,), (1,)),
-    "empty vectors": Spread((4100,), (64,), (0,)),
+    "vector in 16, one empty": Spread((100,), (16,), (0,)),
 }
 # Where they do not.
 UNCUT = {
@@ -43,7 +43,7 @@ def check(
 ) -> Shards:
     shards = Shards(name, spreads, dtype, **LR | {"min_8bit_size": 1} | asked)
     for step in range(STEPS):
-        shards.give_gradients(step, strided=step == 1)
+        shards.give_gradients(step, strided=step == 1)  # in one step as views
         shards.step()
         shards.assert_same()
     return shards
@@ -55,6 +55,7 @@ def test_8_bit_state_of_all_spreads(label: str, backend: str) -> None:
     slots = shards.slots(0)
     assert all(slot.layout.quantized for slot in slots)
     assert [slot.layout.options.cuts_blocks for slot in slots] == [label in CUT] * len(slots)
+    assert (min(slot.parameter.numel() for slot in slots) == 0) == ("empty" in label)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "lamb8bit"])
@@ -70,10 +71,17 @@ def test_several_tensors_in_a_bucket(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "cuts"), [("rows in 2", True), ("vector in 3", True), ("whole blocks", True)]
+    ("spread", "cuts"),
+    [
+        (Spread((7, 600), (2,), (0,)), True),
+        (Spread((5000,), (3,), (0,)), True),
+        (Spread((4, 1024), (2,), (1,)), True),
+        (Spread((8, 640), (2,), (0,)), False),  # 10 blocks each
+    ],
+    ids=str,
 )
-def test_blocks_of_bitsandbytes_run_through_rows(label: str, cuts: bool, backend: str) -> None:
-    shards = check("adamw8bit", [ALL[label]], compat="bitsandbytes")
+def test_blocks_of_bitsandbytes_run_through_rows(spread: Spread, cuts: bool, backend: str) -> None:
+    shards = check("adamw8bit", [spread], compat="bitsandbytes")
     assert shards.slots(0)[0].layout.options.cuts_blocks == cuts
 
 
