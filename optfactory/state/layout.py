@@ -178,8 +178,6 @@ class StateLayout:
         )
         numel = grid.rows * grid.cols if piece is None else piece.box.numel
         where, unpaged = placement.place_for(numel, device, group["is_paged"], group["page_memory"])
-        if options.cuts_blocks and where == placement.PINNED:
-            where, unpaged = placement.RESIDENT, "blocks that several processes share: not paged"
         device_step = bool(group["capturable"])
         tensors = {
             "step": TensorSpec(torch.float64, (), on_device=device_step),
