@@ -42,8 +42,7 @@ class Walk:
         grid, piece = layout.local_grid, layout.piece
         rows, cols = (grid.rows, grid.cols) if layout.quantized else (1, grid.rows * grid.cols)
         runs = None
-        numbers = layout.options.rounding == "stochastic" and not layout.options.cuts_blocks
-        if piece is not None and numbers:
+        if piece is not None and layout.options.rounding == "stochastic":
             runs = numbered_runs(piece.box, slot.name)
             if runs.count > 1:
                 rows, cols = runs.count, runs.length
