@@ -21,7 +21,8 @@ from optfactory.registry import get_optimizer_info, list_optimizers
 # appended by an underscore these are states as well: exp_avg_sq_row, exp_avg_slow, absmax1_old ...
 _STEMS = (
     *("exp_avg", "max_exp_avg", "exp_inf", "square_avg", "momentum_buffer", "compensation"),
-    *("state1", "state2", "qmap", "qmap1", "qmap2", "absmax", "absmax1", "absmax2"),
+    *("state1", "state2", "state3", "qmap", "qmap1", "qmap2", "qmap3"),
+    *("absmax", "absmax1", "absmax2", "absmax3"),
 )
 # ... and these exactly.
 _NAMES = (

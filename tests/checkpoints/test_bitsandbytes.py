@@ -268,7 +268,7 @@ BROKEN = {
     "no scales": (lambda s: entry(s, "absmax1").pop("absmax1"), "w0.absmax1: missing"),
     "no second state": (lambda s: entry(s, "state2").pop("state2"), "w0.state2: missing"),
     "no step": (lambda s: s["state"][0].pop("step"), "w0.step: missing"),
-    "half a step": (edited("step", lambda _: 0.5), "w0.step: expected a count, got 0.5"),
+    "half a step": (edited("step", lambda _: 0.5), "w0.step: expected a count below"),
     "a third state": (lambda s: s["state"][0].update(state3=1), "w0: .*state3"),
     "a list inside": (lambda s: s["state"][0].update({NESTED: [1]}), f"w0.{NESTED}: .*list"),
     "three betas": (lambda s: s["param_groups"][0].update(betas=(0, 0, 0)), "betas"),

@@ -46,6 +46,7 @@ def test_every_snippet_is_of_a_kind_that_a_test_runs():
     }
     files = {f"file: {name}" for name in ("app.py", "conf/config.yaml")}
     others = {"python", "output", "run", "run in the folder of app.py", *INSTALLATIONS}
+    others |= {"under torchrun"}  # as examples/fsdp2.py, which tests/examples runs
     assert kinds == files | others
 
 
