@@ -16,7 +16,7 @@ _TESTS = Path(__file__).parent
 # Parameter sets that are kept of a test, by folder. Those of options compile a kernel each.
 KEPT = {"options": 1, "frameworks": 2, "conformance": 2, "numerics": 2, "robustness": 4}
 KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "torch_api"), 3)
-KEPT |= {"sharding": 2, "nvrtc": 12}
+KEPT |= {"distributed": 4, "sharding": 2, "nvrtc": 12}
 
 
 def _backend(item: pytest.Item) -> str:
