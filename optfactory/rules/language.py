@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from threading import Lock
 from typing import Any
 
 from optfactory.errors import ConfigError
@@ -53,6 +54,9 @@ _WORDS = """
 _RESERVED = frozenset(_WORDS.split())
 
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+# CPython before 3.13 counts depth for all threads together (gh-106905): two parsers at once fail.
+_PARSER = Lock()
+
 _GREATEST = 3.4028234663852886e38  # of float32, which constants become
 
 # What is not in the language, as it is written; other expressions are shown whole.
@@ -193,7 +197,8 @@ def _parse(path: Path, text: str, inputs: tuple[str, ...], outputs: tuple[str, .
     # With '#' for '//' the text is valid Python, at the same line numbers.
     source = dedent(text).replace("//", "#")
     try:
-        module = ast.parse(source, filename=str(path))
+        with _PARSER:
+            module = ast.parse(source, filename=str(path))
     except SyntaxError as error:
         raise ConfigError(f"{path}:{error.lineno}: not a rule text: {error.msg}") from error
     known = set(inputs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from typing import Any, Literal, get_origin
 
 import pytest
@@ -14,6 +16,7 @@ from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK
 from optfactory.errors import ConfigError, KernelCompileError
 from optfactory.rules.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
 from optfactory.rules.language import UpdateRule
+from optfactory.rules.options import KernelOptions
 from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
 
 pytestmark = [needs_nvrtc, pytest.mark.slow]
@@ -100,8 +103,13 @@ def choices(annotation: Any) -> tuple[Any, ...]:
     return tuple(annotation.__args__) if get_origin(annotation) is Literal else ()
 
 
-def rules() -> Iterator[tuple[UpdateRule, bool]]:
+@cache
+def rules() -> list[tuple[UpdateRule, bool]]:
     """Every update rule that a config can ask for, with each width of its state."""
+    return list(dict.fromkeys(_rules()))
+
+
+def _rules() -> Iterator[tuple[UpdateRule, bool]]:
     infos = [get_optimizer_info(name) for name in list_optimizers()]
     for info in infos:
         if info.name != info.family:
@@ -160,6 +168,38 @@ def test_a_kernel_compiles_with_few_registers(one: KernelVariant, architecture: 
     for kernel in ("optfactory_statistics", "optfactory_gather", "optfactory_finalize"):
         assert (kernel in found) == (one.rule.trust_ratio is not None)
     assert_in_registers(found)
+
+
+OPTIONS = {
+    "tensor-wise": KernelOptions(tensor_wise=True),
+    "cut": KernelOptions(cuts_blocks=True),
+    "cut-stochastic": KernelOptions(cuts_blocks=True, rounding="stochastic"),
+    "cut-kahan": KernelOptions(cuts_blocks=True, rounding="kahan"),
+    "cut-compat": KernelOptions(
+        cuts_blocks=True, bitsandbytes=True, nonfinite="reset", floors=False
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("label", "architecture"),
+    [("cut", name) for name in ARCHITECTURES]
+    + [(name, "sm_80") for name in OPTIONS if name != "cut"],
+)
+def test_kernels_that_find_scales_first_compile(label: str, architecture: str) -> None:
+    for rule in (rule for rule, quantized in rules() if quantized):
+        one = replace(variant(rule, True, "bfloat16", "bfloat16"), options=OPTIONS[label])
+        found = usage_of(cuda_source(one), one.label, architecture)
+        assert {"optfactory_statistics", "optfactory_update", "optfactory_commit"} <= found.keys()
+        assert_in_registers(found)
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_kernels_of_cut_blocks_of_all_sizes_compile(block_size: int) -> None:
+    rule = next(rule for rule, quantized in rules() if quantized and rule.trust_ratio)
+    one = variant(rule, True, "bfloat16", "bfloat16", block_size)
+    one = replace(one, options=OPTIONS["cut"])
+    assert_in_registers(usage_of(cuda_source(one), one.label, "sm_80"))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

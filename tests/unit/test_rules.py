@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,28 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     language._read.cache_clear()
     yield tmp_path
     language._read.cache_clear()
+
+
+def test_texts_are_read_in_many_threads(texts: Path) -> None:
+    """As kernels compile. A collector that lets others go first shows what is shared."""
+    (texts / "rules/probe.cuh").write_text(GOOD * 70)
+
+    def give_way(phase: str, info: dict[str, int]) -> None:
+        time.sleep(1e-4)
+
+    gc.callbacks.append(give_way)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for text in [pool.submit(_unread, RULE) for _ in range(16)]:
+                assert len(text.result().statements) == 210
+    finally:
+        gc.callbacks.remove(give_way)
+
+
+def _unread(rule: UpdateRule) -> language.RuleText:
+    language._read.cache_clear()
+    language._parse.cache_clear()
+    return read_update_text(rule)
 
 
 def read(folder: Path, text: str) -> language.RuleText:
