@@ -124,7 +124,7 @@ OPT_FN void read_states(const Step& step, const Operands& o, const float* scales
 #pragma GCC unroll 4
   for (int j = 0; j < STATES; ++j) {
 #if QUANTIZED
-    decode(o.states[j] + i, scales[j], step.maps[j], states.x[j]);
+    decode(o.states[j] + i, scales[j], kSigned[j], step.maps[j], states.x[j]);
 #else
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) states.x[j][v] = load<Floats>(o.states[j] + i + v * kWidth);
@@ -185,14 +185,10 @@ OPT_FN void find_magnitudes(const Extremes* extremes, float (*x)[BLOCK], int n, 
 OPT_FN void flush(const Step& step, Pending& pending) {
   for (int j = 0; j < STATES; ++j) {
     for (int i = 0; i < pending.n; i += kStride) {
-      Ints codes[kVectors];
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v)
-        codes[v] = code_of<true>(load<Floats>(pending.x[j] + i + v * kWidth), pending.codings[j],
-                                 kSigned[j], step.maps[j]);
       uint8_t tail[kStride];
       const int left = pending.n - i;
-      write_codes(codes, left < kStride ? tail : pending.codes[j] + i);
+      encode<true>(pending.x[j] + i, pending.codings[j], kSigned[j], step.maps[j],
+                   left < kStride ? tail : pending.codes[j] + i);
       if (left < kStride) std::memcpy(pending.codes[j] + i, tail, left);
     }
   }
@@ -258,7 +254,6 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
   for (int j = 0; j < STATES; ++j) codings[j] = ready.codings[j], targets[j] = ready.codes[j];
   for (int i = 0; i < n; i += kStride) {
     Strides states;
-    Ints codes[STATES][kVectors];
     read_states(step, o, scales, i, states);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
@@ -272,13 +267,11 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
         x[j] = without_padding(x[j], at, n);
         store(next.x[j] + at, x[j]);
         extremes[j].add(x[j], kSigned[j]);
-        if (kEncodes)
-          codes[j][v] =
-              code_of<false>(load<Floats>(ready.x[j] + at), codings[j], kSigned[j], step.maps[j]);
       }
     }
 #pragma GCC unroll 4
-    for (int j = 0; kEncodes && j < STATES; ++j) write_codes(codes[j], targets[j] + i);
+    for (int j = 0; kEncodes && j < STATES; ++j)
+      encode<false>(ready.x[j] + i, codings[j], kSigned[j], step.maps[j], targets[j] + i);
   }
 }
 #else

@@ -4,14 +4,15 @@
 constexpr int kVectors = 4;
 constexpr int kStride = kVectors * kWidth;
 
-// How codes follow from magnitudes by arithmetic; see `lines` in optfactory/state/quantmap.py.
-constexpr float kLineMargin = 0x1p-14f;
+// Without a floor, smaller numbers of an unsigned state take the code of 0.
+constexpr float kLeastUnsigned = 1.625e-7f;
+
+// What optfactory/state/lines.py looks up, twice in a row: widths differ.
 struct Lines {
-  int32_t number[32];  // of the line at the lower end of each exponent, at its remainder by 32
-  float split[32];     // the magnitude at which the next line begins
-  float slope[16];
+  float slope[16];  // of 2 k, whose exponent modulo 8 is its line's number in these two tables
   float offset[16];
-  int32_t last[16];  // the most that a line gives
+  float split[16];
+  float step[16];
 };
 
 struct QuantizationMap {
@@ -21,8 +22,26 @@ struct QuantizationMap {
   const Lines* lines;
 };
 
+#if LOOKS_UP_IN_REGISTERS
+// The values of kVectors vectors of codes, times a scale.
+OPT_FN void values_by_lines(const Ints* code, float scale, bool is_signed, const Lines& lines,
+                            Floats* x) {
+  const Floats slope = load<Floats>(lines.slope), offset = load<Floats>(lines.offset);
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    // The code in the mantissa of 2^24 counts twice.
+    const Floats k2 = floats_of(code[v] | 0x4b800000) - (is_signed ? 0x1p24f + 254 : 0x1p24f - 2);
+    const Ints line = bits_of(k2) >> 23;  // modulo 8
+    const Ints sign = is_signed ? bits_of(k2) & int32_t(kSignBit) : Ints{};
+    const Floats own_offset = floats_of(bits_of(lookup(offset, line)) ^ sign);
+    x[v] = rule::fma(lookup(slope, line), k2, own_offset) * scale;
+  }
+}
+#endif
+
 // The values of kStride codes, times a scale.
-OPT_FN void decode(const uint8_t* codes, float scale, const QuantizationMap& map, Floats* x) {
+OPT_FN void decode(const uint8_t* codes, float scale, bool is_signed, const QuantizationMap& map,
+                   Floats* x) {
 #ifdef __AVX512VBMI__
   // Two permutations look one byte of all 64 values up in registers, which takes less than gathers.
   // Unpacking interleaves within 128-bit lanes: transposing the codes first undoes that.
@@ -48,10 +67,13 @@ OPT_FN void decode(const uint8_t* codes, float scale, const QuantizationMap& map
   x[2] = (Floats)_mm512_unpacklo_epi16(high01, high23) * scale;
   x[3] = (Floats)_mm512_unpackhi_epi16(high01, high23) * scale;
 #else
+  Ints code[kVectors];
+  widen<kVectors>(codes, code);
+#if LOOKS_UP_IN_REGISTERS
+  if (are_computed(is_signed)) return values_by_lines(code, scale, is_signed, *map.lines, x);
+#endif
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) {
-    x[v] = gather(map.values, widened(load<Bytes>(codes + v * kWidth))) * scale;
-  }
+  for (int v = 0; v < kVectors; ++v) x[v] = gather(map.values, code[v]) * scale;
 #endif
 }
 
@@ -98,73 +120,13 @@ struct Coding {
   OPT_MEMBER bool lifts() const { return divisor.lift != 1.0f; }
 
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  OPT_FN Coding of(float scale) { return {scale, make_divisor(scale > 0.0f ? scale : 1.0f)}; }
+  OPT_FN Coding of(float scale, bool is_signed) {
+    return {scale, make_divisor(scale > 0.0f ? scale : 1.0f, are_computed(is_signed))};
+  }
 };
 
-// The codes of x / scale times 2^16, and something below that, by one look-up for each lane.
-OPT_FN Ints codes_by_keys(Ints bits, bool is_signed, const QuantizationMap& map) {
-  const Ints sign = is_signed ? bits >> 31 : Ints{};  // all ones where negative
-  return gather(map.keys, bits >> 16) + ((bits ^ sign) & 0xffff);
-}
-
-// AMD's processors, which alone have SSE4a, gather slowly: there, arithmetic finds most codes.
-#if defined(__SSE4A__) && defined(__AVX512DQ__) && !BITSANDBYTES
-constexpr int kCodeShift = 0;
-
-OPT_FN Ints nearest_codes(Ints bits, bool is_signed, const QuantizationMap& map) {
-  const Lines& lines = *map.lines;
-  constexpr int kGreaterMagnitude = 0b1011;
-  const __m512 size = _mm512_range_ps((__m512)bits, _mm512_set1_ps(0x1p-23f), kGreaterMagnitude);
-  const __m512i exponent = _mm512_srli_epi32((__m512i)size, 23);
-  const __m512i lower = _mm512_permutex2var_epi32(_mm512_loadu_si512(lines.number), exponent,
-                                                  _mm512_loadu_si512(lines.number + 16));
-  const __m512 split = _mm512_permutex2var_ps(_mm512_loadu_ps(lines.split), exponent,
-                                              _mm512_loadu_ps(lines.split + 16));
-  const __m512i line = _mm512_mask_sub_epi32(lower, _mm512_cmp_ps_mask(size, split, _CMP_GE_OQ),
-                                             lower, _mm512_set1_epi32(-1));
-  const __m512 slope = _mm512_permutexvar_ps(line, _mm512_loadu_ps(lines.slope));
-  const __m512 offset = _mm512_permutexvar_ps(line, _mm512_loadu_ps(lines.offset));
-  const __m512i last = _mm512_permutexvar_epi32(line, _mm512_loadu_si512(lines.last));
-  const __m512 at = _mm512_fmadd_ps(size, slope, offset);
-  // Rounding might have taken what is nearly whole across a boundary.
-  const __m512 above_whole = _mm512_reduce_ps(at, _MM_FROUND_TO_NEG_INF);
-  const __m512 margin = _mm512_set1_ps(2 * kLineMargin);
-  if (__builtin_expect(_mm512_cmp_ps_mask(above_whole, margin, _CMP_NGE_UQ), 0))
-    return codes_by_keys(bits, is_signed, map) >> 16;
-  const __m512i distance = _mm512_min_epi32(_mm512_cvttps_epi32(at), last);
-  if (!is_signed) return (Ints)distance;
-  const __m512i zero = _mm512_set1_epi32(kZeroCode);
-  const __m512i code = _mm512_mask_sub_epi32(_mm512_add_epi32(zero, distance),
-                                             _mm512_movepi32_mask((__m512i)bits), zero, distance);
-  // Subnormal scales are so coarse that numbers may lie below the least value.
-  return (Ints)_mm512_max_epi32(code, _mm512_setzero_si512());
-}
-#else
-constexpr int kCodeShift = 16;
-
-OPT_FN Ints nearest_codes(Ints bits, bool is_signed, const QuantizationMap& map) {
-  return codes_by_keys(bits, is_signed, map);
-}
-#endif
-
-// The codes of x times 2^kCodeShift, and something below that.
-template <bool kLifts>
-OPT_FN Ints code_of(Floats x, const Coding& coding, bool is_signed, const QuantizationMap& map) {
-  const Ints bits = bits_of(divide<kLifts>(x, coding.divisor));
-  const Ints code = nearest_codes(bits, is_signed, map);
-#if BITSANDBYTES
-  // A code moves by one if its value's sign is not that of the number.
-  if (is_signed) {
-    const Ints plain = coding.scale > 0.0f ? code >> 16 : Ints{};
-    const Ints differs = (bits_of(x) ^ bits_of(gather(map.values, plain))) < 0;
-    const Ints other = (plain + (x > 0.0f ? splat(1) : splat(255))) & 255;
-    return (differs ? other : plain) << 16;
-  }
-#endif
-  return is_signed || !FLOORS ? code : (x > 0.0f ? code : Ints{});
-}
-
-// Writes kStride codes from what `code_of` gave for them.
+// Writes kStride codes, given times 2^kCodeShift and something below that.
+template <int kCodeShift>
 OPT_FN void write_codes(const Ints* code, uint8_t* codes) {
 #ifdef __AVX512VBMI__
   // One byte of each number: merged into the bytes of one vector, then put in order.
@@ -187,4 +149,120 @@ OPT_FN void write_codes(const Ints* code, uint8_t* codes) {
 #pragma omp simd
   for (int i = 0; i < kStride; ++i) codes[i] = uint8_t(wide[i] >> kCodeShift);
 #endif
+}
+
+#if LOOKS_UP_IN_REGISTERS
+
+// The numbers k of optfactory/state/lines.py for kVectors vectors of magnitudes. Each operation is
+// done for all of them before the next one: processors look only so far ahead for independent work.
+OPT_FN void find_numbers(const Floats* size, bool is_signed, const Lines& lines, Ints* k) {
+  constexpr int kLowestHalf = 106 << 7, kGrowth = 5 << 5;
+  constexpr float kIntercept = 0x1.c71c7p-1f;
+  constexpr int32_t kBelowTwo = 0x3fffffff;
+  const Floats split = load<Floats>(lines.split), step = load<Floats>(lines.step);
+  Ints line[kVectors], m[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v)
+    line[v] = scaled_halves<kLowestHalf, kGrowth>(bits_of(size[v]));
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) line[v] -= size[v] >= lookup(split, line[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v)
+    m[v] = bits_of(rule::fma(lookup(step, line[v]), size[v], Kind<Floats>::splat(kIntercept)));
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) m[v] = smaller(m[v], splat(kBelowTwo));
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v)
+    k[v] = shifted_right(m[v] - (126 << 23), (is_signed ? 23 : 22) - line[v]);
+}
+
+// Writes kStride codes, given k, in the signed map with the sign of the number.
+OPT_FN void write_numbers(const Ints* k, bool is_signed, uint8_t* codes) {
+#if defined(__AVX512BW__)
+  Ints code[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    const Ints above = k[v] + int(kZeroCode);
+    code[v] = is_signed ? greater(above, Ints{})
+                        : (Ints)_mm512_subs_epu16((__m512i)k[v], _mm512_set1_epi32(1));
+  }
+  write_codes<0>(code, codes);
+#else
+  __m256i pairs[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m256i pair = _mm256_packs_epi32((__m256i)k[2 * i], (__m256i)k[2 * i + 1]);
+    pairs[i] = is_signed ? _mm256_add_epi16(pair, _mm256_set1_epi16(kZeroCode))
+                         : _mm256_subs_epu16(pair, _mm256_set1_epi16(1));
+  }
+  // Packing goes by halves of 128 bits, and saturates.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i packed = _mm256_packus_epi16(pairs[0], pairs[1]);
+  store(codes, _mm256_permutevar8x32_epi32(packed, order));
+#endif
+}
+
+template <bool kLifts>
+OPT_FN void encode_by_lines(const float* x, const Coding& coding, bool is_signed,
+                            const Lines& lines, uint8_t* codes) {
+  Floats y[kVectors], size[kVectors];
+  Ints k[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    y[v] = divide<kLifts>(load<Floats>(x + v * kWidth), coding.divisor, true);
+    size[v] = is_signed ? rule::abs(y[v]) : y[v];
+  }
+  find_numbers(size, is_signed, lines, k);
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    if (is_signed) {
+      k[v] = with_sign(k[v], bits_of(y[v]));
+    } else if (FLOORS) {
+      // Numbers above 0 take at least the code 1.
+      k[v] = greater(k[v], smaller(load<Ints>(x + v * kWidth), splat(2)));
+    } else {
+      k[v] &= y[v] >= kLeastUnsigned;
+    }
+  }
+  write_numbers(k, is_signed, codes);
+}
+
+#endif
+
+// The codes of x / scale times 2^16, and something below that, by one look-up for each lane.
+OPT_FN Ints codes_by_keys(Ints bits, bool is_signed, const QuantizationMap& map) {
+  const Ints sign = is_signed ? bits >> 31 : Ints{};  // all ones where negative
+  return gather(map.keys, bits >> 16) + ((bits ^ sign) & 0xffff);
+}
+
+// The codes of x times 2^16, and something below that.
+template <bool kLifts>
+OPT_FN Ints code_of(Floats x, const Coding& coding, bool is_signed, const QuantizationMap& map) {
+  const Ints code = codes_by_keys(
+      bits_of(divide<kLifts>(x, coding.divisor, are_computed(is_signed))), is_signed, map);
+#if BITSANDBYTES
+  // A code moves by one if its value's sign is not that of the number.
+  if (is_signed) {
+    const Ints plain = coding.scale > 0.0f ? code >> 16 : Ints{};
+    const Ints differs = (bits_of(x) ^ bits_of(gather(map.values, plain))) < 0;
+    const Ints other = (plain + (x > 0.0f ? splat(1) : splat(255))) & 255;
+    return (differs ? other : plain) << 16;
+  }
+#endif
+  return is_signed || !FLOORS ? code : (x > 0.0f ? code : Ints{});
+}
+
+// Writes the codes of kStride elements.
+template <bool kLifts>
+OPT_FN void encode(const float* x, const Coding& coding, bool is_signed, const QuantizationMap& map,
+                   uint8_t* codes) {
+#if LOOKS_UP_IN_REGISTERS
+  if (are_computed(is_signed))
+    return encode_by_lines<kLifts>(x, coding, is_signed, *map.lines, codes);
+#endif
+  Ints code[kVectors];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v)
+    code[v] = code_of<kLifts>(load<Floats>(x + v * kWidth), coding, is_signed, map);
+  write_codes<16>(code, codes);
 }

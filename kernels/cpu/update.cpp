@@ -42,7 +42,7 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
                         : CUTS_BLOCKS ? t.new_scales[t.scales * j + at.block]
                                       : found[j].scale(kSigned[j], step.maps[j]);
     if (!SCALES_FIRST) t.absmax[j][at.block] = scale;
-    next.codings[j] = Coding::of(scale);
+    next.codings[j] = Coding::of(scale, kSigned[j]);
     next.codes[j] = static_cast<uint8_t*>(t.state[j]) + at.first;
   }
 }

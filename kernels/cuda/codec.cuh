@@ -131,13 +131,13 @@ OPT_FN void max_over_team(Shared& shared, int turn, uint32_t* values) {
 OPT_FN void encode_state(const Shared& shared, bool is_signed, const float* x, float scale,
                          Pack<uint8_t>& codes) {
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f);
+  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, are_computed(is_signed));
   const float* values = shared.values[is_signed ? 0 : 1];
   const int32_t* keys = shared.keys + (is_signed ? 0 : kSignedKeys);
   const float smallest = smallest_magnitude(is_signed, values);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    const float y = divide(x[i], divisor);
+    const float y = divide(x[i], divisor, are_computed(is_signed));
     set(codes, i, uint8_t(code_of(x[i], y, scale, is_signed, smallest, values, keys)));
   }
 }

@@ -2,25 +2,35 @@
 
 constexpr uint8_t kZeroCode = 127;  // of 0 in signed maps; in unsigned ones it is 0
 
-// Division by one number many times, correctly rounded (Markstein 1990): the residual of the first
-// quotient is exact, and adding it once gives the quotient an IEEE division would give.
+// Whether codes of a state are computed, and not looked up; see optfactory/state/quantmap.py.
+OPT_FN constexpr bool are_computed(bool is_signed) {
+  return is_signed ? COMPUTES_SIGNED : COMPUTES_UNSIGNED;
+}
+
+// Division by one number many times. To compute codes the product with the reciprocal will do,
+// which is at most 1.2e-7 (relative) off.
 struct Divisor {
   float lift;  // a power of two that keeps all intermediate results normal
   float divisor;
   float reciprocal;
 };
 
-OPT_FN Divisor make_divisor(float divisor) {
-  const float lift = divisor < 0x1p-70f ? 0x1p80f : divisor > 0x1p40f ? 0x1p-80f : 1.0f;
+OPT_FN Divisor make_divisor(float divisor, bool computed) {
+  const float least = computed ? 0x1p-120f : 0x1p-70f, most = computed ? 0x1p120f : 0x1p40f;
+  const float lift = divisor < least ? 0x1p80f : divisor > most ? 0x1p-80f : 1.0f;
   return {lift, divisor * lift, 1.0f / (divisor * lift)};
 }
 
+// x / scale. For codes by tables it is correctly rounded (Markstein 1990): the residual of the
+// first quotient is exact, and adding it once gives the quotient an IEEE division would give.
 // Not lifting is for divisors whose lift is 1.
 template <bool kLifts = true, class F>
-OPT_FN F divide(F x, const Divisor& by) {
+OPT_FN F divide(F x, const Divisor& by, bool computed) {
   const F lifted = kLifts ? x * by.lift : x;
+  const F reciprocal = Kind<F>::splat(by.reciprocal);
+  if (computed) return lifted * reciprocal;
 #if RULE_FMA_IS_EXACT
-  const F reciprocal = Kind<F>::splat(by.reciprocal), divisor = Kind<F>::splat(by.divisor);
+  const F divisor = Kind<F>::splat(by.divisor);
   const F quotient = lifted * reciprocal;
   return rule::fma(rule::fma(-quotient, divisor, lifted), reciprocal, quotient);
 #else

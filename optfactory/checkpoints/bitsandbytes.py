@@ -113,7 +113,7 @@ class BitsandbytesLayout:
             if isinstance(stored, Tensor):
                 entries[f"state{number}"] = stored.clone()
                 continue
-            qmap = map_for(state.signed)
+            qmap = map_for(state.signed, "table")
             quantized = quantize(stored, _flat(layout.shape, _BLOCK_SIZE), qmap)
             device = quantized.codes.device
             entries[f"state{number}"] = quantized.codes.clone()

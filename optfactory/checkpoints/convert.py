@@ -42,11 +42,11 @@ def quantize(
 ) -> Quantized:
     """A state in this grid and map.
 
-    Codes stay as they are where the map is the same and no block of the grid crosses a border of
-    the stored ones: it then keeps the scale of the block that it lies in, and decodes to the same
-    values bit for bit. Otherwise the values are quantized anew.
+    Codes stay as they are where the map is the same, up to last bits, and no block of the grid
+    crosses a border of the stored ones: it then keeps the scale of the block that it lies in, and
+    decodes to the same values. Otherwise the values are quantized anew.
     """
-    if isinstance(stored, Quantized) and stored.qmap.values == qmap.values:
+    if isinstance(stored, Quantized) and stored.qmap.name == qmap.name:
         inside = enclosing_blocks(grid, stored.grid)
         if inside is not None:
             scales = stored.scales.reshape(-1)
@@ -106,7 +106,7 @@ def write(layout: StateLayout, record: Record, live: Mapping[str, Tensor]) -> No
             live[state.name].copy_(decode(record.states[state.name]))
         return
     for state, stored in _finite(layout.rule.states, record.states):
-        qmap = map_for(state.signed, layout.options.symmetric_map)
+        qmap = map_for(state.signed, layout.options.map_kind)
         quantized = quantize(stored, layout.grid, qmap, layout.options)
         live[codes_key(state)].copy_(quantized.codes)
         scales = live[absmax_key(state)]

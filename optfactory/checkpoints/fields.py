@@ -92,7 +92,7 @@ class Fields:
         if value is None:
             return None
         values = tuple(value.tolist())
-        known, low = map_for(state.signed), -1.0 if state.signed else 0.0
+        known, low = map_for(state.signed, "table"), -1.0 if state.signed else 0.0
         if not all(low <= item <= 1.0 for item in values):
             self.note(key, f"expected 256 numbers from {low:g} to 1")
             return None

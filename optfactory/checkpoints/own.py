@@ -48,9 +48,10 @@ class OwnLayout:
             flat=saved.get("compat") == "bitsandbytes",
             whole=saved.get("block_wise") is False,
         )
-        symmetric = saved.get("signed_map") == "symmetric"
+        kind = "table" if saved.get("compat") == "bitsandbytes" else "lines"
+        kind = "symmetric" if saved.get("signed_map") == "symmetric" else kind
         states = {
-            state.name: _read(fields, state, grid, map_for(state.signed, symmetric), layout)
+            state.name: _read(fields, state, grid, map_for(state.signed, kind), layout)
             for state in layout.rule.states
         }
         return Record.of(fields.step(), states, read_extras(fields, layout))
@@ -68,11 +69,10 @@ def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]
 def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
     """A parameter's live state, or what this process holds of it; float32 where blocks are cut."""
     states: dict[str, StoredState] = {}
-    symmetric = layout.options.symmetric_map
     for spec in layout.rule.states:
         if layout.quantized:
             codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
-            qmap = map_for(spec.signed, symmetric)
+            qmap = map_for(spec.signed, layout.options.map_kind)
             piece = layout.piece
             if piece is not None and piece.cut:
                 scale = piece.element_scales(scales).to(codes.device)

@@ -65,9 +65,9 @@ def cpp_source(variant: KernelVariant) -> str:
     """The complete source of one CPU kernel variant; compiles as C++17 on its own."""
     return "\n".join(
         [
-            *_texts("shared/prelude.cuh", "cpu/lanes.h", "shared/scaling.cuh"),
+            *_texts("shared/prelude.cuh", "cpu/lanes.h"),
             specialization(variant),
-            *_texts("shared/element.cuh", "cpu/codec.h", "cpu/tables.h", "cpu/blocks.h"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/tables.h", "cpu/blocks.h"),
             *_texts("cpu/update.cpp"),
         ]
     )
@@ -90,10 +90,10 @@ def cuda_source(variant: KernelVariant) -> str:
     """
     return "\n".join(
         [
-            *_texts("shared/prelude.cuh", "shared/scaling.cuh"),
+            *_texts("shared/prelude.cuh"),
             f"#define THREADS {CUDA_THREADS}",
             specialization(variant),
-            *_texts("shared/element.cuh", "cuda/memory.cuh", "cuda/codec.cuh", "cuda/tables.cuh"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "cuda/memory.cuh", "cuda/codec.cuh", "cuda/tables.cuh"),
             *_texts("cuda/elements.cuh", "cuda/update.cu"),
         ]
     )
@@ -147,6 +147,8 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
         "FLOORS": options.floors,
         "BITSANDBYTES": options.bitsandbytes,
         "CUTS_BLOCKS": options.cuts_blocks,
+        "COMPUTES_SIGNED": options.map_kind == "lines",
+        "COMPUTES_UNSIGNED": options.map_kind != "table",
     }
 
 

@@ -91,6 +91,11 @@ class KernelOptions:
             cuts_blocks=cuts_blocks,
         )
 
+    @property
+    def map_kind(self) -> str:
+        """Which quantization maps 8-bit state has; see `optfactory.state.quantmap.map_for`."""
+        return "symmetric" if self.symmetric_map else "table" if self.bitsandbytes else "lines"
+
 
 DEFAULT_OPTIONS = KernelOptions()
 

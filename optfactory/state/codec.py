@@ -63,7 +63,7 @@ def quantize(
     """Quantize a float32 tensor to 8 bits per element and one float32 scale per block of a grid.
 
     scale = max(max(x), -min(x) / -qmap.values[0]) for a signed map, max(x) for an unsigned one;
-    the code is that of the map value nearest to x / scale, ties going to the even code. In an
+    the code is that of the map value nearest to x / scale, as `quantmap` defines it. In an
     unsigned map a value above 0 never takes the code of 0, if `options.floors`. Elements that are
     not finite take the code of 0 and do not enter the scale.
 
@@ -112,7 +112,8 @@ def _scales(
 
 def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
     """The codes, uint8, of finite numbers whose scales, one for each, are known."""
-    codes = _nearest_codes(x / torch.where(scales > 0, scales, 1.0), qmap)
+    y = _quotients(x, torch.where(scales > 0, scales, 1.0), qmap)
+    codes = torch.bucketize(y, _table(qmap.firsts, y.device), right=True)
     if qmap.signed and options.bitsandbytes:
         codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
     if not qmap.signed and options.floors:
@@ -158,11 +159,13 @@ def _to_blocks(x: Tensor, grid: BlockGrid) -> Tensor:
     return padded.reshape(grid.rows, -1, grid.block_size)
 
 
-def _nearest_codes(y: Tensor, qmap: QuantizationMap) -> Tensor:
-    midpoints = _table(qmap.midpoints, y.device)
-    codes = torch.bucketize(y, midpoints)
-    on_boundary = midpoints[codes.clamp_max(254)] == y
-    return codes + (on_boundary & (codes % 2 == 1))
+def _quotients(x: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+    """Numbers divided by their scales, as kernels/shared/scaling.cuh does it."""
+    if qmap.lines is None:
+        return x / scales
+    # A power of two keeps the reciprocal normal; all that it changes is rounded once either way.
+    lifts = torch.where(scales < 2.0**-120, 2.0**80, torch.where(scales > 2.0**120, 2.0**-80, 1.0))
+    return (x * lifts) * (torch.ones_like(scales) / (scales * lifts))
 
 
 @cache

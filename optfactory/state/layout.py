@@ -304,7 +304,7 @@ def _state_tensors(
     tensors = {}
     for state in rule.states:
         if quantized:
-            zero = map_for(state.signed, options.symmetric_map).zero_code
+            zero = map_for(state.signed, options.map_kind).zero_code
             tensors[codes_key(state)] = TensorSpec(
                 torch.uint8, extents.elements, where, zero, sharding=extents.elements_of
             )

@@ -48,9 +48,9 @@ def test_follows_the_reference(
 
 
 def test_the_table_of_the_symmetric_map() -> None:
-    values = np.array(quantmap.map_for(True, symmetric=True).values, dtype=np.float32)
+    values = np.array(quantmap.map_for(True, kind="symmetric").values, dtype=np.float32)
     assert values.tobytes() == SYMMETRIC.tobytes()
-    assert quantmap.map_for(False, symmetric=True) is quantmap.UNSIGNED
+    assert quantmap.map_for(False, kind="symmetric") is quantmap.UNSIGNED
 
 
 def _rows(rule: q.Codec) -> np.ndarray:

@@ -37,24 +37,17 @@ def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, ...]:
 
     Keys are seen from their middle on: kernels index them with signed numbers.
     """
-    qmap = map_for(signed, options.symmetric_map)
+    qmap = map_for(signed, options.map_kind)
     values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
     planes = values.view(torch.uint8).view(256, 4).t().contiguous()
     keys = torch.tensor(qmap.all_keys(options.floors), dtype=torch.int32, device="cpu")
-    return values, planes, keys[len(keys) // 2 :], _line_table(qmap, options.floors)
+    return values, planes, keys[len(keys) // 2 :], _line_table(qmap)
 
 
-def _line_table(qmap: QuantizationMap, floors: bool) -> Tensor:
-    """The lines of a map as the struct `Lines` of kernels/cpu/codec.h."""
-    numbers, splits, lines = qmap.line_tables(floors)
-    lines = lines + lines[-1:] * (16 - len(lines))
-    floats = [*splits, *(line.slope for line in lines), *(line.offset for line in lines)]
-    parts = [
-        torch.tensor(numbers, dtype=torch.int32, device="cpu"),
-        torch.tensor(floats, dtype=torch.float32, device="cpu").view(torch.int32),
-        torch.tensor([line.last for line in lines], dtype=torch.int32, device="cpu"),
-    ]
-    return torch.cat(parts)
+def _line_table(qmap: QuantizationMap) -> Tensor:
+    """The lines of a map as the struct `Lines` of kernels/cpu/codec.h; zeros if it has none."""
+    rows = qmap.lines.tables() if qmap.lines else [(0.0,) * 8] * 4
+    return torch.tensor([row * 2 for row in rows], dtype=torch.float32, device="cpu")
 
 
 # What kernels read: the defaults of a program, which may be others, must not decide.

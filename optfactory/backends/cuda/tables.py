@@ -120,9 +120,9 @@ def state_pointers(slot: Slot) -> list[int]:
 
 
 @cache
-def map_tables(device: torch.device, symmetric: bool) -> tuple[Tensor, ...]:
+def map_tables(device: torch.device, kind: str) -> tuple[Tensor, ...]:
     """The values of the signed and of the unsigned map, then their keys."""
-    maps = (map_for(True, symmetric), map_for(False))
+    maps = (map_for(True, kind), map_for(False, kind))
     values = [torch.tensor(qmap.values, dtype=torch.float32, device="cpu") for qmap in maps]
     keys = [torch.tensor(qmap.keys, dtype=torch.int32, device="cpu") for qmap in maps]
     return tuple(table.to(device) for table in (*values, *keys))
@@ -248,7 +248,7 @@ class StaticTables:
         self.factors = torch.ones(count if options.clips else 0, **kind)
         self.scales = torch.zeros(count if options.tensor_wise else 0, states, **kind)
         self.maxima = self.cut.maxima if self.cut else tensor_maxima(bucket, self.scales)
-        self.maps = map_tables(device, bucket.key.options.symmetric_map)
+        self.maps = map_tables(device, bucket.key.options.map_kind)
 
 
 def _extra_pointers(slot: Slot) -> list[int]:

@@ -117,7 +117,7 @@ class Work:
     # ---- states ---------------------------------------------------------------------------------
 
     def _map(self, state: StateSpec) -> QuantizationMap:
-        return map_for(state.signed, self.slot.layout.options.symmetric_map)
+        return map_for(state.signed, self.slot.layout.options.map_kind)
 
     @property
     def _scale_count(self) -> int:
