@@ -6,7 +6,7 @@ the unsigned one. With e = floor(log2 k), the codes of a decade are 2^e <= k < 2
     value = fma(slope[e % 8], k, offset[e % 8])
 
 Back, e is first guessed from the upper half of |y|'s bit pattern, which is nearly a logarithm, and
-is either right or one too low; `split` tells. With i = e in the signed map and e - 1 in the unsigned
+is right or one too low; `split` tells. With i = e in the signed map and e - 1 in the unsigned
 one,
 
     i = guess + (|y| >= split[guess])
@@ -119,7 +119,9 @@ def _unsigned_value(k: int) -> Fraction:
 def _of_decade(k: int, power: int) -> Fraction:
     """10^(e + power) * (0.1 + 0.9 * (k - 2^e + 1/2) / 2^e)."""
     e = k.bit_length() - 1
-    return Fraction(10) ** (e + power) * (Fraction(9, 10) * Fraction(2 * k + 1, 2 << e) - Fraction(4, 5))
+    return Fraction(10) ** (e + power) * (
+        Fraction(9, 10) * Fraction(2 * k + 1, 2 << e) - Fraction(4, 5)
+    )
 
 
 def _split(value: Callable[[int], Fraction], e: int) -> float:
@@ -137,7 +139,7 @@ def _signed_lines() -> Lines:
     first = (Fraction(1, 9) + Fraction(1, 2**25)) / least
     step = [first, *(_step(e, -6) for e in range(1, 7)), Fraction(23, 200)]
     split = [*(_split(_signed_value, e) for e in range(7)), math.inf]
-    lines = Lines(True, *map(_rounded, (slope, offset)), tuple(split), _rounded(step), 0.0)
+    lines = Lines(True, _rounded(slope), _rounded(offset), tuple(split), _rounded(step), 0.0)
     return replace(lines, least=lines.crossing(1, 0))
 
 
@@ -149,7 +151,7 @@ def _unsigned_lines() -> Lines:
     step = [*(_step(e, -7) for e in range(1, 8)), Fraction(23, 200)]
     split = [*(_split(_unsigned_value, e) for e in range(1, 8)), math.inf]
     least = float32(_unsigned_value(2) / 2)
-    return Lines(False, *map(_rounded, (slope, offset)), tuple(split), _rounded(step), least)
+    return Lines(False, _rounded(slope), _rounded(offset), tuple(split), _rounded(step), least)
 
 
 def _slope(e: int, power: int) -> Fraction:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.families import FAMILIES, states_of
 from tests.reference import quantization as oracle
+from tests.reference.tables import SIGNED, UNSIGNED
 
 Array = NDArray[Any]
 StateDict = dict[str, Any]
@@ -27,6 +28,13 @@ CODECS = {
     state.name: oracle.SIGNED_CODEC if state.signed else oracle.UNSIGNED_CODEC
     for family in FAMILIES
     for state in states_of(family)
+}
+# What bitsandbytes stores, with our scales.
+TABLES = {
+    name: oracle.Codec(SIGNED, codec.zero_code, floor=False)
+    if codec is oracle.SIGNED_CODEC
+    else oracle.Codec(UNSIGNED, codec.zero_code, floor=True)
+    for name, codec in CODECS.items()
 }
 
 
@@ -48,17 +56,28 @@ def array(tensor: Tensor) -> Array:
     return result
 
 
-def encoded(values: Array, name: str, flat: bool = False, block: int = 256) -> tuple[Array, Array]:
-    """Codes and scales that the specification gives; flat: in blocks of the flattened tensor."""
-    shape = values.shape
-    codes, scales = oracle.encode(values.reshape(-1) if flat else values, CODECS[name], None, block)
-    return codes.reshape(shape), scales
+def assert_quantized(
+    entries: dict[str, Tensor], values: Array, name: str, block: int = 256
+) -> None:
+    """One of our states is these values in the nearest codes."""
+    stored = (entries[f"{name}_{kind}"].numpy() for kind in ("q8", "absmax"))
+    oracle.assert_encodes(*stored, values, CODECS[name], block)
 
 
-def decoded(codes: Array, scales: Array, name: str, flat: bool = False, block: int = 256) -> Array:
-    """Float32 values of codes."""
-    elements = codes.reshape(-1) if flat else codes
-    values = oracle.decode32(elements, scales, CODECS[name], block)
+def decoded(codes: Array, scales: Array, name: str, block: int = 256) -> Array:
+    """Float32 values of our codes."""
+    return oracle.decode32(codes, scales, CODECS[name], block)
+
+
+def encoded_flat(values: Array, name: str, block: int = 256) -> tuple[Array, Array]:
+    """Codes and scales of bitsandbytes' map, in blocks of the flattened tensor."""
+    codes, scales = oracle.encode(values.reshape(-1), TABLES[name], None, block)
+    return codes.reshape(values.shape), scales
+
+
+def decoded_flat(codes: Array, scales: Array, name: str, block: int = 256) -> Array:
+    """Float32 values of codes in blocks of the flattened tensor."""
+    values = oracle.decode32(codes.reshape(-1), scales, TABLES[name], block)
     return values.reshape(codes.shape)
 
 
@@ -86,6 +105,11 @@ def values_of_bitsandbytes(entries: StateDict, name: str, block: int = 256) -> A
 def same(one: Array, other: Array) -> bool:
     """Equal bit for bit."""
     return one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def alike(one: Array, other: Array) -> bool:
+    """Equal up to the last bits in which values of codes differ from bitsandbytes' table."""
+    return one.shape == other.shape and np.allclose(one, other, rtol=7e-7, atol=0)
 
 
 def flattened(saved: StateDict) -> StateDict:

@@ -14,13 +14,14 @@ from torch import Tensor
 from optfactory import build_optimizer
 from optfactory.errors import ConfigError, StateError
 from tests.checkpoints.harness import (
-    CODECS,
     NESTED,
     SHAPES,
+    TABLES,
     StateDict,
     array,
-    decoded,
-    encoded,
+    assert_quantized,
+    decoded_flat,
+    encoded_flat,
     flattened,
     nested,
     peer,
@@ -72,9 +73,9 @@ def made(block: int | None, step: Any = 4) -> StateDict:
                 entries[f"state{number}"] = torch.from_numpy(np.array(values))
                 continue
             size = block or math.prod(shape)
-            codes, scales = encoded(values, name, flat=True, block=size)
+            codes, scales = encoded_flat(values, name, size)
             entries[f"state{number}"] = torch.from_numpy(codes)
-            entries[f"qmap{number}"] = torch.from_numpy(CODECS[name].values.copy())
+            entries[f"qmap{number}"] = torch.from_numpy(TABLES[name].values.copy())
             if block:
                 entries[f"absmax{number}"] = torch.from_numpy(scales)
             else:
@@ -91,7 +92,7 @@ def values_of_made(entries: StateDict, name: str, block: int | None) -> Any:
     if state.dtype == np.float32:
         return state
     scales = entries[f"absmax{number}" if block else f"max{number}"].numpy()
-    return decoded(state, scales, name, flat=True, block=block or state.size)
+    return decoded_flat(state, scales, name, block or state.size)
 
 
 # ---- reading --------------------------------------------------------------------------------
@@ -121,11 +122,9 @@ def test_every_width_and_form_is_read_into_every_width(
             requantized = "8bit" in name and f"{key}_q8" in ours.state[q]
             cuts_blocks = q.dim() > 1 and q.shape[1] % 256  # rows end within their flat blocks
             if requantized and ("8bit" not in kind or cuts_blocks):
-                codes, scales = encoded(values, key)
-                assert same(ours.state[q][f"{key}_q8"].numpy(), codes)
-                assert same(ours.state[q][f"{key}_absmax"].numpy(), scales)
+                assert_quantized(ours.state[q], values, key)
             else:
-                assert same(values_of(ours.state[q], key), values)
+                assert alike(values_of(ours.state[q], key), values)
     train(ours, range(4, 5))
 
 
@@ -183,12 +182,10 @@ def test_blocks_of_all_releases_are_read(form: Any, block: int | None, name: str
             inside = block is None or p.dim() < 2 or p.shape[1] % 256 == 0
             if f"{key}_q8" not in state or inside:
                 # Blocks that lie within one of theirs keep its codes and its scale.
-                assert same(values_of(state, key), values)
+                assert alike(values_of(state, key), values)
                 exact += 1
             else:
-                codes, scales = encoded(values, key)
-                assert same(state[f"{key}_q8"].numpy(), codes)
-                assert same(state[f"{key}_absmax"].numpy(), scales)
+                assert_quantized(state, values, key)
     assert exact >= 8
     train(ours, range(4, 6))
 
@@ -206,9 +203,7 @@ def test_the_stored_map_is_honoured() -> None:
     for values, p, q in zip(expected, held(wide), held(narrow), strict=True):
         assert same(array(wide.state[p]["exp_avg"]), values)
         if "exp_avg_q8" in narrow.state[q]:
-            codes, scales = encoded(values, "exp_avg")
-            assert same(narrow.state[q]["exp_avg_q8"].numpy(), codes)
-            assert same(narrow.state[q]["exp_avg_absmax"].numpy(), scales)
+            assert_quantized(narrow.state[q], values, "exp_avg")
 
 
 @pytest.mark.parametrize("step", [7, torch.tensor(7), torch.tensor(7.0)], ids=repr)
@@ -359,11 +354,11 @@ def test_bitsandbytes_loads_an_export_and_goes_on(
             wide = f"{key}_q8" not in ours.state[q]
             whole_blocks = block >= 256 and (q.dim() < 2 or q.shape[1] % 256 == 0)
             if wide or whole_blocks:
-                assert same(found, values)
+                assert alike(found, values)
                 unchanged.append(index)
             else:
-                codes, scales = encoded(values, key, flat=True)
-                assert same(found, decoded(codes, scales, key, flat=True))
+                codes, scales = encoded_flat(values, key)
+                assert same(found, decoded_flat(codes, scales, key))
     train_theirs(target, range(4, 5))
     train(ours, range(4, 5))
     assert difference(target, ours, tuple(unchanged)) < 1e-6

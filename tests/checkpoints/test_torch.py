@@ -10,7 +10,7 @@ import torch
 
 from optfactory import build_optimizer
 from optfactory.errors import ConfigError, StateError
-from tests.checkpoints.harness import array, encoded, same, values_of, weights
+from tests.checkpoints.harness import array, assert_quantized, same, values_of, weights
 from tests.torch_api.harness import clones, held, snapshot, through_file, train
 
 pytestmark = pytest.mark.usefixtures("small_tensors")
@@ -154,9 +154,7 @@ def test_32_bits_are_quantized_where_the_config_says_8(name: str, block: int) ->
             if f"{key}_q8" not in ours.state[q]:
                 assert same(array(ours.state[q][key]), wanted)
                 continue
-            codes, scales = encoded(wanted, key, block=block)
-            assert same(ours.state[q][f"{key}_q8"].numpy(), codes)
-            assert same(ours.state[q][f"{key}_absmax"].numpy(), scales)
+            assert_quantized(ours.state[q], wanted, key, block=block)
             eights += 1
     assert eights == 8
     train(torchs, range(4, 14))

@@ -10,7 +10,7 @@ import torch
 
 from optfactory import Optimizer2State, build_optimizer, get_optimizer_info, list_optimizers
 from optfactory.errors import StateError
-from tests.checkpoints.harness import array, encoded, same, values_of, weights
+from tests.checkpoints.harness import array, assert_quantized, same, values_of, weights
 from tests.families import states_of
 from tests.torch_api.harness import (
     assert_same_training,
@@ -56,9 +56,7 @@ def assert_converted(
             if not is_quantized or (f"{key}_q8" in old.state[p] and old_block == block):
                 assert same(values_of(new.state[q], key, block), values)
             else:
-                codes, scales = encoded(values, key, block=block)
-                assert same(new.state[q][f"{key}_q8"].numpy(), codes)
-                assert same(new.state[q][f"{key}_absmax"].numpy(), scales)
+                assert_quantized(new.state[q], values, key, block=block)
 
 
 @pytest.mark.parametrize(("saved_by", "loaded_by"), PAIRS)
@@ -103,10 +101,8 @@ def test_other_block_sizes_convert(old_block: int, block: int) -> None:
         # Rows of one block or less have the same blocks under both sizes.
         for index in (0, 2):
             p, q = held(old)[index], held(new)[index]
-            codes, scales = encoded(values_of(old.state[p], "exp_avg", old_block), "exp_avg",
-                                    block=block)  # fmt: skip
-            assert same(new.state[q]["exp_avg_q8"].numpy(), codes)
-            assert same(new.state[q]["exp_avg_absmax"].numpy(), scales)
+            values = values_of(old.state[p], "exp_avg", old_block)
+            assert_quantized(new.state[q], values, "exp_avg", block=block)
     train(new, range(3, 5))
 
 

@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.conformance.harness import eager, peer
-from tests.reference.quantization import SIGNED_CODEC, UNFLOORED_CODEC
+from tests.reference.quantization import COMPAT_SIGNED_CODEC, COMPAT_UNSIGNED_CODEC
 
 Array = NDArray[Any]
 
 BLOCK = 256
 MIN_8BIT_SIZE = 4096
 TABLE_SIZE = 65536
-CODECS = {1: SIGNED_CODEC, 2: UNFLOORED_CODEC}  # by the number of the state in its state dicts
+CODECS = {
+    1: COMPAT_SIGNED_CODEC,
+    2: COMPAT_UNSIGNED_CODEC,
+}  # by the number of the state in its state dicts
 MAPS = {number: codec.values for number, codec in CODECS.items()}
 
 

@@ -77,7 +77,10 @@ def test_codes_scales_and_signs_to_the_bit(backend: str) -> None:
     p.grad = torch.from_numpy(g.copy())
     optimizer = build_optimizer("adam", [p], betas=(0.0, 0.0), optim_bits=8, **COMPAT)
     optimizer.step()
-    moments = (("exp_avg", g, q.COMPAT_SIGNED_CODEC), ("exp_avg_sq", g * g, q.UNFLOORED_CODEC))
+    moments = (
+        ("exp_avg", g, q.COMPAT_SIGNED_CODEC),
+        ("exp_avg_sq", g * g, q.COMPAT_UNSIGNED_CODEC),
+    )
     for name, moment, rule in moments:
         codes, scales = q.encode(moment.reshape(-1), rule)
         got = quantized(optimizer.state[p], name)

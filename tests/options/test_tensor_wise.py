@@ -83,10 +83,8 @@ def test_a_step_stores_the_exact_codes(extreme: float, backend: str) -> None:
         ("exp_avg", g, q.SIGNED_CODEC),
         ("exp_avg_sq", g * g, q.UNSIGNED_CODEC),
     ):
-        codes, scales = q.encode(moment.reshape(-1), rule, block_size=g.size)
-        state = optimizer.state[p]
-        assert (state[f"{name}_absmax"].numpy() == scales).all()
-        assert int((state[f"{name}_q8"].numpy().reshape(-1) != codes).sum()) == 0
+        codes, scales = (optimizer.state[p][f"{name}_{kind}"].numpy() for kind in ("q8", "absmax"))
+        q.assert_encodes(codes.reshape(-1), scales, moment.reshape(-1), rule, g.size)
 
 
 @families

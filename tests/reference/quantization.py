@@ -7,13 +7,25 @@ block may be short. A tensor of one dimension is a single row, whose scales are 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.reference.tables import SIGNED, SYMMETRIC, UNSIGNED, Map
+from tests.reference.tables import (
+    SIGNED,
+    SIGNED_EXACT,
+    SIGNED_LINES,
+    SYMMETRIC,
+    UNSIGNED,
+    UNSIGNED_EXACT,
+    UNSIGNED_LINES,
+    Map,
+    middles,
+)
 
 Array = NDArray[Any]
 Codes = NDArray[np.uint8]
@@ -21,40 +33,54 @@ Codes = NDArray[np.uint8]
 BLOCK = 256
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
+# How far from a boundary, relative to it, codes by lines may be those of either side: a line's
+# coefficients are float32 numbers, and so are the reciprocal of the scale and the product with it.
+MARGIN = 3e-7
+
 
 @dataclass(frozen=True)
 class Codec:
     """One map with its scale rule, and whether positive values may never become code 0.
 
-    `bitsandbytes` scales by max |x| and corrects the sign of signed codes.
+    `exact` numbers, of which `values` are the float32 ones, are those of a map by lines, which has
+    a margin. `bitsandbytes` scales by max |x| and corrects the sign of signed codes.
     """
 
     values: Map
     zero_code: int
     floor: bool
     bitsandbytes: bool = False
+    exact: tuple[Fraction, ...] | None = None
 
     @property
-    def midpoints(self) -> Map:
-        """The 255 decision boundaries, each rounded twice as float32 arithmetic does."""
+    def margin(self) -> float:
+        """How far from a boundary, relative to it, the code of either side may stand."""
+        return MARGIN if self.exact else 0.0
+
+    @cached_property
+    def midpoints(self) -> Array:
+        """The 255 decision boundaries; those of tables are rounded twice, as float32 does."""
+        if self.exact:
+            return middles(self.exact)
         total = (self.values[:-1] + self.values[1:]).astype(np.float32)
         return (total * np.float32(0.5)).astype(np.float32)
 
 
-SIGNED_CODEC = Codec(SIGNED, zero_code=127, floor=False)
-UNSIGNED_CODEC = Codec(UNSIGNED, zero_code=0, floor=True)
+SIGNED_CODEC = Codec(SIGNED_LINES, zero_code=127, floor=False, exact=SIGNED_EXACT)
+UNSIGNED_CODEC = Codec(UNSIGNED_LINES, zero_code=0, floor=True, exact=UNSIGNED_EXACT)
+UNFLOORED_CODEC = replace(UNSIGNED_CODEC, floor=False)
 SYMMETRIC_CODEC = Codec(SYMMETRIC, zero_code=127, floor=False)
-UNFLOORED_CODEC = Codec(UNSIGNED, zero_code=0, floor=False)
 COMPAT_SIGNED_CODEC = Codec(SIGNED, zero_code=127, floor=False, bitsandbytes=True)
+COMPAT_UNSIGNED_CODEC = Codec(UNSIGNED, zero_code=0, floor=False)
 
 
 def nearest_code(y: Array, codec: Codec) -> Codes:
     """Index of the nearest entry by `codec.midpoints`; a tie goes to the even index.
 
-    `y` keeps its precision: float32 boundaries are compared exactly with float64 values.
+    Both keep their precision: float32 and float64 numbers are compared exactly.
     """
     y = np.asarray(y)
-    bounds = codec.midpoints.astype(y.dtype)
+    bounds = codec.midpoints.astype(np.promote_types(codec.midpoints.dtype, y.dtype))
     below = np.searchsorted(bounds, y, side="left")
     above = np.searchsorted(bounds, y, side="right")
     codes = np.where(below % 2 == 0, below, above)
@@ -164,13 +190,30 @@ def encode(
 ) -> tuple[Codes, NDArray[np.float32]]:
     """Codes and float32 scales of a tensor.
 
-    float32 input: the arithmetic of the specification, bit for bit. float64 input: exact
-    up to float64, with the scale rounded to float32 at the end.
+    float32 input: the arithmetic of the specification, bit for bit with tables. float64 input:
+    exact up to float64, with the scale rounded to float32 at the end.
     """
     x = np.asarray(x)
     finite = finite32(x) if finite is None else finite
     scales = block_scales(x, codec, finite, block_size).astype(np.float32)
     return codes_for(x, scales, codec, finite, block_size), scales
+
+
+def assert_encodes(
+    codes: Codes, scales: Array, x: Array, codec: Codec, block_size: int = BLOCK
+) -> None:
+    """These are the scales of float32 numbers and their nearest codes, up to the codec's margin."""
+    finite = finite32(x)
+    want = block_scales(x, codec, finite, block_size)
+    assert np.array_equal(np.reshape(scales, want.shape), want)
+    wide = np.asarray(x, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        one, other = (
+            codes_for(wide * (1 + sign * codec.margin), want, codec, finite, block_size)
+            for sign in (-1, 1)
+        )
+    wrong = (codes < np.minimum(one, other)) | (codes > np.maximum(one, other))
+    assert not wrong.any(), f"{wrong.sum()} codes of {wrong.size}, first {np.argwhere(wrong)[0]}"
 
 
 def decode(codes: Codes, scales: Array, codec: Codec, block_size: int = BLOCK) -> Array:

@@ -39,7 +39,7 @@ class Coding:
         floored = o.second_moment_floor and not o.bitsandbytes
         unsigned_codec = q.UNSIGNED_CODEC if floored else q.UNFLOORED_CODEC
         if o.bitsandbytes:
-            signed_codec = q.COMPAT_SIGNED_CODEC
+            signed_codec, unsigned_codec = q.COMPAT_SIGNED_CODEC, q.COMPAT_UNSIGNED_CODEC
         size = block_size if o.block_wise else int(np.prod(shape))
         codec = signed_codec if signed else unsigned_codec
         return Coding(codec, size, flat=o.bitsandbytes or not o.block_wise)
@@ -88,8 +88,9 @@ class Expected:
         x, error, finite = self._seen()
         error = np.where(finite, error, 0.0) + UNIT * np.abs(x)
         codec, size, shape = self.coding.codec, self.coding.block_size, self.value.value.shape
+        off = slack * error + codec.margin * np.abs(x)
         one, other = (
-            q.codes_for(x + sign * slack * error, stored, codec, finite, size).reshape(shape)
+            q.codes_for(x + sign * off, stored, codec, finite, size).reshape(shape)
             for sign in (-1, 1)
         )
         return np.minimum(one, other), np.maximum(one, other)

@@ -1,8 +1,14 @@
-"""The 256-entry quantization maps as printed numbers, checked by their SHA-256."""
+"""The 256-entry quantization maps: exact numbers, lines through them, and bitsandbytes' prints.
+
+Of the dynamic maps (Dettmers et al. 2022, arXiv:2110.02861), a decade from 10^d to 10^(d + 1) has
+2^e equal cells, whose middles are values.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,3 +111,46 @@ def _symmetric() -> Map:
 
 
 SYMMETRIC: Map = _symmetric()
+
+
+# ---- the same maps by arithmetic -----------------------------------------------------------------
+
+
+def _decade(cells: int, top: Fraction) -> list[Fraction]:
+    """The middles of equal cells of the decade that ends at `top`."""
+    return [top * (1 + Fraction(9 * (2 * i + 1), 2 * cells)) / 10 for i in range(cells)]
+
+
+def _line(cells: int, top: Fraction) -> list[np.float32]:
+    """The same on a line whose slope and offset are float32 numbers, each value rounded once."""
+    slope = np.float32(float(top * Fraction(9, 10 * cells)))
+    offset = np.float32(float(top * (Fraction(9, 20 * cells) - Fraction(4, 5))))
+    return [np.float32(np.float64(slope) * k + np.float64(offset)) for k in range(cells, 2 * cells)]
+
+
+_SIGNED_DECADES = [(2**e, Fraction(10) ** (e - 6)) for e in range(1, 7)]
+_UNSIGNED_DECADES = [(2**e, Fraction(10) ** (e - 7)) for e in range(1, 8)]
+_SMALLEST = Fraction(55, 10**8)  # the only cell of its decade
+
+_half = [_SMALLEST, *(x for decade in _SIGNED_DECADES for x in _decade(*decade))]
+SIGNED_EXACT = (*(-x for x in reversed(_half)), Fraction(0), *_half, Fraction(1))
+UNSIGNED_EXACT = (
+    Fraction(0), *(x for decade in _UNSIGNED_DECADES for x in _decade(*decade)), Fraction(1)
+)  # fmt: skip
+
+
+def _by_lines(first: list[float], decades: list[tuple[int, Fraction]], mirrored: bool) -> Map:
+    positive = [*first, *(x for decade in decades for x in _line(*decade))]
+    negative = [-x for x in reversed(positive)] if mirrored else []
+    values = np.array([*negative, 0.0, *positive, 1.0], dtype=np.float32)
+    values.setflags(write=False)
+    return values
+
+
+SIGNED_LINES: Map = _by_lines([float(_SMALLEST)], _SIGNED_DECADES, mirrored=True)
+UNSIGNED_LINES: Map = _by_lines([], _UNSIGNED_DECADES, mirrored=False)
+
+
+def middles(exact: tuple[Fraction, ...]) -> NDArray[np.float64]:
+    """The boundaries between neighbours, within half a unit of float64."""
+    return np.array([float((a + b) / 2) for a, b in itertools.pairwise(exact)])
