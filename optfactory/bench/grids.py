@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from optfactory.bench.cases import CASES
-from optfactory.bench.results import Figures, Row
-
-BUSY = 1.3  # median over fastest baseline step beyond which other load spoils the medians
+from optfactory.bench.results import MOST_ROUNDS, Figures, Row
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ _TIMES: dict[str, Callable[[Row], str]] = {
     "ms/step": lambda row: number(row.ms),
     "ns/param": lambda row: number(row.ns_per_param),
     "x limit": lambda row: number(row.times_limit),
-    "x fused": lambda row: number(row.times_fused),
+    "x fused": lambda row: number(row.times_fused) + ("?" if row.unsteady else ""),
     "best": lambda row: number(row.best_times_fused),
     "state B/param": lambda row: number(row.state_bytes_per_param),
 }
@@ -84,9 +82,12 @@ def _time_grid(figures: Figures, case: str, dtype: str, rows: list[Row]) -> Grid
         for absent in figures.absent
         if (absent.case, absent.dtype) in (("", ""), (case, dtype))
     ]
-    spread = max((row.fused_ms / row.best_fused_ms for row in rows), default=0.0)
-    if spread > BUSY:
-        remarks.append(f"torch fused varied {spread:.1f}-fold, a busy machine: trust only 'best'")
+    if any(row.unsteady for row in rows):
+        spread = max(row.fused_ms / row.best_fused_ms for row in rows)
+        remarks.append(
+            f"?: torch fused varied {spread:.1f}-fold and the ratio with it, a busy machine, "
+            f"after {MOST_ROUNDS} rounds: trust only 'best'"
+        )
     title = f"{case}: {rows[0].text if rows else CASES[case].text}, {dtype}"
     return Grid(title, tuple(columns), lines, tuple(remarks))
 

@@ -15,9 +15,11 @@ from optfactory.bench import traffic
 from optfactory.bench.candidates import BASELINE, OURS, Candidate, state_bytes
 from optfactory.bench.cases import Case
 from optfactory.bench.device import Call, CallFigures, Device
-from optfactory.bench.results import Absent, Row
+from optfactory.bench.results import MOST_ROUNDS, Absent, Row
 
 MOST_PAIRS = 300
+BUSY = 1.3  # median over fastest baseline step beyond which other load spoils the medians
+_CLOSE = 1.1  # of a ratio's upper to its lower quartile, which other load hardly moves
 # Called between steps with a candidate's label and how much of its time is used, 0 to 1.
 Tick = Callable[[str, float], None]
 
@@ -58,6 +60,15 @@ def alternate(
         done = (time.monotonic() - begin) / seconds if seconds else len(pairs) / least
         tick(min(done, 1.0))
     return pairs
+
+
+def is_unsteady(pairs: Sequence[tuple[float, float]]) -> bool:
+    """Whether other load hides the ratio of two calls whose seconds are pairs, baseline first."""
+    beside = [pair[0] for pair in pairs]
+    if statistics.median(beside) <= BUSY * min(beside):
+        return False
+    quartiles = statistics.quantiles([own / other for other, own in pairs], method="inclusive")
+    return quartiles[2] > _CLOSE * quartiles[0]
 
 
 @dataclass(frozen=True)
@@ -117,9 +128,13 @@ class CaseRun:
         for call in calls * 2:  # the first step makes the states, and perhaps compiles
             call()
         beside, figures = self._device.get_ready(*calls)
-        pairs = alternate(
-            self._device, calls, seconds, self._least, lambda done: tick(candidate.label, done)
-        )
+        pairs: list[tuple[float, float]] = []
+        for _ in range(MOST_ROUNDS if seconds else 1):
+            pairs += alternate(
+                self._device, calls, seconds, self._least, lambda done: tick(candidate.label, done)
+            )
+            if not is_unsteady(pairs):
+                break
         fused, own = (list(times) for times in zip(*pairs, strict=True))
         row = self._row(candidate, optimizer, _Steps(own, fused, figures))
         return row, _Steps(fused, fused, beside)
@@ -148,6 +163,7 @@ class CaseRun:
             times_limit=median / traffic.seconds_at(self._bandwidth, moved),
             times_fused=statistics.median(ratios),
             best_times_fused=min(steps.own) / min(steps.fused),
+            unsteady=is_unsteady(list(zip(steps.fused, steps.own, strict=True))),
             state_bytes_per_param=states / elements,
             moved_bytes_per_param=moved / elements,
             host_ms=steps.figures.host_ms,

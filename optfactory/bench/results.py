@@ -15,6 +15,7 @@ from optfactory.bench.traffic import BEYOND_CACHES
 from optfactory.errors import ConfigError
 
 FORMAT = 1
+MOST_ROUNDS = 5  # of measuring, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Row:
         best_times_fused: `best_ms / best_fused_ms`.
         host_ms: on a GPU, until a call returns that finds the device idle.
         extra_mib: on a GPU, what torch allocates at most during a step.
+        unsteady: other load on the machine hides `times_fused`, however often it was repeated.
     """
 
     case: str
@@ -58,6 +60,7 @@ class Row:
     moved_bytes_per_param: float
     host_ms: float | None = None
     extra_mib: float | None = None
+    unsteady: bool = False
 
     @property
     def moved_bytes(self) -> float:

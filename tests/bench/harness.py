@@ -112,6 +112,7 @@ ROW_FIELDS = {
     **dict.fromkeys(("times_limit", "times_fused", "best_times_fused"), NUMBER),
     **dict.fromkeys(("state_bytes_per_param", "moved_bytes_per_param"), NUMBER),
     **dict.fromkeys(("host_ms", "extra_mib"), (*NUMBER, type(None))),
+    "unsteady": bool,
 }
 SCHEMA = {
     "rows": ROW_FIELDS,

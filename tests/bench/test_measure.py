@@ -8,7 +8,7 @@ import torch
 from optfactory.bench import measure
 from optfactory.bench.candidates import BASELINE, OURS
 from optfactory.bench.measure import CaseRun, alternate
-from optfactory.bench.results import Absent
+from optfactory.bench.results import MOST_ROUNDS, Absent, Row
 from tests.bench.harness import LINE, ScriptedDevice, failing, momentum, no_tick
 
 
@@ -66,6 +66,34 @@ def test_candidates_are_announced_and_watched():
     seen: list[tuple[str, float]] = []
     run_of(least=2).run([momentum("a"), momentum("b")], lambda *x: seen.append(x))
     assert seen == [(label, done) for label in "ab" for done in (0.0, 0.5, 1.0)]
+
+
+def _rounds(monkeypatch: pytest.MonkeyPatch, *rounds: list[tuple[float, float]]) -> Row:
+    """The row of one candidate whose pairs come in these rounds."""
+    script = iter(rounds)
+    monkeypatch.setattr(measure, "alternate", lambda *_: next(script))
+    rows, _ = run_of(seconds=1.0).run([momentum()], no_tick)
+    assert next(script, None) is None
+    return rows[1]
+
+
+STEADY = [(1.0, 2.0)] * 9
+NOISY = [(1.0, 2.0), (2.0, 2.0), (3.0, 9.0), (2.0, 1.0)] * 3
+
+
+def test_a_steady_ratio_is_measured_once_however_busy_the_machine(monkeypatch):
+    row = _rounds(monkeypatch, [(x, 2 * x) for x in (1.0, 2.0, 3.0, 4.0)])
+    assert (row.pairs, row.times_fused, row.unsteady) == (4, 2.0, False)
+
+
+def test_what_varies_is_measured_until_it_is_steady(monkeypatch):
+    row = _rounds(monkeypatch, NOISY, STEADY * 9)
+    assert (row.pairs, row.times_fused, row.unsteady) == (93, 2.0, False)
+
+
+def test_what_stays_unsteady_says_so(monkeypatch):
+    row = _rounds(monkeypatch, *[NOISY] * MOST_ROUNDS)
+    assert (row.pairs, row.unsteady) == (60, True)
 
 
 # ---- rows -------------------------------------------------------------------------------------

@@ -64,8 +64,9 @@ def test_a_gpus_table_has_the_hosts_time_and_allocations():
 
 def test_a_busy_machine_is_told():
     calm = make_figures(row("adamw", fused_ms=1.2, best_fused_ms=1.0))
-    busy = make_figures(ROW, row("adamw", fused_ms=1.5, best_fused_ms=1.0))
+    busy = make_figures(ROW, row("adamw", fused_ms=1.5, best_fused_ms=1.0, unsteady=True))
     assert time_grids(calm)[0].remarks == ()
+    assert time_grids(busy)[0].lines[1][4] == "1.00?"
     assert "varied 1.5-fold" in time_grids(busy)[0].remarks[0]
 
 

@@ -18,6 +18,7 @@ from tests.checkpoints.harness import (
     SHAPES,
     TABLES,
     StateDict,
+    alike,
     array,
     assert_quantized,
     decoded_flat,
