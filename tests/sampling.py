@@ -13,10 +13,13 @@ import pytest
 
 _TESTS = Path(__file__).parent
 
-# Parameter sets that are kept of a test, by folder. Those of options compile a kernel each.
+# Parameter sets that are kept of a test, by file or by folder. Those of options compile a kernel
+# each, those of examples and of plugins start processes.
 KEPT = {"options": 1, "frameworks": 2, "conformance": 2, "numerics": 2, "robustness": 4}
-KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "torch_api"), 3)
-KEPT |= {"distributed": 4, "sharding": 2, "nvrtc": 12}
+KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation"), 3)
+KEPT |= {"torch_api": 2, "distributed": 3, "sharding": 2, "nvrtc": 4}
+KEPT |= {"examples": 1, "packaging": 2}
+KEPT |= {"unit/test_plugins.py": 2, "unit/test_small_stacks.py": 1, "unit/test_contributing.py": 1}
 
 
 def _backend(item: pytest.Item) -> str:
@@ -34,8 +37,11 @@ def keep_a_sample(config: pytest.Config, items: list[pytest.Item]) -> None:
             cases[item.nodeid.split("[")[0], _backend(item)].append(item)
     left_out = set()
     for found in cases.values():
-        kept = KEPT.get(found[0].path.relative_to(_TESTS).parts[0], len(found))
+        place = found[0].path.relative_to(_TESTS)
+        kept = KEPT.get(place.as_posix(), KEPT.get(place.parts[0], len(found)))
         distance = -(-len(found) // kept)
         left_out |= {id(item) for index, item in enumerate(found) if index % distance}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
     items[:] = [item for item in items if id(item) not in left_out]
+    # The longest ones first, so that no worker is alone with one at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

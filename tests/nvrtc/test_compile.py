@@ -117,15 +117,19 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
         fields = info.config_class.model_fields
         few = {name: choices(field.annotation) for name, field in fields.items()}
         few = {name: values for name, values in few.items() if values and name not in APART}
-        for stated in itertools.product(*few.values()):
-            overrides = dict(zip(few, stated, strict=True))
-            for quantized in (False, True):
-                bits = {"optim_bits": 8 if quantized else 32}
-                try:
-                    config = resolve(info.name, **overrides | bits)
-                except ConfigError:
-                    continue  # such as AMSGrad at 8 bits
-                yield config.rule(config.model_dump()), quantized
+        for stated, quantized in itertools.product(threes_of(few), (False, True)):
+            try:
+                config = resolve(info.name, **stated, optim_bits=8 if quantized else 32)
+            except ConfigError:
+                continue  # such as AMSGrad at 8 bits
+            yield config.rule(config.model_dump()), quantized
+
+
+def threes_of(few: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """All values of each three fields; those of all fields together are hundreds of thousands."""
+    for names in itertools.combinations(few, 3):
+        for values in itertools.product(*(few[name] for name in names)):
+            yield dict(zip(names, values, strict=True))
 
 
 def variant(
