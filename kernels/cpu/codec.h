@@ -4,9 +4,6 @@
 constexpr int kVectors = 4;
 constexpr int kStride = kVectors * kWidth;
 
-// Without a floor, smaller numbers of an unsigned state take the code of 0.
-constexpr float kLeastUnsigned = 1.625e-7f;
-
 // What optfactory/state/lines.py looks up, twice in a row: widths differ.
 struct Lines {
   float slope[16];  // of 2 k, whose exponent modulo 8 is its line's number in these two tables
