@@ -26,7 +26,7 @@ struct alignas(8) Line {
 template <bool kSigned>
 struct Lines {
   Line values[8];        // by e % 8
-  float steps[8];        // by (127 + e) % 8
+  float steps[8];        // by line
   int32_t octaves[128];  // Lines.octaves
 };
 
@@ -49,45 +49,51 @@ OPT_FN void decode_by(const Lines<kSigned>& map, const Pack<uint8_t>& codes, flo
   }
 }
 
-// The code of x, whose magnitude by the scale is `size`, in the lowest byte of the float's pattern.
+// The code of x, whose magnitude by the scale is `size`, in the lowest byte of the float's pattern:
+// it is cut off behind the units.
 template <bool kSigned>
 OPT_FN float code_of(const Lines<kSigned>& map, float x, float size) {
   constexpr float kIntercept = 0x1.c71c7p-1f, kBelowTwo = 0x1.fffffep0f, kUnit = 0x1p23f;
   if (!kSigned && !FLOORS) size = size >= kLeastUnsigned ? size : 0.0f;
-  const uint32_t bits = float_bits(size), line = bits + uint32_t(map.octaves[bits >> 23 & 127]);
-  const float m = fminf(rule::fma(map.steps[line >> 23 & 7], size, kIntercept), kBelowTwo);
-  // Cut off behind the units: 2^e is a line's exponent.
-  const float code = __fmaf_rz(m, bits_float(line & kInfinityBits), kUnit + (kSigned ? 127 : -1));
+  const uint32_t bits = float_bits(size);
+  const uint32_t power = (bits + uint32_t(map.octaves[bits >> 23])) & kInfinityBits;  // of 2^e
+  const float step = map.steps[(power >> 23) - (kSigned ? 127 : 128)];
+  const float m = fminf(rule::fma(step, size, kIntercept), kBelowTwo);
+  const float code = __fmaf_rz(m, bits_float(power), kUnit + (kSigned ? 127.0f : -1.0f));
   if (kSigned) return x < 0.0f ? 2.0f * kUnit + 254.0f - code : code;
   return FLOORS && x > 0.0f ? fmaxf(code, kUnit + 1.0f) : code;
 }
 
-// What rare scales need: products with a power of two, which stay positive if they were. Numbers
-// below the least value, which only scales at the end of float32's range allow, count as that.
+// Brings numbers and the divisor by a power of two to where its reciprocal is normal. Positive
+// numbers stay so, and none is below the least value: only such divisors let it be.
 template <bool kSigned>
-OPT_FN float lifted(float x, const Divisor& by) {
-  if (kSigned) return fmaxf(x * by.lift, -0.995f * by.divisor);
-  return x > 0.0f ? fmaxf(x * by.lift, 0x1p-149f) : x * by.lift;
+OPT_FN void lift(float* x, float& divisor, float by) {
+  divisor *= by;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    const float lowest = kSigned ? -0.995f * divisor : x[i] > 0.0f ? 0x1p-149f : x[i];
+    x[i] = fmaxf(x[i] * by, lowest);
+  }
 }
 
 template <bool kSigned>
 OPT_FN void encode_by(const Lines<kSigned>& map, const float* x, float scale,
                       Pack<uint8_t>& codes) {
-  // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  const Divisor by = make_divisor(scale > 0.0f ? scale : 1.0f, true);
   float from[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; ++i) from[i] = x[i];
-  if (by.lift != 1.0f) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) from[i] = lifted<kSigned>(x[i], by);
-  }
+  // As make_divisor. It is done once at most; loops are not worth a predicate to compilers, with
+  // which all threads would do it.
+  float divisor = scale > 0.0f ? fminf(scale, 0x1.fffffep127f) : 1.0f;
+  while (divisor < 0x1p-120f) lift<kSigned>(from, divisor, 0x1p80f);
+  while (divisor > 0x1p120f) lift<kSigned>(from, divisor, 0x1p-80f);
+  const float reciprocal = 1.0f / divisor;
 #pragma unroll
   for (int i = 0; i < kVector; i += 4) {
     uint32_t code[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float size = divide<false>(fabsf(from[i + j]), by, true);
+      const float size = __saturatef(fabsf(from[i + j]) * reciprocal);
       code[j] = float_bits(code_of(map, from[i + j], size));
     }
     const uint32_t low = __byte_perm(code[0], code[1], 0x0040u);
@@ -182,6 +188,7 @@ using UnsignedMap = Table<false>;
 template <class Map>
 OPT_FN void load_map(Map& map, const uint32_t* words) {
   uint32_t* target = reinterpret_cast<uint32_t*>(&map);
+#pragma unroll 1
   for (int i = threadIdx.x; i < int(sizeof(Map) / 4); i += THREADS) target[i] = words[i];
 }
 

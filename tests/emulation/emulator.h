@@ -161,6 +161,7 @@ inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float sqrt(float a) { return __builtin_sqrtf(a); }
 inline double sqrt(double a) { return __builtin_sqrt(a); }
+inline float __saturatef(float a) { return a > 0.0f ? (a < 1.0f ? a : 1.0f) : 0.0f; }
 inline float fabsf(float a) { return __builtin_fabsf(a); }
 
 // Bit 3 of a selector's digits is ignored: NVRTC masks it, unlike the instruction prmt.

@@ -167,6 +167,7 @@ def test_every_value(kind: str, signed: bool) -> None:
 
 PLANTS = {
     "intercept": ("lines", True, "kIntercept = 0x1.c71c7p-1f", "kIntercept = 0x1.c71c72p-1f"),
+    "less of it": ("lines", False, "kIntercept = 0x1.c71c7p-1f", "kIntercept = 0x1.c71c6ep-1f"),
     "below two": ("lines", False, "kBelowTwo = 0x1.fffffep0f", "kBelowTwo = 0x1p1f"),
     "rounding": ("lines", True, "__fmaf_rz(m,", "__fmaf_rn(m,"),
     "least value": ("lines", True, "-0.995f", "-1.0f"),

@@ -23,10 +23,9 @@ def map_tables(device: torch.device, kind: str) -> tuple[Tensor, ...]:
 def _line_struct(lines: Lines) -> np.ndarray:
     slopes, offsets, _, steps = lines.tables()
     values = np.array([slopes, offsets], dtype=np.float32).T
-    # They are looked up by the exponent's field, which is 127 for the signed map's first line.
-    steps_by_field = np.roll(np.array(steps, dtype=np.float32), 7 if lines.signed else 0)
     octaves = np.array(lines.octaves(), dtype=np.int32)
-    return np.concatenate([values.ravel().view(np.int32), steps_by_field.view(np.int32), octaves])
+    floats = np.concatenate([values.ravel(), np.array(steps, dtype=np.float32)])
+    return np.concatenate([floats.view(np.int32), octaves])
 
 
 def _table_struct(qmap: QuantizationMap) -> np.ndarray:
