@@ -4,9 +4,6 @@
 constexpr int kVectors = 4;
 constexpr int kStride = kVectors * kWidth;
 
-// Without a floor, smaller numbers of an unsigned state take the code of 0.
-constexpr float kLeastUnsigned = 1.625e-7f;
-
 // What optfactory/state/lines.py looks up, twice in a row: widths differ.
 struct Lines {
   float slope[16];  // of 2 k, whose exponent modulo 8 is its line's number in these two tables
@@ -218,8 +215,8 @@ OPT_FN void encode_by_lines(const float* x, const Coding& coding, bool is_signed
     if (is_signed) {
       k[v] = with_sign(k[v], bits_of(y[v]));
     } else if (FLOORS) {
-      // Numbers above 0 take at least the code 1.
-      k[v] = greater(k[v], smaller(load<Ints>(x + v * kWidth), splat(2)));
+      // Numbers above 0, whose patterns are at least 1, take at least the code 1.
+      k[v] = greater(k[v], smaller(load<Ints>(x + v * kWidth) + 1, splat(2)));
     } else {
       k[v] &= y[v] >= kLeastUnsigned;
     }

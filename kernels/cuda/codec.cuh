@@ -1,74 +1,23 @@
-// 8-bit state on GPUs: decoding and encoding kVector elements a thread, with the tables of the
-// quantization maps in shared memory, and the reductions over threads that scales and norms need.
+// 8-bit state on GPUs: decoding and encoding kVector elements a thread, with the quantization maps
+// in shared memory, and the reductions over threads that scales and norms need.
 
 constexpr int kWarp = 32;
 constexpr int kWarps = THREADS / kWarp;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-// One table per map and not per state: [0] of the signed map, [1] of the unsigned one.
-struct MapPointers {
-  const float* values[2];
-  const int32_t* keys[2];  // QuantizationMap.keys in optfactory/state/quantmap.py
-};
-
-// Key range of QuantizationMap.keys: the upper halves of the patterns of 2^-23 and of 1.
-constexpr int32_t kLowestKey = 104 << 7;
-constexpr int32_t kHighestKey = 127 << 7;
-constexpr int32_t kKeyCount = kHighestKey - kLowestKey + 1;
-constexpr float kSmallestKeyed = 0x1p-23f;
-
-// The code of the map value nearest to y in [-1, 1], ties to even; see QuantizationMap.keys.
-// Magnitudes below `smallest`, which is kSmallestKeyed or more, are taken for it.
-OPT_FN int32_t nearest_code(float y, bool is_signed, float smallest, const int32_t* keys) {
-  const int32_t bits = int32_t(float_bits(y));
-  const int32_t magnitude = bits & 0x7fffffff, least = int32_t(float_bits(smallest));
-  const int32_t clamped = magnitude > least ? magnitude : least;
-  const int32_t sign = is_signed ? bits >> 31 : 0;  // all ones if y is negative
-  const int32_t entry = keys[(clamped >> 16) - kLowestKey + (sign & kKeyCount)];
-  return (entry + ((clamped ^ sign) & 0xffff)) >> 16;
-}
-
-// bitsandbytes moves a code by one if its value's sign is not that of the number.
-OPT_FN int32_t fix_sign(int32_t code, float x, float value) {
-  const bool differs = ((float_bits(x) ^ float_bits(value)) & kSignBit) != 0;
-  return differs ? (code + (x > 0.0f ? 1 : 255)) & 255 : code;
-}
-
-// What `code_of` takes as the smallest magnitude of a map. A second moment that is not zero must
-// not become zero, because its root divides the step: it takes at least the smallest value.
-OPT_FN float smallest_magnitude(bool is_signed, const float* values) {
-  return FLOORS && !is_signed ? values[1] : kSmallestKeyed;
-}
-
-// The code of x, y being x divided by the scale.
-OPT_FN int32_t code_of(float x, float y, float scale, bool is_signed, float smallest,
-                       const float* values, const int32_t* keys) {
-  const int32_t code = nearest_code(y, is_signed, smallest, keys);
-#if BITSANDBYTES
-  if (is_signed) return fix_sign(scale > 0.0f ? code : 0, x, values[scale > 0.0f ? code : 0]);
-#endif
-  return is_signed || !FLOORS || x > 0.0f ? code : 0;
-}
-
 #if QUANTIZED
 
 using Stored = uint8_t;
 
-constexpr int kSignedKeys = ANY_SIGNED ? 2 * kKeyCount : 0;
-constexpr int kUnsignedKeys = ANY_UNSIGNED ? kKeyCount : 0;  // no negative values
-
 struct Shared {
-  float values[2][256];
-  int32_t keys[kSignedKeys + kUnsignedKeys];
+  SignedMap signed_map;
+  UnsignedMap unsigned_map;
   uint32_t team_max[2][STATES][kWarps];
 };
 
 OPT_FN void load_maps(Shared& shared, const MapPointers& maps) {
-  for (int i = threadIdx.x; i < 512; i += THREADS)
-    shared.values[i / 256][i % 256] = maps.values[i / 256][i % 256];
-  for (int i = threadIdx.x; i < kSignedKeys; i += THREADS) shared.keys[i] = maps.keys[0][i];
-  for (int i = threadIdx.x; i < kUnsignedKeys; i += THREADS)
-    shared.keys[kSignedKeys + i] = maps.keys[1][i];
+  load_map(shared.signed_map, maps.words[0]);
+  load_map(shared.unsigned_map, maps.words[1]);
   __syncthreads();
 }
 
@@ -76,9 +25,10 @@ OPT_FN uint8_t zero_of(bool is_signed) { return is_signed ? kZeroCode : uint8_t(
 
 OPT_FN void decode_state(const Shared& shared, bool is_signed, const Pack<uint8_t>& codes,
                          float scale, float* x) {
-  const float* values = shared.values[is_signed ? 0 : 1];
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) x[i] = values[get(codes, i)] * scale;
+  if (is_signed)
+    decode_by(shared.signed_map, codes, scale, x);
+  else
+    decode_by(shared.unsigned_map, codes, scale, x);
 }
 
 // The scale that a thread's own elements would need, as a bit pattern: scales are not negative, so
@@ -90,7 +40,7 @@ OPT_FN uint32_t own_scale(const Shared& shared, bool is_signed, const float* x) 
     positive = fmaxf(positive, x[i]);
     if (is_signed) negative = fmaxf(negative, -x[i]);
   }
-  const float lowest = is_signed && !BITSANDBYTES ? -shared.values[0][0] : 1.0f;
+  const float lowest = is_signed ? lowest_of(shared.signed_map) : 1.0f;
   return float_bits(block_scale(positive, negative, lowest));
 }
 
@@ -130,16 +80,10 @@ OPT_FN void max_over_team(Shared& shared, int turn, uint32_t* values) {
 
 OPT_FN void encode_state(const Shared& shared, bool is_signed, const float* x, float scale,
                          Pack<uint8_t>& codes) {
-  // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, are_computed(is_signed));
-  const float* values = shared.values[is_signed ? 0 : 1];
-  const int32_t* keys = shared.keys + (is_signed ? 0 : kSignedKeys);
-  const float smallest = smallest_magnitude(is_signed, values);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    const float y = divide(x[i], divisor, are_computed(is_signed));
-    set(codes, i, uint8_t(code_of(x[i], y, scale, is_signed, smallest, values, keys)));
-  }
+  if (is_signed)
+    encode_by(shared.signed_map, x, scale, codes);
+  else
+    encode_by(shared.unsigned_map, x, scale, codes);
 }
 
 // The greatest of each state's values over all threads, which the first thread gets.

@@ -3,8 +3,8 @@
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
 // STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
 // element.cuh, the struct Scalars, kSigned[STATES], and the rule texts as update_rule() and
-// trust_ratio(); then element.cuh, cuda_memory.cuh, cuda_codec.cuh, cuda_tables.cuh and
-// cuda_elements.cuh.
+// trust_ratio(); then scaling.cuh, element.cuh, memory.cuh, maps.cuh, codec.cuh, tables.cuh and
+// elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
 // thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring

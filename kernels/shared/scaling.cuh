@@ -2,6 +2,9 @@
 
 constexpr uint8_t kZeroCode = 127;  // of 0 in signed maps; in unsigned ones it is 0
 
+// Without a floor, smaller numbers of an unsigned state take the code of 0 where it is computed.
+constexpr float kLeastUnsigned = 1.625e-7f;
+
 // Whether codes of a state are computed, and not looked up; see optfactory/state/quantmap.py.
 OPT_FN constexpr bool are_computed(bool is_signed) {
   return is_signed ? COMPUTES_SIGNED : COMPUTES_UNSIGNED;

@@ -67,14 +67,8 @@ def cpp_source(variant: KernelVariant) -> str:
         [
             *_texts("shared/prelude.cuh", "cpu/lanes.h"),
             specialization(variant),
-            *_texts(
-                "shared/scaling.cuh",
-                "shared/element.cuh",
-                "cpu/codec.h",
-                "cpu/tables.h",
-                "cpu/blocks.h",
-            ),
-            *_texts("cpu/update.cpp"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/tables.h"),
+            *_texts("cpu/blocks.h", "cpu/update.cpp"),
         ]
     )
 
@@ -99,14 +93,8 @@ def cuda_source(variant: KernelVariant) -> str:
             *_texts("shared/prelude.cuh"),
             f"#define THREADS {CUDA_THREADS}",
             specialization(variant),
-            *_texts(
-                "shared/scaling.cuh",
-                "shared/element.cuh",
-                "cuda/memory.cuh",
-                "cuda/codec.cuh",
-                "cuda/tables.cuh",
-            ),
-            *_texts("cuda/elements.cuh", "cuda/update.cu"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "cuda/memory.cuh", "cuda/maps.cuh"),
+            *_texts("cuda/codec.cuh", "cuda/tables.cuh", "cuda/elements.cuh", "cuda/update.cu"),
         ]
     )
 

@@ -5,9 +5,8 @@ the unsigned one. With e = floor(log2 k), the codes of a decade are 2^e <= k < 2
 
     value = fma(slope[e % 8], k, offset[e % 8])
 
-Back, e is first guessed from the upper half of |y|'s bit pattern, which is nearly a logarithm, and
-is right or one too low; `split` tells. With i = e in the signed map and e - 1 in the unsigned
-one,
+Back, e is first guessed from the upper half of |y|'s bit pattern, which is nearly a logarithm: that
+is right or one too low, and `split` tells. With i = e (signed map) or e - 1 (unsigned map),
 
     i = guess + (|y| >= split[guess])
     m = min(fma(step[i], |y|, INTERCEPT), BELOW_TWO)
@@ -71,6 +70,21 @@ class Lines:
         """What kernels look up: slopes of 2 k, offsets, splits and steps."""
         return [tuple(slope / 2 for slope in self.slope), self.offset, self.split, self.step]
 
+    def octaves(self) -> list[int]:
+        """What turns the pattern of a magnitude below 2 into a line, by its exponent's field.
+
+        The sum of both has 127 + e in that field: where a line ends inside the octave, the mantissa
+        carries from there on. GPUs look this up instead of guess and split.
+        """
+        return [self._octave(field) for field in range(128)]
+
+    def _octave(self, field: int) -> int:
+        first, behind = (from_pattern(number << 23) for number in (field, field + 1))
+        e = sum(split <= first for split in self.split) + (0 if self.signed else 1)
+        inside = [split for split in self.split if first < split < behind]
+        carry = (1 << 23) - (pattern_of(inside[0]) & 0x7FFFFF) if inside else 0
+        return ((127 + e - field) << 23) + carry
+
     def value(self, k: int) -> float:
         """The value of the k-th code."""
         e = max(k.bit_length() - 1, 0) % 8
@@ -119,9 +133,8 @@ def _unsigned_value(k: int) -> Fraction:
 def _of_decade(k: int, power: int) -> Fraction:
     """10^(e + power) * (0.1 + 0.9 * (k - 2^e + 1/2) / 2^e)."""
     e = k.bit_length() - 1
-    return Fraction(10) ** (e + power) * (
-        Fraction(9, 10) * Fraction(2 * k + 1, 2 << e) - Fraction(4, 5)
-    )
+    part = Fraction(2 * k + 1, 2 << e)
+    return Fraction(10) ** (e + power) * (Fraction(9, 10) * part - Fraction(4, 5))
 
 
 def _split(value: Callable[[int], Fraction], e: int) -> float:

@@ -3,7 +3,8 @@
 A map lists the 256 values that the codes 0 to 255 stand for, in ascending order. The "dynamic"
 maps (Dettmers et al. 2022, arXiv:2110.02861) cut each decade into equal cells, so that values and
 codes follow by arithmetic: `lines` defines both. `compat: bitsandbytes` and symmetric maps go by
-tables, those of bitsandbytes and torchao. A code means the same in both, up to last bits.
+tables, bit-identical to bitsandbytes' and torchao's. A code means the same in both, but for last
+bits.
 
 A block of values x shares one float32 scale, and the code of x is that of y = x / scale.
 
@@ -37,9 +38,9 @@ _HIGHEST_KEY = 127 << 7
 
 
 def _next_float32(value: float) -> float:
-    return (
-        -from_pattern(pattern_of(-value) - 1) if value < 0 else from_pattern(pattern_of(value) + 1)
-    )
+    if value < 0:
+        return -from_pattern(pattern_of(-value) - 1)
+    return from_pattern(pattern_of(value) + 1)
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,21 @@ inline int __reduce_max_sync(unsigned mask, int value, EMULATOR_LINE) {
 inline unsigned __float_as_uint(float value) { return ::emulator::bits_as<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return ::emulator::bits_as<float>(bits); }
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float __fmaf_rz(float a, float b, float c) {
+  // The exact result is the sum of two doubles, unless they overflow: the product is exact.
+  const double product = double(a) * b, sum = product + c, other = sum - product;
+  const double rest = (product - (sum - other)) + (c - other);
+  const float nearest = __builtin_fmaf(a, b, c);
+  const double beyond = (nearest - sum) - rest;  // exact as far as its sign goes
+  const bool rounded_away = nearest > 0.0f ? beyond > 0.0 : beyond < 0.0;
+  const unsigned bits = __float_as_uint(nearest);
+  return rounded_away && nearest != 0.0f ? __uint_as_float(bits - 1) : nearest;
+}
 inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float sqrt(float a) { return __builtin_sqrtf(a); }
 inline double sqrt(double a) { return __builtin_sqrt(a); }
+inline float __saturatef(float a) { return a > 0.0f ? (a < 1.0f ? a : 1.0f) : 0.0f; }
 inline float fabsf(float a) { return __builtin_fabsf(a); }
 
 // Bit 3 of a selector's digits is ignored: NVRTC masks it, unlike the instruction prmt.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,9 +19,11 @@ pytestmark = needs_compiler
 COUNT = 4096
 SOURCE = r"""
 extern "C" __global__ void floats(const float* a, const float* b, const float* c, float* fma,
-                                  float* root, float* quotient, float* least, float* most) {
+                                  float* cut, float* root, float* quotient, float* least,
+                                  float* most) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   fma[i] = __fmaf_rn(a[i], b[i], c[i]);
+  cut[i] = __fmaf_rz(a[i], b[i], c[i]);
   root[i] = __fsqrt_rn(a[i]);
   quotient[i] = __fdiv_rn(a[i], b[i]);
   least[i] = min(a[i], b[i]);
@@ -80,6 +84,19 @@ def assert_same(got: np.ndarray, wanted: np.ndarray) -> None:
     assert np.array_equal(got.view(np.uint32)[~both_nan], wanted.view(np.uint32)[~both_nan])
 
 
+def cut_off(a: float, b: float, c: float) -> float:
+    """The float32 number next to a * b + c, and not beyond it."""
+    if not all(map(math.isfinite, (a, b, c))):
+        return a * b + c
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if exact == 0:
+        return a * b + c
+    exponent = exact.numerator.bit_length() - exact.denominator.bit_length()
+    unit = Fraction(2) ** (max(exponent, -126) - 23)
+    cut = min(abs(exact) // unit * unit, Fraction(np.finfo(np.float32).max.item()))
+    return math.copysign(float(cut), exact)
+
+
 def test_floats_are_rounded_once(module: EmulatedModule) -> None:
     a, b, c = (patterns(seed).view(np.float32).copy() for seed in range(3))
     # Rounded to float64 first, the sum would be a tie, and be rounded to even then.
@@ -87,11 +104,13 @@ def test_floats_are_rounded_once(module: EmulatedModule) -> None:
     a[1:500] = np.linspace(1, 2, 499, dtype=np.float32)
     b[1:500] = np.linspace(2, 1, 499, dtype=np.float32)
     c[1:500] = -a[1:500] * b[1:500]  # leaves the product's rounding error
-    fma, root, quotient, least, most = launch(module, "floats", [a, b, c], "f4 f4 f4 f4 f4")
+    results = launch(module, "floats", [a, b, c], "f4 f4 f4 f4 f4 f4")
+    fma, cut, root, quotient, least, most = results
     fmaf = ctypes.CDLL(ctypes.util.find_library("m")).fmaf
     fmaf.restype, fmaf.argtypes = ctypes.c_float, [ctypes.c_float] * 3
-    triples = zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
+    triples = list(zip(a.tolist(), b.tolist(), c.tolist(), strict=True))
     assert_same(fma, np.array([fmaf(*triple) for triple in triples], np.float32))
+    assert_same(cut, np.array([cut_off(*triple) for triple in triples], np.float32))
     with np.errstate(all="ignore"):
         assert_same(root, np.sqrt(a))
         assert_same(quotient, a / b)
@@ -103,7 +122,7 @@ def test_floats_are_rounded_once(module: EmulatedModule) -> None:
 def test_minus_zero_is_less_than_zero(module: EmulatedModule) -> None:
     a, b = np.zeros(COUNT, np.float32), np.zeros(COUNT, np.float32)
     a[::2] = b[1::2] = -0.0
-    *_, least, most = launch(module, "floats", [a, b, a], "f4 f4 f4 f4 f4")
+    *_, least, most = launch(module, "floats", [a, b, a], "f4 f4 f4 f4 f4 f4")
     assert np.signbit(least).all()
     assert not np.signbit(most).any()
 

@@ -93,7 +93,7 @@ ALIGNED = "reinterpret_cast<unsigned long long>(address) % alignof(Pack<T>) == 0
 WRITE_GUARD = "if (position(at, i) >= at.n) continue;\n      const int64_t element"
 # Not where a team has no block: that would be far behind all guards.
 WRITE_BEHIND = WRITE_GUARD.replace("at.n)", "at.n + (at.n > 0))")
-LAST_KEYS = "shared.keys[kSignedKeys + i] = maps.keys[1][i];\n"
+LAST_MAP = "load_map(shared.unsigned_map, maps.words[1]);\n"
 TEAM_MAX = "shared.team_max[turn & 1][j][warp] = values[j];\n  }\n"
 SUMS = "buffer.values[1][threadIdx.x / kWarp] = sums[1];\n  }\n"
 SUMS_BEFORE = "  __syncthreads();  // the first thread may still read the sums of the call before\n"
@@ -121,7 +121,7 @@ PLANTS = {
     "gradients are aligned": Plant(adam_32, "& is_aligned(work.g + at.first)", "", MISALIGNED),
     # Barriers.
     "no barrier behind the maps": Plant(
-        adam_8, LAST_KEYS + BARRIER, LAST_KEYS, f"{DIFFERENT}|array index"
+        adam_8, LAST_MAP + BARRIER, LAST_MAP, f"{DIFFERENT}|array index"
     ),
     "no barrier in a team": Plant(large_blocks, TEAM_MAX + BARRIER, TEAM_MAX, DIFFERENT),
     "one buffer for all turns": Plant(large_blocks, "[turn & 1]", "[0]", DIFFERENT),

@@ -206,6 +206,22 @@ def test_kernels_of_cut_blocks_of_all_sizes_compile(block_size: int) -> None:
     assert_in_registers(usage_of(cuda_source(one), one.label, "sm_80"))
 
 
+MAPS = {
+    "lines": (KernelOptions(), 0, 4096),
+    "symmetric": (KernelOptions(symmetric_map=True), 16384, 32768),
+    "tables": (KernelOptions(bitsandbytes=True, nonfinite="reset", floors=False), 32768, 49152),
+}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_only_maps_by_tables_take_much_shared_memory(kind: str) -> None:
+    options, least, most = MAPS[kind]
+    rule = next(rule for rule, quantized in rules() if quantized)
+    one = replace(variant(rule, True, "float", "float"), options=options)
+    found = usage_of(cuda_source(one), one.label, "sm_80")
+    assert least <= found["optfactory_update"].shared_memory < most
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_kernels_that_write_tables_compile(architecture: str) -> None:
     assert_in_registers(usage_of(cuda_tables_source(), "tables", architecture))

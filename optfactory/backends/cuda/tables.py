@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -18,10 +17,10 @@ import torch
 from torch import Tensor
 
 from optfactory.backends.cuda.driver import CudaModule
+from optfactory.backends.cuda.maps import map_tables
 from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.codegen import CUDA_THREADS
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
-from optfactory.state.quantmap import map_for
 from optfactory.step.plan import Bucket
 from optfactory.step.slots import Slot
 
@@ -117,15 +116,6 @@ def state_pointers(slot: Slot) -> list[int]:
             slot.state[absmax_key(state)].data_ptr() for state in states
         ]
     return [slot.state[state.name].data_ptr() for state in states] + [0] * len(states)
-
-
-@cache
-def map_tables(device: torch.device, kind: str) -> tuple[Tensor, ...]:
-    """The values of the signed and of the unsigned map, then their keys."""
-    maps = (map_for(True, kind), map_for(False, kind))
-    values = [torch.tensor(qmap.values, dtype=torch.float32, device="cpu") for qmap in maps]
-    keys = [torch.tensor(qmap.keys, dtype=torch.int32, device="cpu") for qmap in maps]
-    return tuple(table.to(device) for table in (*values, *keys))
 
 
 class LiveTable:
