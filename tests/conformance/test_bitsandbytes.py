@@ -145,8 +145,10 @@ def test_8_bits_are_those_of_the_generic_parts(
 ) -> None:
     """From the same state each step: parameters, scales and all codes off the boundaries.
 
-    Without a floor of the second moment some steps are so long that p cancels: by two units.
+    Without a floor of the second moment some steps are so long that p cancels: by two units. Values
+    that are computed differ from the peer's in last bits, which such a step makes into more.
     """
+    units = 2 if "compat" in EIGHT_BITS[name][1] else 8
 
     def theirs(params: list[Tensor], **asked: Any) -> Any:
         return bnb.Generic(params, "lamb" if "lamb" in name else "adam", bits=8, **asked)
@@ -159,7 +161,7 @@ def test_8_bits_are_those_of_the_generic_parts(
         ours.step()
         other.step()
         for p, their in zip(*pairs, strict=True):
-            assert_parameter(p, their, deviation, units=2)
+            assert_parameter(p, their, deviation, units)
             for number, key in enumerate(STATES, start=1):
                 if "absmax1" in other.state[their] and "compat" in EIGHT_BITS[name][1]:
                     clear = _clear_codes(ours.state[p], other, their, number, key, deviation)
