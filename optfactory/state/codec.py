@@ -113,7 +113,7 @@ def _scales(
 def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
     """The codes, uint8, of finite numbers whose scales, one for each, are known."""
     y = _quotients(x, torch.where(scales > 0, scales, 1.0), qmap)
-    codes = torch.bucketize(y, _table(qmap.firsts, y.device), right=True)
+    codes = _codes_by_keys(y, qmap)
     if qmap.signed and options.bitsandbytes:
         codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
     if not qmap.signed and options.floors:
@@ -166,6 +166,19 @@ def _quotients(x: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
     # A power of two keeps the reciprocal normal; all that it changes is rounded once either way.
     lifts = torch.where(scales < 2.0**-120, 2.0**80, torch.where(scales > 2.0**120, 2.0**-80, 1.0))
     return (x * lifts) * (torch.ones_like(scales) / (scales * lifts))
+
+
+def _codes_by_keys(y: Tensor, qmap: QuantizationMap) -> Tensor:
+    """`qmap.nearest_code` of each number, as `QuantizationMap.keys` explains it; int32."""
+    bits = y.view(torch.int32)
+    codes = _keys(qmap, y.device).index_select(0, ((bits >> 16) + 32768).flatten()).view(y.shape)
+    low = bits ^ (bits >> 31) if qmap.signed else bits
+    return (codes + (low & 0xFFFF)) >> 16
+
+
+@cache
+def _keys(qmap: QuantizationMap, device: torch.device) -> Tensor:
+    return torch.tensor(qmap.all_keys(floors=False), dtype=torch.int32, device=device)
 
 
 @cache
