@@ -120,9 +120,15 @@ def _finite(
 
     As in a step: a momentum that outlived its second moment would make a huge step.
     """
-    finite = [v.float().isfinite() for v in states.values() if isinstance(v, Tensor)]
-    if all(bool(mask.all()) for mask in finite):
+    stored = [v.float() for v in states.values() if isinstance(v, Tensor)]
+    if all(map(_is_finite, stored)):
         return [(spec, states[spec.name]) for spec in specs]
+    finite = [v.isfinite() for v in stored]
     everywhere = torch.stack([mask.cpu() for mask in finite]).all(dim=0)
     values = {spec: decode(states[spec.name]) for spec in specs}
     return [(spec, v.where(everywhere.to(v.device), 0.0)) for spec, v in values.items()]
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all of x is; extremes take one pass and no memory."""
+    return x.numel() == 0 or all(bool(extreme.isfinite()) for extreme in x.aminmax())

@@ -70,7 +70,7 @@ def quantize(
     Returns:
         codes: uint8, of x's shape; absmax: float32, shaped as `grid.scales_shape`.
     """
-    blocks = _to_blocks(torch.where(x.isfinite(), x, 0.0), grid)
+    blocks = _to_blocks(x.nan_to_num(0.0, 0.0, 0.0), grid)
     if blocks.numel() == 0:
         return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(
             grid.scales_shape, dtype=torch.float32
