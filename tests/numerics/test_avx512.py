@@ -1,0 +1,69 @@
+"""Kernels for processors with AVX-512 compute the same bits, seen on processors without it too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optfactory.build.processor import INSTRUCTIONS_VARIABLE, runnable_sets
+
+ROOT = Path(__file__).parents[2]
+SHIM = Path(__file__).with_name("avx512.h")
+AVX2 = "x86-64-v3"
+
+SCRIPT = """
+import hashlib, torch
+from optfactory import build_optimizer
+
+digest = hashlib.sha256()
+for name, dtype in (("adamw8bit", "float32"), ("lamb8bit", "bfloat16")):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(20, 300), (4097,), (64, 256)]
+    draw = lambda shape: torch.randn(shape, generator=generator)
+    params = [draw(s).to(getattr(torch, dtype)).requires_grad_() for s in shapes]
+    optimizer = build_optimizer(name, params, lr=1e-2)
+    for step in range(3):
+        for p in params:
+            spread = 10 ** (-8 * torch.rand(p.shape, generator=generator))
+            p.grad = (draw(p.shape) * spread).to(p.dtype)
+        optimizer.step()
+    tensors = [*params, *(t for p in params for t in optimizer.state[p].values())]
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def trained(cache: Path, *flags: str) -> str:
+    """A digest of what training leaves, by kernels compiled with these flags."""
+    environment = {
+        INSTRUCTIONS_VARIABLE: AVX2,
+        "OPTFACTORY_BACKEND": "cpu",
+        "OPTFACTORY_CACHE": str(cache),
+        "PYTHONPATH": str(ROOT),
+        "CXX": " ".join(["g++", *flags]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(AVX2 not in {item.name for item in runnable_sets()}, reason=f"needs {AVX2}")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_same_bits_with_avx512(tmp_path: Path) -> None:
+    shim = ("-Wno-psabi", "-include", str(SHIM))
+    expected = trained(tmp_path / "avx2")
+    assert trained(tmp_path / "avx512", *shim) == expected
+    assert trained(tmp_path / "vbmi", "-DSHIM_VBMI", *shim) == expected
