@@ -164,8 +164,9 @@ def _quotients(x: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
     if qmap.lines is None:
         return x / scales
     # A power of two keeps the reciprocal normal; all that it changes is rounded once either way.
-    lifts = torch.where(scales < 2.0**-120, 2.0**80, torch.where(scales > 2.0**120, 2.0**-80, 1.0))
-    return (x * lifts) * (torch.ones_like(scales) / (scales * lifts))
+    ones = torch.ones_like(scales)
+    lifts = ones.masked_fill(scales < 2.0**-120, 2.0**80).masked_fill(scales > 2.0**120, 2.0**-80)
+    return (x * lifts) * (ones / (scales * lifts))
 
 
 def _codes_by_keys(y: Tensor, qmap: QuantizationMap) -> Tensor:

@@ -91,6 +91,11 @@ class Bucket:
         """The DTensors around the parameters that are sharded."""
         return [s.parameter for s in self.slots if s.layout.piece is not None]
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The param groups of the parameters."""
+        return [group for group, _ in self._groups]
+
     def state_tensors(self) -> list[Tensor]:
         """All state tensors, slot by slot.
 

@@ -22,6 +22,8 @@ def found_nonfinite(buckets: Sequence[Bucket]) -> Tensor | None:
     """Not 0 if a gradient is not finite and its group says to skip the step then."""
     norms: list[Tensor] = []
     for bucket in buckets:
+        if not any(group["nonfinite"] == "skip_step" for group in bucket.groups):
+            continue
         present = [
             gradient
             for slot, gradient in zip(bucket.slots, bucket.gradients, strict=True)
