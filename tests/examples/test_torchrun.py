@@ -1,6 +1,7 @@
 """The examples on several processes: saved by some, killed, and gone on with by others."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,10 +33,17 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def run(folder: Path, *command: str) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200
-    )
+def run(folder: Path, *command: str, saves: str = "") -> str:
+    def once() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200
+        )
+
+    done = once()
+    # torch 2.13 seldom aborts so while gloo's threads end, and torchrun ends the others.
+    if saves and "terminate called without an active exception" in done.stderr:
+        shutil.rmtree(saves, ignore_errors=True)
+        done = once()
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -60,7 +68,7 @@ def started(count: int, folder: Path, *arguments: str) -> list[subprocess.Popen[
 
 def test_the_short_example_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     folder = str(tmp_path / "saved")
-    first = run(tmp_path, *torchrun(2, "fsdp2.py", folder, "lamb8bit"))
+    first = run(tmp_path, *torchrun(2, "fsdp2.py", folder, "lamb8bit"), saves=folder)
     assert "step 20: loss" in first
     assert "2 processes" in first
     second = run(tmp_path, *torchrun(1, "fsdp2.py", folder, "lamb8bit"))
