@@ -1,5 +1,5 @@
 // The quantization maps on GPUs: values of codes and codes of numbers, by arithmetic or by tables.
-// optfactory/backends/cuda/tables.py writes a map's struct, which blocks copy to shared memory.
+// optfactory/backends/cuda/maps.py writes a map's struct, which blocks copy to shared memory.
 
 // One struct per map and not per state: that of the signed map, and that of the unsigned one.
 struct MapPointers {

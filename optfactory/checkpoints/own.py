@@ -14,7 +14,7 @@ from optfactory.config.fields import BLOCK_SIZES
 from optfactory.errors import UnknownOptimizerError
 from optfactory.registry import get_optimizer_info
 from optfactory.rules.language import StateSpec
-from optfactory.rules.options import CLIP_HISTORY
+from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
@@ -48,8 +48,10 @@ class OwnLayout:
             flat=saved.get("compat") == "bitsandbytes",
             whole=saved.get("block_wise") is False,
         )
-        kind = "table" if saved.get("compat") == "bitsandbytes" else "lines"
-        kind = "symmetric" if saved.get("signed_map") == "symmetric" else kind
+        kind = KernelOptions(
+            symmetric_map=saved.get("signed_map") == "symmetric",
+            bitsandbytes=saved.get("compat") == "bitsandbytes",
+        ).map_kind
         states = {
             state.name: _read(fields, state, grid, map_for(state.signed, kind), layout)
             for state in layout.rule.states
