@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from operator import is_
 from typing import Any, overload
 
 import torch
@@ -36,7 +35,7 @@ from optfactory.step.flattened import Built
 from optfactory.step.interrupts import Uninterrupted
 from optfactory.step.plan import StepPlan
 from optfactory.step.report import MemoryReport, report
-from optfactory.step.settings import Settings, renew_noise
+from optfactory.step.settings import Settings
 from optfactory.step.slots import make_slots, refuse_changed_storage
 
 
@@ -157,7 +156,7 @@ class Optimizer2State(Optimizer):
         refuse_capture(plan.slots, plan.devices)
         if self._reminders:
             self._reminders.before_first_step(plan, self.param_groups)
-        is_fresh = self._allocate_missing(plan)
+        is_fresh = plan.live.follow(self.state, self.param_groups)
         if is_fresh and is_only_for_state(plan, self.param_groups):
             return
         if not run_step(self, plan) and self._reminders:
@@ -167,7 +166,7 @@ class Optimizer2State(Optimizer):
     @torch.no_grad()
     def init_states(self) -> None:
         """Allocate the state of every trainable parameter now instead of at the first step."""
-        self._allocate_missing(self._current_plan())
+        self._current_plan().live.follow(self.state, self.param_groups)
 
     def memory_report(self) -> MemoryReport:
         """Bits, bytes and place of every parameter's state; it need not be allocated yet.
@@ -232,44 +231,13 @@ class Optimizer2State(Optimizer):
 
     def _current_plan(self) -> StepPlan:
         changed = self._follow_settings()
-        ids = [id(p) for group in self.param_groups for p in group["params"]]
-        if self._plan is None or changed or self._plan.parameter_ids != ids:
+        if self._plan is None or changed or not self._plan.is_of(self.param_groups):
             if self._built:
                 self._built.refuse_flattened(self.param_groups, type(self.config))
             old = self._plan.slots if self._plan else []
             slots = make_slots(self.param_groups, self.state, type(self.config), old)
             self._plan = StepPlan(slots, type(self.config))
         return self._plan
-
-    def _allocate_missing(self, plan: StepPlan) -> bool:
-        """Give every slot the live state of its parameter, allocating what there is not yet.
-
-        Users empty or replace `optimizer.state` to reset an optimizer, so it is read anew.
-
-        Returns:
-            Whether there was no state at all.
-        """
-        live = list(map(self.state.get, plan.parameters))
-        known = plan.states
-        if known is not None and all(live) and all(map(is_, live, known)):
-            return False
-        is_fresh = not any(live)
-        emptied = []
-        for slot, entries in zip(plan.slots, live, strict=True):
-            if known is not None and entries and entries is slot.state:
-                continue
-            if not slot.is_trained:
-                slot.state = (
-                    entries if entries and slot.layout.tensors.keys() <= entries.keys() else {}
-                )
-                continue
-            if slot.state and not entries:
-                emptied.append(slot.group)
-            slot.follow({} if entries is None else entries)
-            self.state[slot.parameter] = slot.state
-        renew_noise([group for group in self.param_groups if any(group is e for e in emptied)])
-        plan.states = [slot.state for slot in plan.slots]
-        return is_fresh
 
     # ---- checkpoints -------------------------------------------------------------------------
 

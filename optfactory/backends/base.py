@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from operator import is_
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from optfactory.errors import StateError
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 
 # Step counters are float64, which count exactly up to here.
 LAST_STEP = 2.0**53
@@ -47,30 +46,6 @@ class Findings:
     stage: Stage
     sums: Tensor | None
     maxima: list[tuple[int, Tensor]]
-
-
-class HeldStates:
-    """The state tensors of a bucket as tables point into them.
-
-    Users may replace the tensors, or their memory under the same objects (`share_memory_`, `.data`,
-    a queue between processes): kernels would go on with the old one.
-    """
-
-    def __init__(self, bucket: Bucket) -> None:
-        # Held, so that the memory stays as long as something points to it.
-        self._tensors = bucket.state_tensors()
-        for slot in bucket.slots:
-            slot.layout.check(slot.name, slot.state, slot.local.device)
-        self._addresses = list(map(Tensor.data_ptr, self._tensors))
-
-    def are_those_of(self, bucket: Bucket) -> bool:
-        """Whether the bucket's states are still these tensors, at the same addresses."""
-        now = bucket.state_tensors()
-        return (
-            len(now) == len(self._tensors)
-            and all(map(is_, now, self._tensors))
-            and list(map(Tensor.data_ptr, now)) == self._addresses
-        )
 
 
 def steps_problem(bucket: Bucket, steps: Sequence[float]) -> StateError:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optfactory.backends.base import Findings, Stage
 from optfactory.sharding.reduction import Reduction, agree, mesh_groups
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
 _WORDS: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}

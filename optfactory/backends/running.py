@@ -14,8 +14,9 @@ from optfactory.backends.base import Backend, Findings, Stage
 from optfactory.backends.exchange import Exchange
 from optfactory.sharding.dtensors import local_values
 from optfactory.step import gradients, skipping
+from optfactory.step.buckets import Bucket
 from optfactory.step.interrupts import Uninterrupted
-from optfactory.step.plan import Bucket, StepPlan
+from optfactory.step.plan import StepPlan
 
 
 def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:

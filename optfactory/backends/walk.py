@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optfactory.errors import ConfigError
 from optfactory.sharding.box import Box, Runs
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
 

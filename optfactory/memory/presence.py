@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import le
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -38,8 +40,8 @@ def was_freed(tensor: Tensor) -> bool:
 
 def extent(tensor: Tensor) -> int:
     """Bytes from a tensor's first to its last element."""
-    if tensor.numel() == 0:
-        return 0
+    if tensor.is_contiguous():
+        return tensor.nbytes
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     return (1 + sum((size - 1) * stride for size, stride in pairs)) * tensor.itemsize
 
@@ -51,16 +53,22 @@ def turns_on_shared_memory(tensors: Sequence[Tensor], addresses: Sequence[int]) 
         For the number of a tensor that overlaps others, its turn: 1, 2, ... in the given order
         behind the first one, which is not listed.
     """
+    sizes = list(map(extent, tensors))
+    order = sorted(compress(range(len(tensors)), sizes), key=addresses.__getitem__)
+    ends = [addresses[index] + sizes[index] for index in order]
+    if all(map(le, ends, map(addresses.__getitem__, order[1:]))):
+        return {}
     turns: dict[int, int] = {}
     cluster: list[int] = []
     end = 0
-    for index in sorted(range(len(tensors)), key=addresses.__getitem__):
+    for index, last in zip(order, ends, strict=True):
         if cluster and addresses[index] >= end:
-            turns |= {member: turn for turn, member in enumerate(sorted(cluster)) if turn}
+            turns |= _turns_of(cluster)
             cluster = []
-        size = extent(tensors[index])
-        if size:
-            end = max(end, addresses[index] + size) if cluster else addresses[index] + size
-            cluster.append(index)
-    turns |= {member: turn for turn, member in enumerate(sorted(cluster)) if turn}
-    return turns
+        end = max(end, last) if cluster else last
+        cluster.append(index)
+    return turns | _turns_of(cluster)
+
+
+def _turns_of(cluster: list[int]) -> dict[int, int]:
+    return {member: turn for turn, member in enumerate(sorted(cluster)) if turn}

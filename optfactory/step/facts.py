@@ -7,6 +7,7 @@ tensors are compared at every step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
 from operator import attrgetter, eq
 from typing import Any
 
@@ -28,6 +29,7 @@ class Facts:
         Tensor.is_neg,
     )
     _GRADIENT: tuple[Fact, ...] = (*_PARAMETER, attrgetter("layout"), Tensor._is_zerotensor)
+    _LAZY = (Tensor.is_neg, Tensor._is_zerotensor)
 
     def __init__(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
         self._absent = [g is None for g in gradients]
@@ -35,6 +37,21 @@ class Facts:
         self._known = [(get, list(map(get, parameters))) for get in self._PARAMETER]
         self._known_gradients = [(get, list(map(get, present))) for get in self._GRADIENT]
         self.strides: Any = None
+
+    def by_member(self) -> list[tuple[object, ...]]:
+        """The facts of each parameter that has a gradient, and of this gradient."""
+        has_one = [not absent for absent in self._absent]
+        columns = [list(compress(known, has_one)) for _, known in self._known]
+        columns += [known for _, known in self._known_gradients]
+        return list(zip(*columns, strict=True))
+
+    def lazy(self) -> list[int]:
+        """Numbers of the parameters whose gradients are negated, or 0, only when they are read."""
+        flags = [known for get, known in self._known_gradients if get in self._LAZY]
+        if not any(map(any, flags)):
+            return []
+        members = [index for index, absent in enumerate(self._absent) if not absent]
+        return [n for n, found in zip(members, zip(*flags, strict=True), strict=True) if any(found)]
 
     def hold(self, parameters: list[Tensor], gradients: list[Tensor | None]) -> bool:
         """Whether all facts are as they were."""

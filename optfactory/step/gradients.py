@@ -12,13 +12,8 @@ from optfactory.errors import ConfigError
 from optfactory.step.callers import caller_in
 
 
-def is_lazy(gradient: Tensor | None) -> bool:
-    """Whether a gradient's memory does not hold its numbers: they are negated, or 0, when read."""
-    return gradient is not None and (gradient.is_neg() or bool(gradient._is_zerotensor()))
-
-
 def computed(gradient: Tensor | None) -> Tensor | None:
-    """A lazy gradient as an ordinary tensor."""
+    """A lazy gradient as an ordinary tensor: one that is negated, or 0, when it is read."""
     if gradient is None or not gradient._is_zerotensor():
         return None if gradient is None else gradient.resolve_neg()
     return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device)

@@ -2,161 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
-from optfactory.groups.parameters import parameter_problem
-from optfactory.memory.presence import memory_problem, turns_on_shared_memory, was_freed
-from optfactory.rules.language import UpdateRule
-from optfactory.rules.options import KernelOptions, common_scalars
+from optfactory.memory.presence import turns_on_shared_memory, was_freed
 from optfactory.sharding.dtensors import is_dtensor, local_tensor
 from optfactory.sharding.gradients import local_gradient
-from optfactory.state.layout import LOSS_KEY
+from optfactory.step.buckets import Bucket, BucketKey
 from optfactory.step.facts import Facts
-from optfactory.step.gradients import computed, is_lazy
+from optfactory.step.gradients import computed
+from optfactory.step.keys import Keys
 from optfactory.step.slots import Slot
+from optfactory.step.states import LiveStates
+from optfactory.step.usable import refuse_unusable
 
-# Elements that kernels take at a time where state has no blocks.
-UNIT = 256
-
-
-@dataclass(frozen=True)
-class BucketKey:
-    """What the parameters of one bucket share: one kernel can update all of them."""
-
-    device: torch.device
-    parameter: torch.dtype
-    gradient: torch.dtype
-    rule: UpdateRule
-    quantized: bool
-    block_size: int
-    options: KernelOptions
-    device_step: bool
-    turn: int = 0  # parameters on the same memory are updated one after the other
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether something about whole tensors must be known before they can be updated."""
-        return self.rule.trust_ratio is not None or self.options.scales_first
-
-
-@dataclass(eq=False)
-class Bucket:
-    """Parameters that one backend call updates together.
-
-    Attributes:
-        slots, gradients: the parameters, and this step's gradient of each; no gradients between
-            steps.
-        parameters: what this process holds of the parameters, which may move between steps.
-        parameter_addresses, gradient_addresses: where they are in this step.
-        config_class: the schema that computes the scalars.
-        grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
-            the one, change nothing if the other is not 0.
-        strides: as `Facts.strides`, of this step's parameters and gradients.
-        tables: what the backend keeps between steps while the slots stay the same.
-    """
-
-    key: BucketKey
-    config_class: type[OptimizerConfig]
-    slots: list[Slot]
-    gradients: list[Tensor] = field(default_factory=list)
-    parameter_addresses: list[int] = field(default_factory=list)
-    gradient_addresses: list[int] = field(default_factory=list)
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
-    strides: Any = None
-    tables: Any = None
-
-    def __post_init__(self) -> None:
-        self.parameters = [slot.local for slot in self.slots]
-        self._entries = itemgetter(*self.slots[0].layout.tensors)
-        # The numbers of each group's parameters; a bucket keeps them together.
-        self._groups: list[tuple[dict[str, Any], range]] = []
-        begin = 0
-        for end, slot in enumerate(self.slots, start=1):
-            if end == len(self.slots) or self.slots[end].group is not slot.group:
-                self._groups.append((slot.group, range(begin, end)))
-                begin = end
-
-    @property
-    def wrappers(self) -> list[Tensor]:
-        """The DTensors around the parameters that are sharded."""
-        return [s.parameter for s in self.slots if s.layout.piece is not None]
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """The param groups of the parameters."""
-        return [group for group, _ in self._groups]
-
-    def state_tensors(self) -> list[Tensor]:
-        """All state tensors, slot by slot.
-
-        Raises:
-            StateError: one is missing.
-        """
-        try:
-            return list(chain.from_iterable(map(self._entries, [s.state for s in self.slots])))
-        except KeyError:
-            for slot in self.slots:
-                slot.layout.check(slot.name, slot.state, slot.local.device)
-            raise
-
-    def scalar_rows(self, steps: list[float]) -> tuple[list[list[float]], list[int]]:
-        """The distinct rows of scalars of this step, and the row of each slot.
-
-        A row holds `rule.all_scalars` in order; slots share it when group and step are the same.
-        """
-        rows: list[list[float]] = []
-        indices: list[int] = []
-        names = self.key.rule.all_scalars
-        for group, members in self._groups:
-            own = steps[members.start : members.stop]
-            row_of = {}
-            values = dict(group, lr=float(group["lr"]))
-            for step in own[:1] if own.count(own[0]) == len(own) else dict.fromkeys(own):
-                scalars = self.config_class.scalars(values, int(step))
-                scalars |= common_scalars(group, step)
-                row_of[step] = len(rows)
-                rows.append([scalars[name] for name in names])
-            if len(row_of) == 1:
-                indices += [len(rows) - 1] * len(own)
-            else:
-                indices += map(row_of.__getitem__, own)
-        return rows, indices
-
-    def device_scalars(self, steps: Tensor) -> Tensor:
-        """The scalars of each slot, computed where `steps` is, without waiting for it.
-
-        Args:
-            steps: each slot's step, float64.
-
-        Returns:
-            float32 [slots, scalars], in the order of `rule.all_scalars`.
-        """
-        names = self.key.rule.all_scalars
-        table = torch.empty(len(self.slots), len(names), dtype=torch.float32, device=steps.device)
-        for group, members in self._groups:
-            part = slice(members.start, members.stop)
-            values = dict(group)
-            if isinstance(group["lr"], Tensor):
-                values["lr"] = group["lr"].to(steps.device, torch.float64, non_blocking=True)
-            scalars = self.config_class.scalars(values, steps[part])
-            scalars |= common_scalars(group, steps[part])
-            for column, name in enumerate(names):
-                table[part, column] = scalars[name]
-        return table
-
-    def must_skip(self) -> bool:
-        """Whether the GradScaler found gradients that are not finite; waits for its device."""
-        return self.found_inf is not None and float(self.found_inf) != 0
+Picker = Callable[[list[Any]], Sequence[Any]]
 
 
 class StepPlan:
@@ -168,16 +34,21 @@ class StepPlan:
         self._sharded = [n for n, p in enumerate(self.parameters) if is_dtensor(p)]
         self._locals = list(map(local_tensor, self.parameters))
         self.devices = {p.device for p in self._locals}
-        self.parameter_ids = [id(p) for p in self.parameters]
         self.config_class = config_class
-        self.states: list[dict[str, Tensor]] | None = None  # as last read by the optimizer
+        self.live = LiveStates(self.slots)
         self.exchange: Any = None  # what a backend's step keeps for processes to tell each other
         self._facts: Facts | None = None
         self._lazy: list[int] = []  # whose gradients are computed when they are read
         self._members: list[int] = []  # who have a gradient
         self._addresses: list[int] = []  # of these parameters
-        self._current: list[tuple[Bucket, list[int]]] = []
+        self._current: list[tuple[Bucket, Picker]] = []
+        self._keys = Keys(self.slots)
         self._buckets: dict[BucketKey, Bucket] = {}
+
+    def is_of(self, groups: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether these are still the groups' parameters, in their order."""
+        now = list(chain.from_iterable(group["params"] for group in groups))
+        return len(now) == len(self.parameters) and all(map(is_, now, self.parameters))
 
     def gather(self, change: Callable[[Tensor], Tensor] | None = None) -> list[Bucket]:
         """The buckets of all parameters that have a gradient now.
@@ -192,26 +63,25 @@ class StepPlan:
         moved = self._follow_locals()
         if change is not None:
             gradients = [None if g is None else change(g) for g in gradients]
-        known = self._facts if not moved else None
-        steady = known is not None and known.hold(self._locals, gradients)
-        if not steady:
+        facts = self._facts if not moved else None
+        steady = facts is not None and facts.hold(self._locals, gradients)
+        if facts is None or not steady:
             self._facts = None
             self._refuse_freed(gradients)
             facts = Facts(self._locals, gradients)
             self._members = [index for index, g in enumerate(gradients) if g is not None]
-            self._lazy = [index for index in self._members if is_lazy(gradients[index])]
+            self._lazy = facts.lazy()
         for index in self._lazy:
             gradients[index] = computed(gradients[index])
-        self._place(gradients, steady)
-        for bucket, members in self._current:
-            bucket.strides = self._facts.strides if self._facts else None
-            bucket.gradients = [gradients[index] for index in members]  # type: ignore[misc]
+        self._place(gradients, facts, steady)
+        for bucket, pick in self._current:
+            bucket.strides = facts.strides
+            bucket.gradients = list(pick(gradients))
             bucket.gradient_addresses = list(map(Tensor.data_ptr, bucket.gradients))
             if 0 in bucket.gradient_addresses:
-                for index in members:
-                    _check(self.slots[index], gradients[index])
-        if not steady:
-            self._facts = facts
+                for slot, gradient in zip(bucket.slots, bucket.gradients, strict=True):
+                    refuse_unusable(slot, gradient)
+        self._facts = facts
         return [bucket for bucket, _ in self._current]
 
     def _local_gradients(self) -> list[Tensor | None]:
@@ -241,7 +111,7 @@ class StepPlan:
             self._locals[index] = local
         return bool(moved)
 
-    def _place(self, gradients: list[Tensor | None], steady: bool) -> None:
+    def _place(self, gradients: list[Tensor | None], facts: Facts, steady: bool) -> None:
         """Note where the parameters are, and sort them anew where that or something else changed.
 
         Args:
@@ -250,27 +120,18 @@ class StepPlan:
         parameters = [self._locals[index] for index in self._members]
         if steady and list(map(Tensor.data_ptr, parameters)) == self._addresses:
             return
-        for index in self._members:
-            _check(self.slots[index], gradients[index])
-        addresses = list(map(Tensor.data_ptr, parameters))
+        members = self._members
+        addresses = self._keys.learn(members, gradients, facts.by_member())
         turns = turns_on_shared_memory(parameters, addresses)
-        self._current = self._sort(gradients, {self._members[n]: turn for n, turn in turns.items()})
+        in_turn = self._keys.sorted(members, {members[n]: turn for n, turn in turns.items()})
+        self._current = []
+        where = dict(zip(members, addresses, strict=True))
+        for key, numbers in in_turn:
+            bucket = self._bucket(key, numbers)
+            bucket.parameters = list(map(self._locals.__getitem__, numbers))
+            bucket.parameter_addresses = list(map(where.__getitem__, numbers))
+            self._current.append((bucket, _picker(numbers)))
         self._addresses = addresses
-        where = dict(zip(self._members, addresses, strict=True))
-        for bucket, members in self._current:
-            bucket.parameters = [self._locals[index] for index in members]
-            bucket.parameter_addresses = [where[index] for index in members]
-
-    def _sort(
-        self, gradients: list[Tensor | None], turns: Mapping[int, int]
-    ) -> list[tuple[Bucket, list[int]]]:
-        """Each bucket with the numbers of its parameters, in the order of turns."""
-        found: dict[BucketKey, list[int]] = {}
-        for index in self._members:
-            key = _key(self.slots[index], gradients[index], turns.get(index, 0))
-            found.setdefault(key, []).append(index)
-        in_turn = sorted(found.items(), key=lambda item: item[0].turn)
-        return [(self._bucket(key, members), members) for key, members in in_turn]
 
     def _bucket(self, key: BucketKey, members: list[int]) -> Bucket:
         slots = [self.slots[index] for index in members]
@@ -280,60 +141,7 @@ class StepPlan:
         return bucket
 
 
-def _check(slot: Slot, gradient: Tensor | None) -> None:
-    """Refuse a parameter that cannot be updated with this gradient."""
-    problem = "" if gradient is None else _problem(slot, gradient)
-    if problem:
-        raise ConfigError(f"cannot update {slot.name}: {problem}")
-
-
-def _key(slot: Slot, gradient: Tensor | None, turn: int) -> BucketKey:
-    assert gradient is not None
-    p = slot.local
-    has_blocks = slot.layout.quantized and not slot.layout.options.tensor_wise
-    return BucketKey(
-        p.device,
-        p.dtype,
-        gradient.dtype,
-        slot.layout.rule,
-        slot.layout.quantized,
-        slot.layout.grid.block_size if has_blocks else UNIT,
-        slot.layout.options,
-        slot.layout.device_step,
-        turn,
-    )
-
-
-def _problem(slot: Slot, gradient: Tensor) -> str:
-    """Why a parameter cannot be updated with this gradient; empty if it can."""
-    p, layout = slot.local, slot.layout
-    if gradient.layout is not torch.strided:
-        return f"its gradient is sparse ({gradient.layout}); create the embedding with sparse=False"
-    if gradient.dtype not in (p.dtype, torch.float32):
-        return (
-            f"its gradient has dtype {gradient.dtype}; "
-            f"allowed are {p.dtype} (the parameter's) and torch.float32"
-        )
-    loss = layout.tensors.get(LOSS_KEY)
-    if loss is not None and loss.dtype != p.dtype:
-        return f"it is {p.dtype} now, and its state '{LOSS_KEY}' {loss.dtype}; keep its dtype"
-    homes = layout.homes(slot.state, p.device)
-    if {p.device, gradient.device, *homes} != {p.device}:
-        state = ", ".join(map(str, homes))
-        return (
-            f"the parameter is on {p.device}, its gradient on {gradient.device}, its state on "
-            f"{state}; move the model before its optimizer is built"
-        )
-    if not p.shape == gradient.shape == layout.local_shape:
-        return (
-            f"its shape is {tuple(p.shape)}, its gradient's {tuple(gradient.shape)}, its state was "
-            f"made for {layout.local_shape}; after a resize along the first dimension call "
-            "optimizer.replace_parameter(old, new), which carries its state over (old and new are "
-            "the same where its data was replaced), else build a new optimizer"
-        )
-    problem = memory_problem(gradient)
-    return (
-        parameter_problem(slot.parameter)
-        or memory_problem(p)
-        or (problem and f"its gradient {problem}")
-    )
+def _picker(numbers: list[int]) -> Picker:
+    """What takes the items of these numbers from a list."""
+    pick = itemgetter(*numbers)
+    return pick if len(numbers) > 1 else lambda items: (pick(items),)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 
 
 def may_skip(optimizer: Optimizer) -> bool:

@@ -34,6 +34,7 @@ class Slot:
         layout: how its state is stored.
         state: its state tensors by key, and what others keep beside them; empty until
             `Optimizer2State.init_states`.
+        held: what a backend notes of the state; see `optfactory.backends.held`.
     """
 
     parameter: Tensor
@@ -42,6 +43,7 @@ class Slot:
     group: dict[str, Any]
     layout: StateLayout
     state: dict[str, Tensor] = field(default_factory=dict)
+    held: Any = None
 
     @property
     def local(self) -> Tensor:
@@ -69,6 +71,7 @@ class Slot:
             ConfigError: the parameter cannot be trained.
             StateError: a part of the state is missing.
         """
+        self.held = None
         missing = self.layout.tensors.keys() - entries.keys()
         for key in _EXTRAS:
             if key not in self.layout.tensors:

@@ -17,7 +17,8 @@ from optfactory import backends, build_optimizer
 from optfactory.backends.base import Backend, Findings
 from optfactory.sharding.dtensors import Sharding
 from optfactory.state.layout import StateLayout
-from optfactory.step.plan import Bucket, StepPlan
+from optfactory.step.buckets import Bucket
+from optfactory.step.plan import StepPlan
 from optfactory.step.slots import Slot
 
 Shape = tuple[int, ...]

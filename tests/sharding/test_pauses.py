@@ -13,7 +13,7 @@ from optfactory.backends.base import Stage
 from optfactory.errors import ConfigError
 from optfactory.memory import placement
 from optfactory.state.layout import HISTORY_KEY
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 from tests.emulation.driver import EmulatedDriver
 from tests.emulation.graphs import GraphDriver
 from tests.emulation.harness import emulator, on

@@ -14,7 +14,7 @@ from optfactory.backends.cpu.tables import Tables
 from optfactory.build import prebuilt
 from optfactory.build.compiler import load_library
 from optfactory.rules.codegen import KernelVariant, cpp_source, dtype_name
-from optfactory.step.plan import Bucket, BucketKey
+from optfactory.step.buckets import Bucket, BucketKey
 
 
 class CpuBackend:

@@ -11,7 +11,7 @@ from optfactory.backends.cpu.backend import CpuBackend
 from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.errors import BrokenCompilerError, NoCompilerError
 from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions
-from optfactory.step.plan import Bucket, BucketKey
+from optfactory.step.buckets import Bucket, BucketKey
 
 _SLOWER = "Steps of these parameters run as plain torch operations: correct, but slower."
 _SHOWN = 500  # characters of what a compiler says

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -12,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import Findings, HeldStates, Stage, steps_problem
-from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
+from optfactory.backends.base import Findings, Stage, steps_problem
+from optfactory.backends.held import Held, HeldStates
+from optfactory.backends.walk import Walk, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
 # Elements of one unit of work: small enough to balance threads, large enough to hide the loop.
@@ -26,6 +29,7 @@ _CHUNK_NUMEL = 65_536
 # Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
 _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
 _NUMBER, _LOSS, _HISTORY, _ELEMENT, _STRIDE, _PARTS = range(9, 15)
+_PART_COLUMNS = 4
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
 _BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 11, 12
@@ -66,11 +70,12 @@ class Tables:
         self.states = HeldStates(bucket)
         states = len(bucket.key.rule.states)
         count = len(bucket.slots)
-        walks = list(map(Walk.of, bucket.slots))
+        rows = list(map(_row, bucket.slots))
+        walks = [row.walk for row in rows]
+        self.tensors = _words(row.columns for row in rows)
         self.cut = cut_scales(bucket, walks)
-        cut = cut_pointers(self.cut, count)
-        rows = [_tensor_row(*facts) for facts in zip(bucket.slots, walks, cut, strict=True)]
-        self.tensors = torch.tensor(rows, dtype=torch.int64, device="cpu")
+        if self.cut is not None:
+            self.tensors[:, _PARTS : _PARTS + 4] = torch.tensor(self.cut.pointers(), **_WORDS)
         self.chunks = self._chunk_table(walks, bucket.key.block_size)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
@@ -113,18 +118,20 @@ class Tables:
             raise AssertionError(f"table layouts differ: {python} here, {native} in the kernel")
 
     def _chunk_table(self, walks: list[Walk], block_size: int) -> Tensor:
-        """Cut every tensor into chunks of blocks, and note which chunks are whose."""
+        """Cut every tensor into chunks of blocks, and note which chunks are whose.
+
+        Returns:
+            Rows [tensor, first block, the block behind the last].
+        """
         per_chunk = max(1, _CHUNK_NUMEL // block_size)
-        rows: list[list[int]] = []
-        for index, walk in enumerate(walks):
-            blocks = walk.blocks(block_size)
-            self.tensors[index, _FIRST_CHUNK] = len(rows)
-            rows += [
-                [index, first, min(first + per_chunk, blocks)]
-                for first in range(0, blocks, per_chunk)
-            ]
-            self.tensors[index, _CHUNKS] = len(rows) - self.tensors[index, _FIRST_CHUNK]
-        return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 3)
+        blocks = torch.tensor([walk.blocks(block_size) for walk in walks], **_WORDS)
+        counts = (blocks + per_chunk - 1) // per_chunk
+        begins = counts.cumsum(0) - counts
+        self.tensors[:, _FIRST_CHUNK], self.tensors[:, _CHUNKS] = begins, counts
+        owner = torch.repeat_interleave(counts)
+        first = (torch.arange(len(owner), **_WORDS) - begins[owner]) * per_chunk
+        end = torch.minimum(first + per_chunk, blocks[owner])
+        return torch.stack((owner, first, end), dim=1)
 
     def _fill_bucket(self, bucket: Bucket) -> None:
         states = bucket.key.rule.states
@@ -215,19 +222,41 @@ def _thread_count() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-def _tensor_row(slot: Slot, walk: Walk, cut: list[int]) -> list[int]:
-    row = [0] * _PARTS
-    row[_ROWS], row[_COLS] = walk.rows, walk.cols
-    row[_ELEMENT], row[_STRIDE] = walk.element, walk.stride
-    row[_NUMBER] = slot.number
-    for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
-        row[column] = slot.state[key].data_ptr() if key in slot.state else 0
-    row += cut
-    states = slot.layout.rule.states
-    if slot.layout.quantized:
-        row += [slot.state[codes_key(state)].data_ptr() for state in states]
-        row += [slot.state[absmax_key(state)].data_ptr() for state in states]
-    else:
-        row += [slot.state[state.name].data_ptr() for state in states]
-        row += [0] * len(states)
+@dataclass(frozen=True)
+class _Row:
+    """One parameter's row of the table of tensors, of what stays while its state stays."""
+
+    walk: Walk
+    columns: bytes
+
+    @classmethod
+    def of(cls, slot: Slot) -> _Row:
+        walk = Walk.of(slot)
+        row = [0] * (_PARTS + _PART_COLUMNS)
+        row[_ROWS], row[_COLS] = walk.rows, walk.cols
+        row[_ELEMENT], row[_STRIDE] = walk.element, walk.stride
+        row[_NUMBER] = slot.number
+        for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
+            row[column] = slot.state[key].data_ptr() if key in slot.state else 0
+        states = slot.layout.rule.states
+        if slot.layout.quantized:
+            row += [slot.state[codes_key(state)].data_ptr() for state in states]
+            row += [slot.state[absmax_key(state)].data_ptr() for state in states]
+        else:
+            row += [slot.state[state.name].data_ptr() for state in states]
+            row += [0] * len(states)
+        return cls(walk, array("q", row).tobytes())
+
+
+def _row(slot: Slot) -> _Row:
+    held: Held = slot.held
+    if held.row is None:
+        held.row = _Row.of(slot)
+    row: _Row = held.row
     return row
+
+
+def _words(rows: Iterable[bytes]) -> Tensor:
+    """A table of int64 from the bytes of its rows."""
+    whole = list(rows)
+    return torch.frombuffer(bytearray().join(whole), dtype=torch.int64).view(len(whole), -1)

@@ -9,14 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import (
-    LAST_STEP,
-    WARM_UP,
-    Findings,
-    HeldStates,
-    Stage,
-    steps_problem,
-)
+from optfactory.backends.base import LAST_STEP, WARM_UP, Findings, Stage, steps_problem
 from optfactory.backends.cuda.driver import CudaDriver, CudaModule
 from optfactory.backends.cuda.paging import conveyors
 from optfactory.backends.cuda.tables import (
@@ -28,6 +21,7 @@ from optfactory.backends.cuda.tables import (
     upload,
     word,
 )
+from optfactory.backends.held import HeldStates
 from optfactory.errors import BackendError
 from optfactory.memory import placement
 from optfactory.rules.codegen import (
@@ -37,7 +31,7 @@ from optfactory.rules.codegen import (
     cuda_tables_source,
     dtype_name,
 )
-from optfactory.step.plan import Bucket, BucketKey
+from optfactory.step.buckets import Bucket, BucketKey
 
 
 class CudaBackend:

@@ -21,7 +21,7 @@ from optfactory.backends.cuda.maps import map_tables
 from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.codegen import CUDA_THREADS
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
 # Elements of one thread, and of a block where no scales are shared; as in kernels/cuda/codec.cuh.

@@ -10,7 +10,7 @@ from optfactory.backends.base import LAST_STEP, Findings, Stage, steps_problem
 from optfactory.backends.reference.program import torch_update
 from optfactory.backends.reference.work import Work
 from optfactory.backends.walk import Walk
-from optfactory.step.plan import Bucket
+from optfactory.step.buckets import Bucket
 
 
 class ReferenceBackend:
