@@ -226,8 +226,12 @@ def _pauses(key: BucketKey) -> bool:
 
 
 def _chunk_ranges(bucket: Bucket) -> list[ChunkRange]:
+    """How each parameter is cut into chunks, found out once as long as its state stays."""
     block_size = _variant(bucket.key).block_size
-    return [ChunkRange.of(slot, block_size, bucket.key.quantized) for slot in bucket.slots]
+    for slot in bucket.slots:
+        if slot.held.row is None:
+            slot.held.row = ChunkRange.of(slot, block_size, bucket.key.quantized)
+    return [slot.held.row for slot in bucket.slots]
 
 
 def _device_steps(bucket: Bucket) -> Tensor | None:

@@ -98,14 +98,23 @@ class ChunkRange:
         row, in_row = divmod(block, per_row)
         return min(row * self.cols + in_row * self.block_size, self.rows * self.cols)
 
-    def table(self, tensor: int) -> Tensor:
-        """Rows [tensor, index of its state pointers (`tensor` too), first block, blocks]."""
-        first = torch.arange(0, self.blocks, self.per_chunk, dtype=torch.int64, device="cpu")
-        table = torch.empty(len(first), 4, dtype=torch.int64, device="cpu")
-        table[:, :2] = tensor
-        table[:, 2] = first
-        table[:, 3] = (self.blocks - first).clamp_max(self.per_chunk)
-        return table.to(torch.int32)
+
+def chunk_table(ranges: Sequence[ChunkRange], order: Sequence[int]) -> Tensor:
+    """All chunks of tensors that are numbered in this order.
+
+    Returns:
+        int32 rows [tensor, index of its state pointers (`tensor` too), first block, blocks].
+    """
+    chosen = [ranges[index] for index in order]
+    facts = [[item.blocks, item.per_chunk, item.count] for item in chosen]
+    kind: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+    blocks, per_chunk, counts = torch.tensor(facts, **kind).view(-1, 3).unbind(1)
+    owner = torch.repeat_interleave(counts)
+    first = torch.arange(len(owner), **kind) - (counts.cumsum(0) - counts)[owner]
+    first *= per_chunk[owner]
+    tensor = torch.tensor(order, **kind)[owner]
+    length = torch.minimum(blocks[owner] - first, per_chunk[owner])
+    return torch.stack((tensor, tensor, first, length), dim=1).to(torch.int32)
 
 
 def state_pointers(slot: Slot) -> list[int]:
@@ -207,7 +216,7 @@ class StaticTables:
             first_chunk[index] = self.chunk_count
             self.chunk_count += ranges[index].count
         states = len(bucket.key.rule.states)
-        chunks = torch.cat([ranges[index].table(index) for index in order])
+        chunks = chunk_table(ranges, order)
         for number, (used_by, _) in enumerate(rows, start=len(ranges)):
             chunks[used_by.start : used_by.stop, 1] = number
         pointers = [state_pointers(slot) for slot in bucket.slots] + [row for _, row in rows]
