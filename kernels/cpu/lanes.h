@@ -187,6 +187,35 @@ OPT_FN void widen(const uint8_t* from, Ints* x) {
 #endif
 }
 
+// Converts the first elements of an array, as many as instructions do at once; returns how many.
+template <class T>
+OPT_FN int read_together(const T*, int, float*) {
+  return 0;
+}
+template <class T>
+OPT_FN int write_together(T*, const float*, int) {
+  return 0;
+}
+#if defined(__AVX2__) && defined(__F16C__)
+OPT_FN int read_together(const float16* from, int n, float* x) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) store(x + i, _mm256_cvtph_ps(load<__m128i>(from + i)));
+  return i;
+}
+OPT_FN int write_together(float16* to, const float* x, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 value = load<__m256>(x + i);
+    // The instruction keeps a NaN's upper bits, where `store` has one NaN for each sign.
+    const __m256 is_nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+    const __m256 low = _mm256_and_ps(is_nan, _mm256_castsi256_ps(_mm256_set1_epi32(0x3fffff)));
+    const __m256 one = _mm256_andnot_ps(low, value);
+    store(to + i, _mm256_cvtps_ph(one, _MM_FROUND_TO_NEAREST_INT));
+  }
+  return i;
+}
+#endif
+
 // sum + x * x; the product of two floats is exact in double, so that a fused sum is the same.
 OPT_FN Doubles plus_square(Doubles sum, HalfFloats x) {
 #if defined(__AVX512F__)

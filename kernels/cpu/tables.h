@@ -98,8 +98,9 @@ OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int
                      [&](int i, int64_t offset) { buffer[i] = to_float(base[offset]); });
     return;
   }
+  const int done = read_together(base + first, n, buffer);
 #pragma omp simd
-  for (int i = 0; i < n; ++i) buffer[i] = to_float(base[first + i]);
+  for (int i = done; i < n; ++i) buffer[i] = to_float(base[first + i]);
 }
 
 // Writes a block of parameters back from such a buffer.
@@ -110,8 +111,9 @@ OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int 
       store_param(t.p + offset, block[i], key, element + i);
     });
   } else {
+    const int done = STOCHASTIC ? 0 : write_together(t.p + first, block, n);
 #pragma omp simd
-    for (int i = 0; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
+    for (int i = done; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
   }
 #if KAHAN
 #pragma omp simd
