@@ -23,7 +23,7 @@ struct QuantizationMap {
 // The values of kVectors vectors of codes, times a scale.
 OPT_FN void values_by_lines(const Ints* code, float scale, bool is_signed, const Lines& lines,
                             Floats* x) {
-  const Floats slope = load<Floats>(lines.slope), offset = load<Floats>(lines.offset);
+  const Table slope = table_of(lines.slope), offset = table_of(lines.offset);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     // The code in the mantissa of 2^24 counts twice.
@@ -156,7 +156,7 @@ OPT_FN void find_numbers(const Floats* size, bool is_signed, const Lines& lines,
   constexpr int kLowestHalf = 106 << 7, kGrowth = 5 << 5;
   constexpr float kIntercept = 0x1.c71c7p-1f;
   constexpr int32_t kBelowTwo = 0x3fffffff;
-  const Floats split = load<Floats>(lines.split), step = load<Floats>(lines.step);
+  const Table split = table_of(lines.split), step = table_of(lines.step);
   Ints line[kVectors], m[kVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v)
@@ -175,14 +175,11 @@ OPT_FN void find_numbers(const Floats* size, bool is_signed, const Lines& lines,
 
 // Writes kStride codes, given k, in the signed map with the sign of the number.
 OPT_FN void write_numbers(const Ints* k, bool is_signed, uint8_t* codes) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512BW__) || !defined(__AVX2__)
   Ints code[kVectors];
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) {
-    const Ints above = k[v] + int(kZeroCode);
-    code[v] = is_signed ? greater(above, Ints{})
-                        : (Ints)_mm512_subs_epu16((__m512i)k[v], _mm512_set1_epi32(1));
-  }
+  for (int v = 0; v < kVectors; ++v)
+    code[v] = greater(k[v] + (is_signed ? int(kZeroCode) : -1), Ints{});
   write_codes<0>(code, codes);
 #else
   __m256i pairs[2];

@@ -1,4 +1,4 @@
-"""Kernels for processors with AVX-512 compute the same bits, seen on processors without it too."""
+"""Kernels for other processors compute the same bits, seen on one with AVX2."""
 
 from __future__ import annotations
 
@@ -64,3 +64,13 @@ def test_the_same_bits_with_avx512(tmp_path: Path) -> None:
     expected = trained(tmp_path / "avx2")
     assert trained(tmp_path / "avx512", *shim) == expected
     assert trained(tmp_path / "vbmi", "-DSHIM_VBMI", *shim) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(AVX2 not in {item.name for item in runnable_sets()}, reason=f"needs {AVX2}")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_same_bits_with_vectors_of_four(tmp_path: Path) -> None:
+    """Those of NEON, here of x86; and by look-ups in tables, as x86 processors without AVX2."""
+    expected = trained(tmp_path / "eight")
+    assert trained(tmp_path / "four", "-mno-avx2", "-DTEST_VECTORS_OF_FOUR") == expected
+    assert trained(tmp_path / "tables", "-mno-avx2") == expected
