@@ -179,6 +179,19 @@ OPT_FN auto greatest(Vector x) -> decltype(x[0] + 0) {
 #if defined(__AVX512F__)
 OPT_FN int32_t greatest(Ints x) { return _mm512_reduce_max_epi32((__m512i)x); }
 OPT_FN uint32_t greatest(Uints x) { return _mm512_reduce_max_epu32((__m512i)x); }
+#elif defined(__AVX2__)
+OPT_FN int32_t greatest(Ints x) {
+  __m128i most =
+      _mm_max_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1)));
+}
+OPT_FN uint32_t greatest(Uints x) {
+  __m128i most =
+      _mm_max_epu32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0x4e));
+  return uint32_t(_mm_cvtsi128_si32(_mm_max_epu32(most, _mm_shuffle_epi32(most, 0xb1))));
+}
 #endif
 
 // Conversions, for which compilers find no single instruction by themselves.
