@@ -234,6 +234,34 @@ template <class T>
 OPT_FN int write_together(T*, const float*, int) {
   return 0;
 }
+#if defined(__AVX2__)
+OPT_FN int read_together(const bfloat16* from, int n, float* x) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i upper = _mm256_cvtepu16_epi32(load<__m128i>(from + i));
+    store(x + i, _mm256_slli_epi32(upper, 16));
+  }
+  return i;
+}
+// As `store` in prelude.cuh, in the upper half of each lane.
+OPT_FN __m256i rounded_to_bfloat16(__m256i bits) {
+  const __m256i odd = _mm256_srli_epi32(_mm256_slli_epi32(bits, 15), 31);
+  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 value = _mm256_castsi256_ps(bits);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(sum, nan, is_nan);
+}
+OPT_FN int write_together(bfloat16* to, const float* x, int n) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256i low = _mm256_srli_epi32(rounded_to_bfloat16(load<__m256i>(x + i)), 16);
+    const __m256i high = _mm256_srli_epi32(rounded_to_bfloat16(load<__m256i>(x + i + 8)), 16);
+    store(to + i, _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
+  }
+  return i;
+}
+#endif
 #if defined(__AVX2__) && defined(__F16C__)
 OPT_FN int read_together(const float16* from, int n, float* x) {
   int i = 0;
