@@ -23,7 +23,7 @@ STEPS, BATCH, LAST = 2000, 64, 200
 TOKENS, WIDTH, HIDDEN = 64, 64, 128
 
 # Peak learning rates, three times the default where none is given: LAMB's are shares of a norm.
-LR = {"adam": 3e-3, "adamw": 3e-3, "lamb": 1e-2}
+LR = {"adam": 3e-3, "adamw": 3e-3, "lamb": 1e-2, "sgd": 0.1}
 
 
 @cache

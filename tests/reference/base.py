@@ -28,6 +28,9 @@ class Options:
     bias_correction: bool = True
     adam_w_mode: bool = False
     amsgrad: bool = False
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
     trust_ratio: str = "lamb"
     max_unorm: float | None = None
     trust_ratio_bounds: tuple[float, float] | None = None

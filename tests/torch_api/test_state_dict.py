@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
-from tests.families import NAMES_OF_FIRST, names_with, states_of
+from tests.families import NAMES_OF_FIRST, known_to, names_with, states_of
 from tests.torch_api.harness import (
     assert_same_training,
     bits,
@@ -37,7 +37,8 @@ pytestmark = pytest.mark.usefixtures("small_tensors")
 def test_going_on_is_bit_identical_to_never_having_stopped(name: str, backend: str) -> None:
     optimizer = trained(name, lr=0.01)
     saved = through_file(optimizer.state_dict())
-    resumed = build_optimizer(name, clones(held(optimizer)), lr=0.5, betas=(0.1, 0.2))
+    others = known_to(name, {"betas": (0.1, 0.2), "alpha": 0.1, "dampening": 0.5})
+    resumed = build_optimizer(name, clones(held(optimizer)), lr=0.5, **others)
     resumed.load_state_dict(saved)
     assert_same_training(resumed, optimizer)
     train(optimizer, range(3, 6))

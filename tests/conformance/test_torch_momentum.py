@@ -1,0 +1,48 @@
+"""The families without Adam's moments beside torch.optim's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from optfactory import build_optimizer
+from optfactory.errors import ConfigError
+from tests.conformance.harness import Deviation, apart, feed, pair
+
+SHAPES = [(1,), (257,), (33, 300), (16, 8, 3, 3)]
+STEPS = 60
+CASES: list[tuple[str, Any, dict[str, Any]]] = [
+    ("sgd", torch.optim.SGD, {"momentum": 0.9}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.25}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.8, "weight_decay": 0.1, "nesterov": True}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
+    ("sgd", torch.optim.SGD, {"momentum": 0.0, "weight_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "asked"), CASES)
+def test_trajectory_and_states_are_those_of_torch(
+    name: str, kind: Any, asked: dict[str, Any], backend: str, deviation: Deviation
+) -> None:
+    pairs = pair(SHAPES)
+    asked = {"lr": 1e-2, **asked}
+    ours, theirs = build_optimizer(name, pairs[0], **asked), kind(pairs[1], **asked)
+    for step in range(STEPS):
+        feed(step, *pairs)
+        ours.step()
+        theirs.step()
+    for p, q in zip(*pairs, strict=True):
+        deviation("p, relative", apart(p, q, float(q.detach().abs().max())), 1e-6)
+        for key, value in theirs.state[q].items():
+            if key != "step" and value is not None:
+                scale = float(value.abs().max())
+                deviation("state, relative", apart(ours.state[p][key], value, scale), 1e-6)
+
+
+def test_no_momentum_has_no_codes() -> None:
+    with pytest.raises(
+        ConfigError, match=r"optimizer.momentum: without momentum there is no state"
+    ):
+        build_optimizer("sgd8bit", [torch.zeros(3, requires_grad=True)], momentum=0.0)
