@@ -19,6 +19,10 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("sgd", torch.optim.SGD, {"momentum": 0.8, "weight_decay": 0.1, "nesterov": True}),
     ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
     ("sgd", torch.optim.SGD, {"momentum": 0.0, "weight_decay": 0.1}),
+    ("rmsprop", torch.optim.RMSprop, {}),
+    ("rmsprop", torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-4, "weight_decay": 0.1}),
+    ("rmsprop", torch.optim.RMSprop, {"momentum": 0.8, "maximize": True}),
+    ("rmsprop", torch.optim.RMSprop, {"centered": True, "eps": 1e-2, "momentum": 0.5}),
 ]
 
 

@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # What only families after the first have.
 LATER_VARIANTS: dict[str, dict[str, Any]] = {
     "momentum": {"momentum": 0.5, "dampening": 0.25, "weight_decay": 0.1},
+    "alpha": {"alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
+    "centered": {"centered": True, "optim_bits": 32},
     "nesterov": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
 }
 LAMB_VARIANTS: dict[str, dict[str, Any]] = {

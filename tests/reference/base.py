@@ -28,6 +28,8 @@ class Options:
     bias_correction: bool = True
     adam_w_mode: bool = False
     amsgrad: bool = False
+    alpha: float = 0.99
+    centered: bool = False
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False

@@ -60,6 +60,8 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "momentum": st.floats(0.01, 1, exclude_max=True),
     "dampening": finite,
     "nesterov": st.booleans(),
+    "alpha": beta,
+    "centered": st.booleans(),
     "optim_bits": st.sampled_from([8, 32]),
     "amsgrad": st.booleans(),
     "is_paged": st.booleans(),
@@ -120,6 +122,7 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("is_paged", None)
     if name.endswith("8bit") or values.get("optim_bits") == 8:
         values.pop("amsgrad", None)
+        values.pop("centered", None)
     if values.get("dampening"):
         values.pop("nesterov", None)
     if values.get("trust_ratio") != "clip":
