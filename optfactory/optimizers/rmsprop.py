@@ -42,13 +42,13 @@ class RMSpropConfig(OptimizerConfig):
 
     @classmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
-        name, states, scalars = "rmsprop", (_SQUARES,), _SCALARS
+        name, states, scalars = "rmsprop", [_SQUARES], [*_SCALARS]
         if group["centered"]:
-            name, states = f"{name}_centered", (*states, _MEAN)
+            name, states = f"{name}_centered", [*states, _MEAN]
         if group["momentum"] > 0:
-            name, states = f"{name}_momentum", (*states, _MOMENTUM)
-            scalars = (*scalars, "momentum")
-        return UpdateRule(name, states, scalars)
+            name, states = f"{name}_momentum", [*states, _MOMENTUM]
+            scalars.append("momentum")
+        return UpdateRule(name, tuple(states), tuple(scalars))
 
     @classmethod
     def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ MOMENTUM_STATE = StateSpec("momentum_buffer", signed=True)
 _SCALARS = ("coupled_decay", "added", "kept")
 
 SGD = UpdateRule("sgd", (MOMENTUM_STATE,), _SCALARS)
+SGD_PLAIN = UpdateRule("sgd_plain", (), ("coupled_decay",))
 SGD_NESTEROV = UpdateRule("sgd_nesterov", (MOMENTUM_STATE,), (*_SCALARS, "momentum"))
 
 
@@ -76,15 +77,19 @@ class SGDConfig(MomentumConfig):
 
     @classmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
+        if group["momentum"] == 0:
+            return SGD_PLAIN
         return SGD_NESTEROV if group["nesterov"] else SGD
 
     @classmethod
     def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
-        looks_ahead = {"momentum": group["momentum"]} if group["nesterov"] else {}
-        return {
+        scalars = {
             "decay": 1.0,
             "step_size": group["lr"],
             "coupled_decay": group["weight_decay"],
-            **momentum_scalars(group, step),
-            **looks_ahead,
         }
+        if group["momentum"] > 0:
+            scalars |= momentum_scalars(group, step)
+        if group["nesterov"]:
+            scalars["momentum"] = group["momentum"]
+        return scalars

@@ -153,8 +153,6 @@ def read_update_text(rule: UpdateRule) -> RuleText:
 
 def _check_names(rule: str, states: tuple[str, ...], scalars: tuple[str, ...]) -> None:
     """Refuse names that kernels, state dicts or the rule itself use for something else."""
-    if not states:
-        raise ConfigError(f"the rule '{rule}' has no states; kernels need at least one")
     taken = dict.fromkeys((*_RESERVED, *_VARIABLES), "means something in kernels")
     taken |= dict.fromkeys(SKELETON_SCALARS, "is a scalar that every rule has")
     taken |= dict.fromkeys(_STATE_KEYS, "is a key of every state dict")

@@ -165,7 +165,7 @@ class StateLayout:
         whole = not group["block_wise"]
         flat = group["compat"] == "bitsandbytes"
         grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)
-        reason = _why_32_bits(grid.rows * grid.cols, grid, group["min_8bit_size"])
+        reason = _why_32_bits(rule, grid, group["min_8bit_size"])
         quantized = group["optim_bits"] == 8 and not reason
         piece = None
         if sharding is not None:
@@ -318,7 +318,10 @@ def _state_tensors(
     return tensors
 
 
-def _why_32_bits(numel: int, grid: BlockGrid, min_8bit_size: int) -> str:
+def _why_32_bits(rule: UpdateRule, grid: BlockGrid, min_8bit_size: int) -> str:
+    numel = grid.rows * grid.cols
+    if not rule.states:
+        return f"the rule '{rule.name}' keeps no state"
     if numel < min_8bit_size:
         return f"{numel} elements, fewer than min_8bit_size ({min_8bit_size})"
     if grid.cols < MIN_8BIT_ROW:

@@ -77,7 +77,8 @@ class Bucket:
 
     def __post_init__(self) -> None:
         self.parameters = [slot.local for slot in self.slots]
-        self._entries = itemgetter(*self.slots[0].layout.tensors)
+        keys = list(self.slots[0].layout.tensors)
+        self._entries = itemgetter(*keys, *keys[: 2 - len(keys)])  # of one key it would be no tuple
         # The numbers of each group's parameters; a bucket keeps them together.
         self._groups: list[tuple[dict[str, Any], range]] = []
         begin = 0

@@ -45,6 +45,21 @@ def test_trajectory_and_states_are_those_of_torch(
                 deviation("state, relative", apart(ours.state[p][key], value, scale), 1e-6)
 
 
+def test_no_momentum_has_no_state_and_goes_on_after_a_resume(backend: str) -> None:
+    sides = pair(SHAPES)
+    optimizers = [build_optimizer("paged_sgd", p, lr=0.1, momentum=0.0) for p in sides]
+    feed(0, *sides)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert all(set(optimizers[0].state[p]) == {"step"} for p in sides[0])
+    assert optimizers[0].memory_report().state_bytes == 8 * len(SHAPES)
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    feed(1, *sides)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(*sides, strict=True))
+
+
 def test_no_momentum_has_no_codes() -> None:
     with pytest.raises(
         ConfigError, match=r"optimizer.momentum: without momentum there is no state"
