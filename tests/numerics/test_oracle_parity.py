@@ -34,13 +34,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "betas": {"betas": (0.0, 0.5), "eps": 1e-3},
     "small_8bit": {"min_8bit_size": 1, "betas": (0.95, 0.98)},
 }
-# What only families after the first have.
-LATER_VARIANTS: dict[str, dict[str, Any]] = {
-    "momentum": {"momentum": 0.5, "dampening": 0.25, "weight_decay": 0.1},
-    "alpha": {"alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
-    "centered": {"centered": True, "optim_bits": 32},
-    "nesterov": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
-}
 LAMB_VARIANTS: dict[str, dict[str, Any]] = {
     "clip": {"trust_ratio": "clip"},
     "clip_hard": {"trust_ratio": "clip", "max_unorm": 0.02, "weight_decay": 0.1},
@@ -79,7 +72,7 @@ def test_defaults_follow_the_reference(name: str, dtype: str, backend: str) -> N
 def _variants_of(family: str) -> dict[str, dict[str, Any]]:
     """What a family has of each variant, without those of which nothing is left or that are one."""
     table = VARIANTS | (LAMB_VARIANTS if acts_on(family, "trust_ratio") else {})
-    table |= {} if family in FIRST else LATER_VARIANTS
+    table |= reference_of(family).facts.variants
     found: dict[str, dict[str, Any]] = {}
     for variant, asked in table.items():
         known = known_to(family, asked)

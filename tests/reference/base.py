@@ -18,21 +18,19 @@ Values = ArrayLike | Tracked
 
 @dataclass(frozen=True)
 class Options:
-    """Hyperparameters of one step, by the names that the configuration gives them."""
+    """Hyperparameters of one step, by the names that the configuration gives them.
+
+    A family with others has a subclass.
+    """
 
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     maximize: bool = False
     bias_correction: bool = True
     adam_w_mode: bool = False
     amsgrad: bool = False
-    alpha: float = 0.99
-    centered: bool = False
-    momentum: float = 0.0
-    dampening: float = 0.0
-    nesterov: bool = False
     trust_ratio: str = "lamb"
     max_unorm: float | None = None
     trust_ratio_bounds: tuple[float, float] | None = None

@@ -26,6 +26,8 @@ from optfactory import build_optimizer, get_optimizer_info, resolve
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import acts_on, known_to
+from tests.reference import reference_of
+from tests.reference.facts import Facts
 from tests.unit.harness import BLOCK_SIZES, NAMES, NUMBERS, refusal
 
 
@@ -57,11 +59,6 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "betas": betas,
     "bias_correction": st.booleans(),
     "adam_w_mode": st.booleans(),
-    "momentum": st.floats(0.01, 1, exclude_max=True),
-    "dampening": finite,
-    "nesterov": st.booleans(),
-    "alpha": beta,
-    "centered": st.booleans(),
     "optim_bits": st.sampled_from([8, 32]),
     "amsgrad": st.booleans(),
     "is_paged": st.booleans(),
@@ -94,11 +91,23 @@ garbage = (
 names = st.sampled_from(NAMES)
 
 
-def configs(values: Callable[[str], st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+def facts_of(name: str) -> Facts:
+    return reference_of(get_optimizer_info(name).family).facts
+
+
+def accepted(name: str, key: str) -> st.SearchStrategy[Any]:
+    """What a field takes; of fields that not all families have, some of it."""
+    flips = facts_of(name).flips
+    return st.sampled_from([flip.value for flip in flips[key]]) if key in flips else ACCEPTED[key]
+
+
+def configs(
+    values: Callable[[str, str], st.SearchStrategy[Any]],
+) -> st.SearchStrategy[dict[str, Any]]:
     """Mappings with a name and any of its fields."""
     return names.flatmap(
         lambda name: st.fixed_dictionaries(
-            {"name": st.just(name)}, optional={key: values(key) for key in fields_of(name)}
+            {"name": st.just(name)}, optional={key: values(name, key) for key in fields_of(name)}
         )
     )
 
@@ -122,9 +131,6 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("is_paged", None)
     if name.endswith("8bit") or values.get("optim_bits") == 8:
         values.pop("amsgrad", None)
-        values.pop("centered", None)
-    if values.get("dampening"):
-        values.pop("nesterov", None)
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
     if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
@@ -141,6 +147,17 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("capturable", None)
     else:
         values.pop("page_memory", None)
+    return without_refused(values)
+
+
+def without_refused(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop what a family's facts say is refused beside its other values."""
+    defaults = get_optimizer_info(values["name"]).defaults
+    for key, flips in facts_of(values["name"]).refused.items():
+        stated = {**defaults, **values}
+        for flip in flips:
+            if stated[key] == flip.value and flip.base.items() <= stated.items():
+                values.pop(key, None)
     return values
 
 
@@ -150,7 +167,7 @@ def for_cpus(config: Any) -> Any:
     return config.model_copy(update=others)
 
 
-@given(configs(lambda key: ACCEPTED[key]).map(without_contradictions))
+@given(configs(accepted).map(without_contradictions))
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 def test_what_is_allowed_is_accepted_runs_and_survives_a_round_trip(values: dict[str, Any]) -> None:
     config = resolve(values)
@@ -168,7 +185,7 @@ def test_what_is_allowed_is_accepted_runs_and_survives_a_round_trip(values: dict
         step_of(for_cpus(config))
 
 
-@given(configs(lambda key: ACCEPTED[key] | garbage))
+@given(configs(lambda name, key: accepted(name, key) | garbage))
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 def test_any_config_is_either_runnable_or_refused_with_path_and_value(
     values: dict[str, Any],

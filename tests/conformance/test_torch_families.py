@@ -1,7 +1,8 @@
-"""The families without Adam's moments beside torch.optim's."""
+"""The families that torch.optim has, beside its own; Adam and AdamW are in test_torch.py."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,35 +11,32 @@ import torch
 from optfactory import build_optimizer
 from optfactory.errors import ConfigError
 from tests.conformance.harness import Deviation, apart, feed, pair
+from tests.reference import REFERENCES
 
 SHAPES = [(1,), (257,), (33, 300), (16, 8, 3, 3)]
 STEPS = 60
-CASES: list[tuple[str, Any, dict[str, Any]]] = [
-    ("sgd", torch.optim.SGD, {"momentum": 0.9}),
-    ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.25}),
-    ("sgd", torch.optim.SGD, {"momentum": 0.8, "weight_decay": 0.1, "nesterov": True}),
-    ("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
-    ("sgd", torch.optim.SGD, {"momentum": 0.0, "weight_decay": 0.1}),
-    ("rmsprop", torch.optim.RMSprop, {}),
-    ("rmsprop", torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-4, "weight_decay": 0.1}),
-    ("rmsprop", torch.optim.RMSprop, {"momentum": 0.8, "maximize": True}),
-    ("rmsprop", torch.optim.RMSprop, {"centered": True, "eps": 1e-2, "momentum": 0.5}),
+CASES = [
+    pytest.param(family, reference.facts.torch_peer, asked, id=f"{family}-{number}")
+    for family, reference in REFERENCES.items()
+    for number, asked in enumerate(reference.facts.torch_cases)
 ]
 
 
-@pytest.mark.parametrize(("name", "kind", "asked"), CASES)
+@pytest.mark.parametrize(("name", "peer", "asked"), CASES)
 def test_trajectory_and_states_are_those_of_torch(
-    name: str, kind: Any, asked: dict[str, Any], backend: str, deviation: Deviation
+    name: str, peer: str, asked: Mapping[str, Any], backend: str, deviation: Deviation
 ) -> None:
     pairs = pair(SHAPES)
     asked = {"lr": 1e-2, **asked}
-    ours, theirs = build_optimizer(name, pairs[0], **asked), kind(pairs[1], **asked)
+    ours = build_optimizer(name, pairs[0], **asked)
+    theirs = getattr(torch.optim, peer)(pairs[1], **asked)
     for step in range(STEPS):
         feed(step, *pairs)
         ours.step()
         theirs.step()
+    size = max(float(q.detach().abs().max()) for q in pairs[1])
     for p, q in zip(*pairs, strict=True):
-        deviation("p, relative", apart(p, q, float(q.detach().abs().max())), 1e-6)
+        deviation("p, relative", apart(p, q, size), 1e-6)
         for key, value in theirs.state[q].items():
             if key != "step" and value is not None:
                 scale = float(value.abs().max())
