@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
@@ -84,7 +84,9 @@ _LANGUAGE = f"there are + - * / and {', '.join(_SIGNATURES)}"
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One per-element state: its PyTorch name, and whether its values can be negative.
+    """One per-element state: its PyTorch name, whether its values can be negative, its beginning.
+
+    `fill` is its value before the first step, not negative. Kernels do not depend on it.
 
     >>> StateSpec("exp_avg_sq", signed=False).name
     'exp_avg_sq'
@@ -92,6 +94,7 @@ class StateSpec:
 
     name: str
     signed: bool
+    fill: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
     where: str = placement.RESIDENT
-    fill: int = 0
+    fill: float = field(default=0, compare=False)
     on_device: bool = True
     sharding: Sharding | None = None
 
@@ -219,7 +219,7 @@ class StateLayout:
         return self.grid if self.piece is None else self.piece.grid
 
     def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
-        """Fresh state: step 0 and all states zero."""
+        """Fresh state: step 0, and what states begin with."""
         return {key: spec.allocate(device, page_dir) for key, spec in self.tensors.items()}
 
     def check(self, name: str, state: Mapping[str, Tensor], device: torch.device) -> None:
@@ -304,16 +304,17 @@ def _state_tensors(
     tensors = {}
     for state in rule.states:
         if quantized:
-            zero = map_for(state.signed, options.map_kind).zero_code
+            qmap = map_for(state.signed, options.map_kind)
+            code = qmap.one_code if state.fill else qmap.zero_code
             tensors[codes_key(state)] = TensorSpec(
-                torch.uint8, extents.elements, where, zero, sharding=extents.elements_of
+                torch.uint8, extents.elements, where, code, sharding=extents.elements_of
             )
             tensors[absmax_key(state)] = TensorSpec(
-                torch.float32, extents.scales, sharding=extents.scales_of
+                torch.float32, extents.scales, fill=state.fill, sharding=extents.scales_of
             )
         else:
             tensors[state.name] = TensorSpec(
-                torch.float32, extents.elements, where, sharding=extents.elements_of
+                torch.float32, extents.elements, where, state.fill, sharding=extents.elements_of
             )
     return tensors
 

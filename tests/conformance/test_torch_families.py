@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from optfactory import build_optimizer
 from optfactory.errors import ConfigError
@@ -34,13 +35,18 @@ def test_trajectory_and_states_are_those_of_torch(
         feed(step, *pairs)
         ours.step()
         theirs.step()
-    size = max(float(q.detach().abs().max()) for q in pairs[1])
+    size = _greatest(pairs[1])
     for p, q in zip(*pairs, strict=True):
         deviation("p, relative", apart(p, q, size), 1e-6)
-        for key, value in theirs.state[q].items():
-            if key != "step" and value is not None:
-                scale = float(value.abs().max())
-                deviation("state, relative", apart(ours.state[p][key], value, scale), 1e-6)
+    for key in ours.state[pairs[0][0]].keys() - {"step"}:
+        states = [theirs.state[q][key] for q in pairs[1]]
+        size = _greatest(states)
+        for p, state in zip(pairs[0], states, strict=True):
+            deviation(f"{key}, relative", apart(ours.state[p][key], state, size), 1e-6)
+
+
+def _greatest(tensors: list[Tensor]) -> float:
+    return max(float(x.detach().abs().max()) for x in tensors)
 
 
 def test_no_momentum_has_no_state_and_goes_on_after_a_resume(backend: str) -> None:
