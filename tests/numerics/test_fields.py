@@ -103,7 +103,7 @@ FLIPS: dict[str, list[Flip]] = {
     ],
     "compat": [
         flip("bitsandbytes", optim_bits=8),
-        _half("bitsandbytes", adam_w_mode=True, **DECAYING),
+        _half("bitsandbytes", adam_w_mode=True, decoupled_weight_decay=True, **DECAYING),
     ],
 }
 # What a family must say beside a field's flips.
@@ -168,14 +168,14 @@ def _observe(
     flip: Flip | None = None,
     group: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything a user can see of two steps: parameters, states and where they live."""
+    """Everything a user can see of some steps: parameters, states and where they live."""
     dtype = getattr(torch, flip.dtype if flip else "float32")
     paged = config.get("is_paged") or "is_paged" in (group or {})
     shapes = [*SHAPES, LARGE] if paged or config["name"].startswith("paged") else SHAPES
     params = [torch.linspace(-0.1, 0.2, torch.Size(s).numel()).view(s).clone() for s in shapes]
     params = [p.to(dtype).requires_grad_() for p in params]
     optimizer = build_optimizer(config, [{"params": params, **(group or {})}])
-    for step in range(2):
+    for step in range(flip.steps if flip else 2):
         for i, p in enumerate(params):
             p.grad = 0.1 * gradient(tuple(p.shape), p.dtype, 10 * step + i)
         if flip and flip.spoiled and step == 1:

@@ -26,8 +26,11 @@ DEFAULTS = AdagradOptions()
 STATES = {"sum": False}
 FACTS = Facts(
     flips={
+        "compat": [flip("bitsandbytes", optim_bits=8)],  # no decay stands apart
         "lr_decay": [flip(0.5), flip(0.5, optim_bits=8)],
         "initial_accumulator_value": [flip(0.1), flip(0.1, optim_bits=8)],
+        # A gradient of 0 adds nothing to a sum.
+        "skip_zeros": [flip(True, weight_decay=0.1), flip(True, weight_decay=0.1, optim_bits=8)],
     },
     refused={
         "lr_decay": [flip(0.5, compat="bitsandbytes")],

@@ -17,13 +17,15 @@ ADAMS_LONGEST_STEP = (1 - 0.9) / (1 - 0.999) ** 0.5
 class Flip:
     """One change of a field, in a context `base` in which it must show.
 
-    Some show only with parameters of 16 bits, or with a gradient that is not finite.
+    Some show only with parameters of 16 bits, with a gradient that is not finite, or after more
+    steps than two.
     """
 
     value: Any
     base: Mapping[str, Any]
     dtype: str = "float32"
     spoiled: bool = False
+    steps: int = 2
 
 
 def flip(value: Any, **base: Any) -> Flip:

@@ -26,6 +26,7 @@ DEFAULTS = RMSpropOptions()
 STATES = {"square_avg": False}
 FACTS = Facts(
     flips={
+        "compat": [flip("bitsandbytes", optim_bits=8)],  # no decay stands apart
         "alpha": [flip(0.9), flip(0.0), flip(0.9, optim_bits=8)],
         "momentum": [flip(0.5), flip(0.5, optim_bits=8)],
         "centered": [flip(True), flip(True, momentum=0.5)],

@@ -25,6 +25,7 @@ DEFAULTS = SGDOptions()
 STATES = {"momentum_buffer": True}
 FACTS = Facts(
     flips={
+        "compat": [flip("bitsandbytes", optim_bits=8)],  # no decay stands apart
         "momentum": [flip(0.5), flip(0.5, optim_bits=8), flip(0.0)],
         "dampening": [flip(0.5), flip(0.5, optim_bits=8)],
         "nesterov": [flip(True), flip(True, optim_bits=8)],

@@ -96,9 +96,11 @@ def facts_of(name: str) -> Facts:
 
 
 def accepted(name: str, key: str) -> st.SearchStrategy[Any]:
-    """What a field takes; of fields that not all families have, some of it."""
-    flips = facts_of(name).flips
-    return st.sampled_from([flip.value for flip in flips[key]]) if key in flips else ACCEPTED[key]
+    """What a field takes; of fields that not all families have, and of three betas, some of it."""
+    flips = facts_of(name).flips.get(key, ())
+    if flips and (key not in ACCEPTED or key == "betas"):
+        return st.sampled_from([flip.value for flip in flips])
+    return ACCEPTED[key]
 
 
 def configs(
