@@ -1,14 +1,14 @@
-"""Add an optimizer from outside: AdaBelief (Zhuang et al. 2020, arXiv:2010.07468).
+"""Add an optimizer from outside: Yogi (Zaheer et al. 2018, NeurIPS, Alg. 2).
 
     python examples/custom_optimizer.py
 
-The schema and the rule text below are all there is. The names `adabelief`, `adabelief8bit`,
-`paged_adabelief8bit` and so on then work wherever a name does, on every backend: one native call
+The schema and the rule text below are all there is. The names `yogi`, `yogi8bit`,
+`paged_yogi8bit` and so on then work wherever a name does, on every backend: one native call
 for all tensors, 8-bit and paged state, checkpoints. A package of your own registers its class for
 good with an entry point:
 
     [project.entry-points."optfactory.optimizers"]
-    adabelief = "my_package.adabelief:AdaBeliefConfig"
+    yogi = "my_package.yogi:YogiConfig"
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from optfactory.extend import (
 
 # Reads the parameter p, the gradient g, the states and the scalars; assigns the states and the
 # direction u. The step is p = p * decay - step_size * u.
-ADABELIEF = UpdateRule(
-    "adabelief",
-    states=(StateSpec("exp_avg", signed=True), StateSpec("exp_avg_var", signed=False)),
-    scalars=("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "eps", "eps_hat"),
+YOGI = UpdateRule(
+    "yogi",
+    states=(StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False)),
+    scalars=("beta1", "one_minus_beta1", "one_minus_beta2", "eps_hat"),
     text="""
     exp_avg = fma(one_minus_beta1, g, beta1 * exp_avg);
-    surprise = g - exp_avg;
-    exp_avg_var = fma(one_minus_beta2 * surprise, surprise, beta2 * exp_avg_var) + eps;
-    u = exp_avg / (sqrt(exp_avg_var) + eps_hat);
+    square = g * g;
+    exp_avg_sq = fma(-one_minus_beta2 * sign(exp_avg_sq - square), square, exp_avg_sq);
+    u = exp_avg / (sqrt(max(exp_avg_sq, 0)) + eps_hat);
     """,
 )
 
 
 @register
-class AdaBeliefConfig(OptimizerConfig):
-    """AdaBelief; steps are large where gradients are as expected."""
+class YogiConfig(OptimizerConfig):
+    """Yogi; the second moment changes by no more than a share of the gradient's square."""
 
-    family: ClassVar[str] = "adabelief"
+    family: ClassVar[str] = "yogi"
 
     betas: Betas = (0.9, 0.999)
-    eps: Number = 1e-16
+    eps: Number = 1e-3
     bias_correction: bool = True
 
     @classmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
-        return ADABELIEF
+        return YOGI
 
     @classmethod
     def scalars(cls, group: Mapping[str, Any], step: Any) -> dict[str, Any]:
@@ -67,9 +67,7 @@ class AdaBeliefConfig(OptimizerConfig):
             "step_size": group["lr"] * c2 / c1,
             "beta1": beta1,
             "one_minus_beta1": 1.0 - beta1,
-            "beta2": beta2,
             "one_minus_beta2": 1.0 - beta2,
-            "eps": group["eps"],
             "eps_hat": group["eps"] * c2,
         }
 
@@ -91,5 +89,5 @@ def train(name: str) -> float:
 
 
 if __name__ == "__main__":
-    for name in ("adamw", "adabelief", "adabelief8bit", "paged_adabelief8bit"):
+    for name in ("adamw", "yogi", "yogi8bit", "paged_yogi8bit"):
         train(name)

@@ -181,7 +181,7 @@ class Optimizer2State(Optimizer):
         """Train another tensor in a parameter's place, which takes over its state row by row.
 
         Rows that both have keep their state, 8-bit codes and scales as they are; further ones
-        start from zero. What other tools keep beside the state stays where the shape does.
+        start afresh. What other tools keep beside the state stays where the shape does.
 
         >>> import torch
         >>> from optfactory import build_optimizer

@@ -6,12 +6,15 @@ only some families have (amsgrad, a second moment) is asked for by its field or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import product
+from typing import Any, Literal, get_args, get_origin
 
 from optfactory import get_optimizer_info, list_optimizers, resolve
 from optfactory.config.schema import OptimizerConfig
-from optfactory.rules.language import StateSpec
+from optfactory.errors import ConfigError
+from optfactory.rules.language import StateSpec, UpdateRule
 
 NAMES = list_optimizers()
 FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
@@ -54,8 +57,43 @@ def has(name: str, field: str) -> bool:
 
 def states_of(config: str | OptimizerConfig, **asked: Any) -> tuple[StateSpec, ...]:
     """The states that an optimizer keeps with these options."""
+    return rule_of(config, **asked).states
+
+
+def rule_of(config: str | OptimizerConfig, **asked: Any) -> UpdateRule:
+    """The update rule that an optimizer has with these options."""
     resolved = resolve(config, **asked)
-    return resolved.rule(resolved.model_dump()).states
+    return resolved.rule(resolved.model_dump())
+
+
+def few_values(name: str, field: str) -> tuple[Any, ...]:
+    """The values of a field with a handful of them; of a number: none, and some."""
+    annotation = get_optimizer_info(name).config_class.model_fields[field].annotation
+    if annotation in (bool, float):
+        return (False, True) if annotation is bool else (0.0, 0.5)
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def selections(name: str) -> list[dict[str, Any]]:
+    """All that fields may say by which a rule is chosen, as amsgrad is; not what is refused."""
+    fields = get_optimizer_info(name).config_class.model_fields
+    deciding = [
+        field
+        for field in fields
+        if len({rule_of(name, **asked) for asked in _allowed(name, (field,))}) > 1
+    ]
+    return _allowed(name, deciding)
+
+
+def _allowed(name: str, fields: Iterable[str]) -> list[dict[str, Any]]:
+    """The combinations of a few values of these fields that are no error."""
+    found = []
+    for values in product(*(few_values(name, field) for field in fields)):
+        asked = dict(zip(fields, values, strict=True))
+        with suppress(ConfigError):
+            resolve(name, **asked)
+            found.append(asked)
+    return found
 
 
 def has_adams_moments(name: str) -> bool:
@@ -65,8 +103,7 @@ def has_adams_moments(name: str) -> bool:
 
 def has_ratio(name: str) -> bool:
     """Whether an optimizer scales the steps of a tensor by a trust ratio."""
-    resolved = resolve(name)
-    return resolved.rule(resolved.model_dump()).trust_ratio is not None
+    return rule_of(name).trust_ratio is not None
 
 
 assert set(FIRST) <= set(FAMILIES)

@@ -2,7 +2,7 @@
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
 // STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
-// element.cuh, the struct Scalars, kSigned[STATES], the rule texts as update_rule() and
+// element.cuh, the struct Scalars, kSigned[SLOTS], the rule texts as update_rule() and
 // trust_ratio(), and then element.cuh, codec.h, tables.h and blocks.h.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed

@@ -12,7 +12,7 @@ using Stored = uint8_t;
 struct Shared {
   SignedMap signed_map;
   UnsignedMap unsigned_map;
-  uint32_t team_max[2][STATES][kWarps];
+  uint32_t team_max[2][SLOTS][kWarps];
 };
 
 OPT_FN void load_maps(Shared& shared, const MapPointers& maps) {

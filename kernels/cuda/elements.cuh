@@ -5,8 +5,8 @@ struct Elements {
   Pack<PARAM> p;
   Pack<PARAM> loss;
   Pack<GRAD> g;
-  Pack<Stored> states[STATES];
-  float scales[STATES];  // of 8-bit states, by which they are decoded
+  Pack<Stored> states[SLOTS];
+  float scales[SLOTS];  // of 8-bit states, by which they are decoded
 };
 
 // All reads come before the first use, so that they wait for memory together. Elements that the
@@ -70,7 +70,7 @@ OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const
 struct Values {
   float p[kVector];
   float g[kVector];
-  float states[STATES][kVector];
+  float states[SLOTS][kVector];
 };
 
 // Divides gradients by the GradScaler's factor.
@@ -141,7 +141,7 @@ OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int
 #endif
   }
 #else
-  uint32_t scales[STATES];
+  uint32_t scales[SLOTS];
 #pragma unroll
   for (int j = 0; j < STATES; ++j) scales[j] = scale_of(shared, at, j, x.states[j]);
   max_over_team(shared, turn, scales);

@@ -26,8 +26,8 @@ struct Tensor {
 };
 
 struct StatePointers {  // a tensor's state, or the part of it that is in device memory now
-  Stored* state[STATES];
-  float* absmax[STATES];
+  Stored* state[SLOTS];
+  float* absmax[SLOTS];
 };
 
 struct Chunk {

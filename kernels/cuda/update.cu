@@ -1,10 +1,10 @@
 // The CUDA kernels: one launch per bucket and pass, whatever the number of tensors.
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
-// STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
-// element.cuh, the struct Scalars, kSigned[STATES], and the rule texts as update_rule() and
-// trust_ratio(); then scaling.cuh, element.cuh, memory.cuh, maps.cuh, codec.cuh, tables.cuh and
-// elements.cuh.
+// STATES (number of states), SLOTS (at least one, as CUDA has no empty arrays), BLOCK (elements of
+// a block), QUANTIZED, TRUST_RATIO and those of element.cuh, the struct Scalars, kSigned[SLOTS],
+// and the rule texts as update_rule() and trust_ratio(); then scaling.cuh, element.cuh, memory.cuh,
+// maps.cuh, codec.cuh, tables.cuh and elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
 // thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring
@@ -30,7 +30,7 @@ OPT_FN bool is_skipped(const Bucket& bucket) {
 // The rule on element i of a thread: new states, and the direction u.
 template <bool kStore>
 OPT_FN float apply_rule(const Work& work, Values& x, int i, bool stay) {
-  float states[STATES];
+  float states[SLOTS];
 #pragma unroll
   for (int j = 0; j < STATES; ++j) states[j] = x.states[j][i];
   const float g = rule_gradient(x.g[i], work.factor);
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
   int turn = 0;
   for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
     double p_sum = 0.0, u_sum = 0.0;
-    uint32_t scales[STATES] = {};
+    uint32_t scales[SLOTS] = {};
     for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
       Elements elements;
       Values x;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
       }
 #endif
 #if CUTS_BLOCKS
-      uint32_t own[STATES];
+      uint32_t own[SLOTS];
 #pragma unroll
       for (int j = 0; j < STATES; ++j) own[j] = scale_of(shared, at, j, x.states[j]);
       max_over_team(shared, turn++, own);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket buc
     }
 #endif
 #if TENSOR_WISE
-    uint32_t scales[STATES] = {};
+    uint32_t scales[SLOTS] = {};
     for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS) {
       for (int j = 0; j < STATES; ++j) {
         const uint32_t other = bucket.partial_scales[STATES * (tensor.first_chunk + c) + j];

@@ -22,7 +22,8 @@ def carried_over(slot: Slot, new: Tensor, family: type[OptimizerConfig]) -> dict
     """A parameter's state as that of a tensor with other rows; empty if there is none yet.
 
     Rows that both have keep their state, 8-bit codes and scales bit for bit where both are 8-bit;
-    further rows start from zero. What other tools keep there stays where the shape does.
+    further rows start as fresh state does. What other tools keep there stays where the shape
+    does.
 
     Raises:
         ConfigError: the tensors differ in more than their first dimension.
@@ -44,13 +45,21 @@ def carried_over(slot: Slot, new: Tensor, family: type[OptimizerConfig]) -> dict
 def _fill(
     old: StateLayout, state: Mapping[str, Tensor], new: StateLayout, fresh: Mapping[str, Tensor]
 ) -> None:
-    if old.quantized == new.quantized and old.options.symmetric_map == new.options.symmetric_map:
+    fills = {state.name: state.fill for state in new.rule.states}
+    # Further rows may share a scale with old ones, and then only 0 is there as a code.
+    codes_follow = old.options.symmetric_map == new.options.symmetric_map and not any(
+        fills.values()
+    )
+    if old.quantized == new.quantized and (codes_follow or not new.quantized):
         for key in fresh.keys() & state.keys():
             _copy_rows(state[key], fresh[key])
         return
-    # One is too small for 8 bits.
+    # One is too small for 8 bits, or codes have no meaning in the other.
     record = live_record(old, state)
-    states = {name: _resized(decode(stored), new.shape) for name, stored in record.states.items()}
+    states = {
+        name: _resized(decode(stored), new.shape, fills[name])
+        for name, stored in record.states.items()
+    }
     extras = {key: state[key] for key in (HISTORY_KEY,) if key in state}
     if LOSS_KEY in state:
         extras[LOSS_KEY] = _resized(state[LOSS_KEY], new.shape)
@@ -63,7 +72,7 @@ def _copy_rows(source: Tensor, target: Tensor) -> None:
     target.view(-1)[:common].copy_(source.reshape(-1)[:common])
 
 
-def _resized(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    resized = torch.zeros(math.prod(shape), dtype=values.dtype, device=values.device)
+def _resized(values: Tensor, shape: tuple[int, ...], fill: float = 0.0) -> Tensor:
+    resized = torch.full((math.prod(shape),), fill, dtype=values.dtype, device=values.device)
     _copy_rows(values, resized)
     return resized.view(shape)

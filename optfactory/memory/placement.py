@@ -56,7 +56,7 @@ def allocate(
     device: torch.device,
     where: str,
     page_dir: str | None,
-    fill: int = 0,
+    fill: float = 0,
 ) -> Tensor:
     """A contiguous tensor filled with one value, placed as `where` says.
 

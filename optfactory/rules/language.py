@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import keyword
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
@@ -84,7 +84,9 @@ _LANGUAGE = f"there are + - * / and {', '.join(_SIGNATURES)}"
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One per-element state: its PyTorch name, and whether its values can be negative.
+    """One per-element state: its PyTorch name, whether its values can be negative, its beginning.
+
+    `fill` is its value before the first step, not negative. Kernels do not depend on it.
 
     >>> StateSpec("exp_avg_sq", signed=False).name
     'exp_avg_sq'
@@ -92,6 +94,7 @@ class StateSpec:
 
     name: str
     signed: bool
+    fill: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,6 @@ def read_update_text(rule: UpdateRule) -> RuleText:
 
 def _check_names(rule: str, states: tuple[str, ...], scalars: tuple[str, ...]) -> None:
     """Refuse names that kernels, state dicts or the rule itself use for something else."""
-    if not states:
-        raise ConfigError(f"the rule '{rule}' has no states; kernels need at least one")
     taken = dict.fromkeys((*_RESERVED, *_VARIABLES), "means something in kernels")
     taken |= dict.fromkeys(SKELETON_SCALARS, "is a scalar that every rule has")
     taken |= dict.fromkeys(_STATE_KEYS, "is a key of every state dict")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
     where: str = placement.RESIDENT
-    fill: int = 0
+    fill: float = field(default=0, compare=False)
     on_device: bool = True
     sharding: Sharding | None = None
 
@@ -165,7 +165,7 @@ class StateLayout:
         whole = not group["block_wise"]
         flat = group["compat"] == "bitsandbytes"
         grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)
-        reason = _why_32_bits(grid.rows * grid.cols, grid, group["min_8bit_size"])
+        reason = _why_32_bits(rule, grid, group["min_8bit_size"])
         quantized = group["optim_bits"] == 8 and not reason
         piece = None
         if sharding is not None:
@@ -219,7 +219,7 @@ class StateLayout:
         return self.grid if self.piece is None else self.piece.grid
 
     def allocate(self, device: torch.device, page_dir: str | None) -> dict[str, Tensor]:
-        """Fresh state: step 0 and all states zero."""
+        """Fresh state: step 0, and what states begin with."""
         return {key: spec.allocate(device, page_dir) for key, spec in self.tensors.items()}
 
     def check(self, name: str, state: Mapping[str, Tensor], device: torch.device) -> None:
@@ -304,21 +304,25 @@ def _state_tensors(
     tensors = {}
     for state in rule.states:
         if quantized:
-            zero = map_for(state.signed, options.map_kind).zero_code
+            qmap = map_for(state.signed, options.map_kind)
+            code = qmap.one_code if state.fill else qmap.zero_code
             tensors[codes_key(state)] = TensorSpec(
-                torch.uint8, extents.elements, where, zero, sharding=extents.elements_of
+                torch.uint8, extents.elements, where, code, sharding=extents.elements_of
             )
             tensors[absmax_key(state)] = TensorSpec(
-                torch.float32, extents.scales, sharding=extents.scales_of
+                torch.float32, extents.scales, fill=state.fill, sharding=extents.scales_of
             )
         else:
             tensors[state.name] = TensorSpec(
-                torch.float32, extents.elements, where, sharding=extents.elements_of
+                torch.float32, extents.elements, where, state.fill, sharding=extents.elements_of
             )
     return tensors
 
 
-def _why_32_bits(numel: int, grid: BlockGrid, min_8bit_size: int) -> str:
+def _why_32_bits(rule: UpdateRule, grid: BlockGrid, min_8bit_size: int) -> str:
+    numel = grid.rows * grid.cols
+    if not rule.states:
+        return f"the rule '{rule.name}' keeps no state"
     if numel < min_8bit_size:
         return f"{numel} elements, fewer than min_8bit_size ({min_8bit_size})"
     if grid.cols < MIN_8BIT_ROW:

@@ -67,6 +67,11 @@ class QuantizationMap:
         """The code of 0."""
         return self.values.index(0.0)
 
+    @property
+    def one_code(self) -> int:
+        """The code of 1, which decodes to the scale."""
+        return self.values.index(1.0)
+
     @cached_property
     def firsts(self) -> tuple[float, ...]:
         """The least float32 number of each code from 1 on, in ascending order."""

@@ -84,7 +84,9 @@ class Bucket:
     tables: Any = None
 
     def __post_init__(self) -> None:
-        self._entries = itemgetter(*self.slots[0].layout.tensors)
+        keys = list(self.slots[0].layout.tensors)
+        # Of a single key it would be no tuple.
+        self._entries = itemgetter(*(keys if len(keys) > 1 else keys * 2))
         # The numbers of each group's parameters; a bucket keeps them together.
         self._groups: list[tuple[dict[str, Any], range]] = []
         begin = 0

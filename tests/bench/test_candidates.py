@@ -43,7 +43,7 @@ def test_an_unknown_name_is_the_registrys_error(words):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("sgd*", r"no optimizer matches 'sgd\*'"),
+        ("nosuch*", r"no optimizer matches 'nosuch\*'"),
         ("adam:pinned", "page_memory needs is_paged"),
         ("paged_adam:floppy", "page_memory"),
     ],

@@ -14,6 +14,7 @@ from optfactory import build_optimizer, get_optimizer_info, list_optimizers
 from tests.conformance.harness import Deviation
 from tests.families import states_of
 from tests.numerics.harness import bits
+from tests.reference import reference_of
 
 EIGHT_BITS = [name for name in list_optimizers() if get_optimizer_info(name).optim_bits == 8]
 PAGED = [name for name in EIGHT_BITS if get_optimizer_info(name).is_paged]
@@ -21,9 +22,6 @@ UNPAGED = [name for name in EIGHT_BITS if name not in PAGED]
 
 STEPS, BATCH, LAST = 2000, 64, 200
 TOKENS, WIDTH, HIDDEN = 64, 64, 128
-
-# Peak learning rates, three times the default where none is given: LAMB's are shares of a norm.
-LR = {"adam": 3e-3, "adamw": 3e-3, "lamb": 1e-2}
 
 
 @cache
@@ -63,7 +61,8 @@ def _trained(name: str, steps: int = STEPS) -> tuple[Tensor, list[Tensor]]:
     torch.set_num_threads(1)
     batches, _ = _language()
     info = get_optimizer_info(name)
-    params, rate = _model(), LR.get(info.family, 3 * info.defaults["lr"])
+    peak = reference_of(info.family).facts.peak_lr
+    params, rate = _model(), 3 * info.defaults["lr"] if peak is None else peak
     optimizer = build_optimizer(name, params, lr=rate)
     losses = torch.zeros(steps)
     for step in range(steps):
@@ -85,7 +84,14 @@ def _final_loss(name: str) -> float:
     return float(losses[-LAST:].mean())
 
 
-@pytest.mark.parametrize("name", UNPAGED)
+def _expected(name: str) -> Any:
+    """The name; where a state is known to stall, as one that fails until it does not."""
+    stalls = reference_of(get_optimizer_info(name).family).facts.stalls
+    reason = f"{stalls} stalls under nearest rounding of codes"
+    return pytest.param(name, marks=[pytest.mark.xfail(reason=reason, strict=True)] * bool(stalls))
+
+
+@pytest.mark.parametrize("name", [_expected(name) for name in UNPAGED])
 def test_2000_steps_end_at_the_loss_of_32_bits(name: str, deviation: Deviation) -> None:
     """Within 1 % of it, and within 2 % in what can be learned: the loss above the least one."""
     ours, wide = _final_loss(name), _final_loss(name.replace("8bit", "32bit"))
@@ -118,7 +124,6 @@ GIANTS = {
     1e-4: (9.9, 6e3),
     1e-5: (8.7, 7e2),
 }
-FLOOR_LIMIT = (1 - 0.9) / (1 - 0.999) ** 0.5  # the longest step that 32-bit Adam can take
 
 ADAM_STEPS: dict[str, dict[str, Any]] = {"lamb": {"trust_ratio": "clip", "max_unorm": 0.0}}
 
@@ -145,7 +150,8 @@ def _steps(name: str, r: float, pauses: bool, **asked: Any) -> tuple[float, floa
 def test_no_step_is_longer_than_at_32_bits(name: str, r: float, deviation: Deviation) -> None:
     for pauses in (False, True):
         _, longest = _steps(name, r, pauses)
-        deviation("longest step, in learning rates", longest, FLOOR_LIMIT)
+        limit = reference_of(get_optimizer_info(name).family).facts.longest_step
+        deviation("longest step, in learning rates", longest, limit)
 
 
 @pytest.mark.parametrize("asked", [{"second_moment_floor": False}, {"compat": "bitsandbytes"}])

@@ -61,11 +61,12 @@ def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 def options_of(name: str, **asked: Any) -> Options:
     """The family's reference defaults with what a test asked for."""
-    known = {field.name for field in fields(Options)}
+    defaults = reference_of(get_optimizer_info(name).family).defaults
+    known = {field.name for field in fields(defaults)}
     chosen = {key: value for key, value in asked.items() if key in known}
     if chosen.get("seed", 0) is None:
         del chosen["seed"]  # drawn, for noise that no default has
-    return replace(reference_of(get_optimizer_info(name).family).defaults, **chosen)
+    return replace(defaults, **chosen)
 
 
 def is_8bit(name: str, p: Tensor, asked: dict[str, Any]) -> bool:

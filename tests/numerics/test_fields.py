@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from optfactory.config.schema import family_class
 from optfactory.errors import ConfigError
 from tests.families import FIRST, acts_on, known_to
 from tests.numerics.harness import bits, gradient
+from tests.reference import reference_of
+from tests.reference.facts import Flip, flip
 
 FAMILIES = {
     info.family: info.config_class
@@ -26,25 +28,8 @@ LARGE = (256, 400)  # from 100,000 elements on a state is paged if asked for
 PAGES = "a folder of the test"
 
 
-@dataclass(frozen=True)
-class Flip:
-    """One change of a field, in a context `base` in which it must show.
-
-    Some show only with parameters of 16 bits, or with a gradient that is not finite.
-    """
-
-    value: Any
-    base: Mapping[str, Any]
-    dtype: torch.dtype = torch.float32
-    spoiled: bool = False
-
-
-def _flip(value: Any, **base: Any) -> Flip:
-    return Flip(value, base)
-
-
 def _half(value: Any, **base: Any) -> Flip:
-    return Flip(value, base, dtype=torch.bfloat16)
+    return Flip(value, base, dtype="bfloat16")
 
 
 def _spoiled(value: Any, **base: Any) -> Flip:
@@ -53,54 +38,55 @@ def _spoiled(value: Any, **base: Any) -> Flip:
 
 DECAYING = {"weight_decay": 0.1, "lr": 0.01}
 
-# A new field needs a line here; the test of completeness fails without it.
+# A new field needs a line here, or among the facts of its family beside the reference; the test of
+# completeness fails without it.
 FLIPS: dict[str, list[Flip]] = {
-    "name": [_flip("paged_{family}8bit"), _flip("{other}", weight_decay=0.1)],
-    "lr": [_flip(2e-3), _flip(0.0)],
-    "betas": [_flip((0.8, 0.999)), _flip((0.9, 0.97)), _flip((0.0, 0.999))],
-    "eps": [_flip(1e-3), _flip(1e-2, optim_bits=8)],
-    "weight_decay": [_flip(0.2), _flip(0.2, adam_w_mode=True), _flip(0.2, adam_w_mode=False)],
-    "bias_correction": [_flip(False), _flip(False, optim_bits=8)],
+    "name": [flip("paged_{family}8bit"), flip("{other}", weight_decay=0.1)],
+    "lr": [flip(2e-3), flip(0.0)],
+    "betas": [flip((0.8, 0.999)), flip((0.9, 0.97)), flip((0.0, 0.999))],
+    "eps": [flip(1e-3), flip(1e-2, optim_bits=8)],
+    "weight_decay": [flip(0.2), flip(0.2, adam_w_mode=True), flip(0.2, adam_w_mode=False)],
+    "bias_correction": [flip(False), flip(False, optim_bits=8)],
     "adam_w_mode": [
-        _flip(False, adam_w_mode=True, **DECAYING),
-        _flip(False, adam_w_mode=True, optim_bits=8, **DECAYING),
+        flip(False, adam_w_mode=True, **DECAYING),
+        flip(False, adam_w_mode=True, optim_bits=8, **DECAYING),
     ],
-    "optim_bits": [_flip(8)],
-    "amsgrad": [_flip(True)],
-    "is_paged": [_flip(True), _flip(True, optim_bits=8)],
-    "page_dir": [_flip(PAGES, is_paged=True), _flip(PAGES, is_paged=True, optim_bits=8)],
+    "optim_bits": [flip(8)],
+    "amsgrad": [flip(True)],
+    "is_paged": [flip(True), flip(True, optim_bits=8)],
+    "page_dir": [flip(PAGES, is_paged=True), flip(PAGES, is_paged=True, optim_bits=8)],
     # For GPUs alone: refused on CPUs, and shown in tests/emulation and tests/gpu.
     "page_memory": [],
     "annotations": [],  # for other tools: tests/param_groups/test_annotations.py
     "capturable": [],
-    "min_8bit_size": [_flip(1, optim_bits=8), _flip(1_000_000, optim_bits=8)],
-    "block_size": [_flip(128, optim_bits=8), _flip(1024, optim_bits=8)],
-    "trust_ratio": [_flip("clip"), _flip("clip", optim_bits=8)],
+    "min_8bit_size": [flip(1, optim_bits=8), flip(1_000_000, optim_bits=8)],
+    "block_size": [flip(128, optim_bits=8), flip(1024, optim_bits=8)],
+    "trust_ratio": [flip("clip"), flip("clip", optim_bits=8)],
     "max_unorm": [
-        _flip(0.01, trust_ratio="clip", eps=1e-6),
-        _flip(0.01, trust_ratio="clip", optim_bits=8),
-        _flip(0.0, trust_ratio="clip", max_unorm=0.01),
+        flip(0.01, trust_ratio="clip", eps=1e-6),
+        flip(0.01, trust_ratio="clip", optim_bits=8),
+        flip(0.0, trust_ratio="clip", max_unorm=0.01),
     ],
     "trust_ratio_bounds": [
-        _flip((0.0, 0.01)),
-        _flip((3.0, 4.0), optim_bits=8),
-        _flip((0.0, 0.01), trust_ratio="clip"),
-        _flip(None, trust_ratio_bounds=(0.0, 0.01)),
+        flip((0.0, 0.01)),
+        flip((3.0, 4.0), optim_bits=8),
+        flip((0.0, 0.01), trust_ratio="clip"),
+        flip(None, trust_ratio_bounds=(0.0, 0.01)),
     ],
     "always_adapt": [
-        _flip(False, weight_decay=0.0),
-        _flip(False, weight_decay=0.0, optim_bits=8, trust_ratio="clip"),
+        flip(False, weight_decay=0.0),
+        flip(False, weight_decay=0.0, optim_bits=8, trust_ratio="clip"),
     ],
-    "maximize": [_flip(True), _flip(True, optim_bits=8), _flip(False, maximize=True)],
-    "block_wise": [_flip(False, optim_bits=8)],
-    "signed_map": [_flip("symmetric", optim_bits=8)],
-    "second_moment_floor": [_flip(False, optim_bits=8)],
+    "maximize": [flip(True), flip(True, optim_bits=8), flip(False, maximize=True)],
+    "block_wise": [flip(False, optim_bits=8)],
+    "signed_map": [flip("symmetric", optim_bits=8)],
+    "second_moment_floor": [flip(False, optim_bits=8)],
     "percentile_clipping": [
-        _flip(5),
-        _flip(5, optim_bits=8),
-        _flip(99, percentile_clipping=0),
+        flip(5),
+        flip(5, optim_bits=8),
+        flip(99, percentile_clipping=0),
     ],
-    "skip_zeros": [_flip(True), _flip(True, optim_bits=8)],
+    "skip_zeros": [flip(True), flip(True, optim_bits=8)],
     "nonfinite": [
         _spoiled("skip_element"),
         _spoiled("skip_step"),
@@ -116,31 +102,35 @@ FLIPS: dict[str, list[Flip]] = {
         _half(2**24 - 1, param_rounding="stochastic", lr=0.01, optim_bits=8, seed=1),
     ],
     "compat": [
-        _flip("bitsandbytes", optim_bits=8),
-        _half("bitsandbytes", adam_w_mode=True, **DECAYING),
+        flip("bitsandbytes", optim_bits=8),
+        _half("bitsandbytes", adam_w_mode=True, decoupled_weight_decay=True, **DECAYING),
     ],
 }
 # What a family must say beside a field's flips.
 BESIDE: dict[tuple[str, str], dict[str, Any]] = {("lamb", "compat"): {"trust_ratio": "clip"}}
 # Contexts in which a field could do nothing: asking for it there must be an error.
 WITHOUT_EFFECT: dict[str, list[Flip]] = {
-    "page_dir": [_flip(PAGES, is_paged=False)],
-    "page_memory": [_flip("pinned", is_paged=False), _flip("pinned", is_paged=True)],
-    "capturable": [_flip(True)],
-    "max_unorm": [_flip(0.5, trust_ratio="lamb")],
-    "amsgrad": [_flip(True, optim_bits=8)],
-    "block_size": [_flip(128)],
-    "block_wise": [_flip(False), _flip(False, optim_bits=8, block_size=128)],
-    "signed_map": [_flip("symmetric")],
-    "second_moment_floor": [_flip(False)],
-    "param_rounding": [_flip("stochastic"), _flip("kahan"), _flip("kahan", optim_bits=8)],
-    "seed": [_flip(1), _flip(1, param_rounding="kahan")],
-    "trust_ratio": [_flip("lamb", compat="bitsandbytes")],
-    "adam_w_mode": [_flip(False, compat="bitsandbytes", weight_decay=0.1)],
-    "bias_correction": [_flip(False, compat="bitsandbytes")],
-    "skip_zeros": [_flip(True, compat="bitsandbytes")],
-    "nonfinite": [_flip("skip_step", compat="bitsandbytes")],
+    "page_dir": [flip(PAGES, is_paged=False)],
+    "page_memory": [flip("pinned", is_paged=False), flip("pinned", is_paged=True)],
+    "capturable": [flip(True)],
+    "max_unorm": [flip(0.5, trust_ratio="lamb")],
+    "amsgrad": [flip(True, optim_bits=8)],
+    "block_size": [flip(128)],
+    "block_wise": [flip(False), flip(False, optim_bits=8, block_size=128)],
+    "signed_map": [flip("symmetric")],
+    "second_moment_floor": [flip(False)],
+    "param_rounding": [flip("stochastic"), flip("kahan"), flip("kahan", optim_bits=8)],
+    "seed": [flip(1), flip(1, param_rounding="kahan")],
+    "trust_ratio": [flip("lamb", compat="bitsandbytes")],
+    "adam_w_mode": [flip(False, compat="bitsandbytes", weight_decay=0.1)],
+    "bias_correction": [flip(False, compat="bitsandbytes")],
+    "skip_zeros": [flip(True, compat="bitsandbytes")],
+    "nonfinite": [flip("skip_step", compat="bitsandbytes")],
 }
+
+
+def _flips(family: str) -> dict[str, Sequence[Flip]]:
+    return {**FLIPS, **reference_of(family).facts.flips}
 
 
 def _fields(family: str) -> list[str]:
@@ -153,7 +143,7 @@ def _cases() -> list[Any]:
         for family in FAMILIES
         for field in _fields(family)
         if acts_on(family, field)
-        for number, flip in enumerate(FLIPS.get(field, []))
+        for number, flip in enumerate(_flips(family).get(field, []))
         if flip.value != flip.base.get(field, _default(family, field))
     ]
 
@@ -178,14 +168,14 @@ def _observe(
     flip: Flip | None = None,
     group: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything a user can see of two steps: parameters, states and where they live."""
-    dtype = flip.dtype if flip else torch.float32
+    """Everything a user can see of some steps: parameters, states and where they live."""
+    dtype = getattr(torch, flip.dtype if flip else "float32")
     paged = config.get("is_paged") or "is_paged" in (group or {})
     shapes = [*SHAPES, LARGE] if paged or config["name"].startswith("paged") else SHAPES
     params = [torch.linspace(-0.1, 0.2, torch.Size(s).numel()).view(s).clone() for s in shapes]
     params = [p.to(dtype).requires_grad_() for p in params]
     optimizer = build_optimizer(config, [{"params": params, **(group or {})}])
-    for step in range(2):
+    for step in range(flip.steps if flip else 2):
         for i, p in enumerate(params):
             p.grad = 0.1 * gradient(tuple(p.shape), p.dtype, 10 * step + i)
         if flip and flip.spoiled and step == 1:
@@ -212,9 +202,10 @@ def _filled(value: Any, family: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_field_has_a_flip(family: str) -> None:
-    missing = set(_fields(family)) - set(FLIPS)
-    assert not missing, f"no flip in this test's table for the fields {sorted(missing)}"
+def test_every_field_has_aflip(family: str) -> None:
+    missing = set(_fields(family)) - set(_flips(family))
+    assert not missing, f"no flip here or in {family}'s facts for the fields {sorted(missing)}"
+    assert set(reference_of(family).facts.flips) <= set(_fields(family))
     for name in list_optimizers():
         info = get_optimizer_info(name)
         if info.family == family:
@@ -223,7 +214,7 @@ def test_every_field_has_a_flip(family: str) -> None:
 
 
 def test_no_flip_is_left_over() -> None:
-    assert set(FLIPS) == {field for family in FAMILIES for field in _fields(family)}
+    assert set(FLIPS) <= {field for family in FAMILIES for field in _fields(family)}
 
 
 @pytest.mark.parametrize(("family", "field", "flip"), _cases())
@@ -247,15 +238,23 @@ def test_the_same_config_shows_the_same(family: str, backend: str, tmp_path: Pat
         assert _observe(config, tmp_path) == _observe(config, tmp_path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("field", WITHOUT_EFFECT)
-def test_a_field_that_could_do_nothing_is_refused(family: str, field: str, tmp_path: Path) -> None:
-    if field not in _fields(family):
-        pytest.skip(f"{family} has no {field}")
+def _refusals() -> list[Any]:
+    return [
+        pytest.param(family, field, flips, id=f"{family}-{field}")
+        for family in FAMILIES
+        for field, flips in {**WITHOUT_EFFECT, **reference_of(family).facts.refused}.items()
+        if field in _fields(family)
+    ]
+
+
+@pytest.mark.parametrize(("family", "field", "flips"), _refusals())
+def test_a_field_that_could_do_nothing_is_refused(
+    family: str, field: str, flips: Sequence[Flip], tmp_path: Path
+) -> None:
     params = [torch.zeros(8, requires_grad=True)]
-    for flip in WITHOUT_EFFECT[field]:
-        value = _filled(flip.value, family, tmp_path)
-        known = known_to(family, flip.base)
+    for change in flips:
+        value = _filled(change.value, family, tmp_path)
+        known = known_to(family, change.base)
         with pytest.raises(ConfigError, match=field):
             build_optimizer({"name": family, **known, field: value}, params)
 
@@ -264,12 +263,12 @@ def test_a_field_that_could_do_nothing_is_refused(family: str, field: str, tmp_p
 def test_a_field_of_states_that_are_not_kept_is_refused(family: str) -> None:
     params = [torch.zeros(8, requires_grad=True)]
     for field in (field for field in _fields(family) if not acts_on(family, field)):
-        for flip in FLIPS[field]:
+        for change in _flips(family)[field]:
             with pytest.raises(ConfigError, match=f"{field}: .*keeps no .*; drop it"):
-                build_optimizer({"name": family, **flip.base, field: flip.value}, params)
+                build_optimizer({"name": family, **change.base, field: change.value}, params)
 
 
-def test_the_first_families_lack_no_flip() -> None:
+def test_the_first_families_lack_noflip() -> None:
     fields = [(case.values[0], case.values[1]) for case in _cases()]
     for family in FIRST:
         for field in _fields(family):

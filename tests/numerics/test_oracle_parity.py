@@ -72,6 +72,7 @@ def test_defaults_follow_the_reference(name: str, dtype: str, backend: str) -> N
 def _variants_of(family: str) -> dict[str, dict[str, Any]]:
     """What a family has of each variant, without those of which nothing is left or that are one."""
     table = VARIANTS | (LAMB_VARIANTS if acts_on(family, "trust_ratio") else {})
+    table |= reference_of(family).facts.variants
     found: dict[str, dict[str, Any]] = {}
     for variant, asked in table.items():
         known = known_to(family, asked)

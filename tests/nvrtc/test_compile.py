@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, get_origin
+from typing import Any
 
 import pytest
 
@@ -17,6 +17,8 @@ from optfactory.errors import ConfigError, KernelCompileError
 from optfactory.rules.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
+from optfactory.rules.resources import data_dir
+from tests.families import few_values, selections
 from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
 
 pytestmark = [needs_nvrtc, pytest.mark.slow]
@@ -96,13 +98,6 @@ def test_a_refused_source_is_an_error_with_the_compilers_words() -> None:
 # ---- the kernels -------------------------------------------------------------------------------
 
 
-def choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a field with few of them; none for numbers and the like."""
-    if annotation is bool:
-        return (False, True)
-    return tuple(annotation.__args__) if get_origin(annotation) is Literal else ()
-
-
 @cache
 def rules() -> list[tuple[UpdateRule, bool]]:
     """Every update rule that a config can ask for, with each width of its state."""
@@ -114,9 +109,14 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
     for info in infos:
         if info.name != info.family:
             continue
+        deciding = {field for asked in selections(info.name) for field in asked}
         fields = info.config_class.model_fields
-        few = {name: choices(field.annotation) for name, field in fields.items()}
-        few = {name: values for name, values in few.items() if values and name not in APART}
+        few = {
+            field: few_values(info.name, field)
+            for field in fields
+            if field not in APART and (field in deciding or fields[field].annotation is not float)
+        }
+        few = {field: values for field, values in few.items() if values}
         for stated, quantized in itertools.product(threes_of(few), (False, True)):
             try:
                 config = resolve(info.name, **stated, optim_bits=8 if quantized else 32)
@@ -229,6 +229,7 @@ def test_the_kernels_that_write_tables_compile(architecture: str) -> None:
 
 def test_every_rule_is_among_the_variants() -> None:
     found = {rule.name for rule, _ in rules()}
-    assert {"adam", "adam_amsgrad", "lamb", "lamb_amsgrad"} <= found
+    texts = {path.stem for path in (data_dir("kernels") / "rules").glob("*.cuh")}
+    assert found == texts
     assert {rule.trust_ratio for rule, _ in rules()} >= {None, "lamb", "clip"}
     assert CUDA_THREADS * 2 * REGISTERS == 65536

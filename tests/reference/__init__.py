@@ -1,8 +1,8 @@
 """Float64 references of the optimizers, written from the papers; they never import optfactory.
 
 A family's reference is the module of its name: `step`, the `DEFAULTS` that its papers or its users'
-habits give it, and the `STATES` it keeps. Tests walk the optimizers that the package lists and
-fail for a family that has no module here.
+habits give it, the `STATES` it keeps, and the `FACTS` that are true of it alone. Tests walk the
+optimizers that the package lists and fail for a family that has no module here.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import pkgutil
 from dataclasses import dataclass
 
 from tests.reference.base import Options, Signs, Step
+from tests.reference.facts import Facts
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One family: its step, its defaults, its states and whether they can be negative."""
+    """One family: its step, defaults, states and whether they can be negative, and facts."""
 
     step: Step
     defaults: Options
     states: Signs
+    facts: Facts
 
 
 def _found() -> dict[str, Reference]:
@@ -29,7 +31,9 @@ def _found() -> dict[str, Reference]:
         for info in pkgutil.iter_modules(__path__)
     }
     return {
-        family: Reference(module.step, module.DEFAULTS, module.STATES)
+        family: Reference(
+            module.step, module.DEFAULTS, module.STATES, getattr(module, "FACTS", Facts())
+        )
         for family, module in modules.items()
         if hasattr(module, "DEFAULTS")
     }

@@ -18,15 +18,19 @@ Values = ArrayLike | Tracked
 
 @dataclass(frozen=True)
 class Options:
-    """Hyperparameters of one step, by the names that the configuration gives them."""
+    """Hyperparameters of one step, by the names that the configuration gives them.
+
+    A family with others has a subclass.
+    """
 
     lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     maximize: bool = False
     bias_correction: bool = True
     adam_w_mode: bool = False
+    decoupled_weight_decay: bool = False
     amsgrad: bool = False
     trust_ratio: str = "lamb"
     max_unorm: float | None = None
@@ -46,6 +50,16 @@ class Options:
     def bitsandbytes(self) -> bool:
         """Whether bitsandbytes' CUDA kernels are to be followed where they differ."""
         return self.compat == "bitsandbytes"
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether the weight decay shrinks the parameter and is not in the gradient."""
+        return self.adam_w_mode or self.decoupled_weight_decay
+
+    @property
+    def shrinking(self) -> float:
+        """What is left of a parameter by decoupled weight decay."""
+        return 1 - self.lr * self.weight_decay
 
 
 # What a family keeps of each element by its name in state dicts, and whether it can be negative.
@@ -145,8 +159,8 @@ def leave(
         return Tracked.choose(entry.held, Tracked.exact(before), after)
 
     late = None
-    if o.bitsandbytes and o.weight_decay and o.adam_w_mode:
-        late = np.where(entry.held, 1.0, 1 - o.lr * o.weight_decay)
+    if o.bitsandbytes and o.weight_decay and o.decoupled:
+        late = np.where(entry.held, 1.0, o.shrinking)
     return Update(
         kept(entry.theta, new),
         {name: kept(state.moments[name], moment) for name, moment in moments.items()},
@@ -159,7 +173,14 @@ def leave(
 
 def early_decay(o: Options) -> float:
     """The decoupled weight decay that shrinks a parameter before its step."""
-    return o.weight_decay if o.adam_w_mode and not o.bitsandbytes else 0.0
+    return o.weight_decay if o.decoupled and not o.bitsandbytes else 0.0
+
+
+def decayed(start: Entry, o: Options) -> tuple[Tracked, Tracked]:
+    """The parameter that decoupled decay leaves, and the gradient to which other decay is added."""
+    if o.decoupled or not o.weight_decay:
+        return start.theta * (1 - o.lr * early_decay(o)), start.grad
+    return start.theta, start.grad + start.theta * o.weight_decay
 
 
 def advance(g: Tracked, state: State, o: Options) -> Moments:

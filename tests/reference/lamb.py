@@ -16,11 +16,13 @@ from tests.reference.base import (
     enter,
     leave,
 )
+from tests.reference.facts import Facts
 from tests.reference.tracked import Tracked
 
 DEFAULTS = Options(eps=1e-6, weight_decay=0.01, adam_w_mode=True, trust_ratio="lamb")
 
 STATES = ADAMS_MOMENTS
+FACTS = Facts(peak_lr=1e-2)  # shares of a norm
 
 
 def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:

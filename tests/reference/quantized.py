@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tests.reference import quantization as q
 from tests.reference.base import Options, Signs, State, Step, Update, Values
-from tests.reference.tracked import UNIT, Tracked
+from tests.reference.tracked import TINY, UNIT, Tracked
 
 Codes = NDArray[np.uint8]
 Scales = NDArray[np.float32]
@@ -81,7 +81,7 @@ class Expected:
         x, error, finite = self._seen()
         scales = q.block_scales(x, self.coding.codec, finite, self.coding.block_size)
         worst = q.block_maximum(error, x.shape, self.coding.block_size)
-        return scales, worst / np.float64(0.99) + 3 * UNIT * scales
+        return scales, worst / np.float64(0.99) + 3 * (UNIT * scales + TINY)
 
     def codes(self, stored: Scales, slack: float = 2.0) -> tuple[Codes, Codes]:
         """Lowest and highest admissible code; they are equal off the decision boundaries."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
-from tests.families import NAMES_OF_FIRST, names_with, states_of
+from tests.families import NAMES_OF_FIRST, known_to, names_with, rule_of, states_of
+from tests.reference import reference_of
 from tests.torch_api.harness import (
     assert_same_training,
     bits,
@@ -33,11 +34,20 @@ pytestmark = pytest.mark.usefixtures("small_tensors")
 # ---- going on -------------------------------------------------------------------------------
 
 
+def others_of(name: str) -> dict[str, Any]:
+    """Other numbers than the defaults, with the same rule: those of a checkpoint count."""
+    flips = reference_of(get_optimizer_info(name).family).facts.flips
+    found = {key: changes[0].value for key, changes in flips.items()}
+    numbers = {key: value for key, value in found.items() if isinstance(value, float | tuple)}
+    asked = known_to(name, {"betas": (0.1, 0.2)} | numbers)
+    return {k: v for k, v in asked.items() if rule_of(name, **{k: v}) == rule_of(name)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_going_on_is_bit_identical_to_never_having_stopped(name: str, backend: str) -> None:
     optimizer = trained(name, lr=0.01)
     saved = through_file(optimizer.state_dict())
-    resumed = build_optimizer(name, clones(held(optimizer)), lr=0.5, betas=(0.1, 0.2))
+    resumed = build_optimizer(name, clones(held(optimizer)), lr=0.5, **others_of(name))
     resumed.load_state_dict(saved)
     assert_same_training(resumed, optimizer)
     train(optimizer, range(3, 6))

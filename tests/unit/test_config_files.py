@@ -70,11 +70,11 @@ def test_an_edited_a_missing_and_a_strange_file_are_reported(folder):
     edited = folder / "adam.yaml"
     edited.write_text(edited.read_text().replace("lr: 0.001", "lr: 0.002"))
     (folder / "lamb.yaml").unlink()
-    (folder / "sgd.yaml").write_text("name: sgd\n")
+    (folder / "nosuch.yaml").write_text("name: nosuch\n")
     assert check_files(folder) == [
         "adam.yaml: differs from the schema",
         "lamb.yaml: missing",
-        "sgd.yaml: no optimizer of that name",
+        "nosuch.yaml: no optimizer of that name",
     ]
 
 

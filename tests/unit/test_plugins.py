@@ -51,7 +51,7 @@ def warnings_in(stderr: str) -> list[str]:
 
 # ---- a package that works ------------------------------------------------------------------
 
-USE = "from optfactory import resolve; print(resolve('paged_adabelief8bit').optim_bits)"
+USE = "from optfactory import resolve; print(resolve('paged_yogi8bit').optim_bits)"
 
 
 @pytest.mark.parametrize(
@@ -61,32 +61,32 @@ USE = "from optfactory import resolve; print(resolve('paged_adabelief8bit').opti
         "import optfactory.registry",
         "from optfactory.registry import canonical_name",
         "import optfactory.registry as r; hasattr(r, '__path__'); hasattr(r, '__wrapped__')",
-        "import adabelief_pkg",
+        "import yogi_pkg",
         "from optfactory.extend import register",
-        "import optfactory.factory, adabelief_pkg",
+        "import optfactory.factory, yogi_pkg",
         "from optfactory.cli import main; main(['list'])",
     ],
 )
 def test_the_documented_example_works_in_every_order_of_imports(site: Site, first: str) -> None:
-    site.install("adabelief_pkg", EXAMPLE, "adabelief_pkg:AdaBeliefConfig")
+    site.install("yogi_pkg", EXAMPLE, "yogi_pkg:YogiConfig")
     out, err = site.run(f"{first}\n{USE}", "-W", "error")
     assert out.splitlines()[-1] == "8"
     assert not err
 
 
 def test_importing_optfactory_loads_no_plugin(site: Site) -> None:
-    site.install("adabelief_pkg", EXAMPLE, "adabelief_pkg:AdaBeliefConfig")
+    site.install("yogi_pkg", EXAMPLE, "yogi_pkg:YogiConfig")
     code = "import optfactory, optfactory.registry, optfactory.factory, sys\n"
-    out, _ = site.run(code + "print('adabelief_pkg' in sys.modules)")
+    out, _ = site.run(code + "print('yogi_pkg' in sys.modules)")
     assert out == "False\n"
 
 
 def test_a_config_is_unpickled_by_a_process_that_did_nothing_else(site: Site) -> None:
-    site.install("adabelief_pkg", EXAMPLE, "adabelief_pkg:AdaBeliefConfig")
-    dump = "import pickle, optfactory; config = optfactory.resolve('adabelief8bit', lr=0.5)\n"
+    site.install("yogi_pkg", EXAMPLE, "yogi_pkg:YogiConfig")
+    dump = "import pickle, optfactory; config = optfactory.resolve('yogi8bit', lr=0.5)\n"
     out, _ = site.run(dump + "print(pickle.dumps(config).hex())")
     load = f"import pickle; print(repr(pickle.loads(bytes.fromhex('{out.strip()}'))))"
-    assert "name='adabelief8bit' lr=0.5" in site.run(load, "-W", "error")[0].replace(", ", " ")
+    assert "name='yogi8bit' lr=0.5" in site.run(load, "-W", "error")[0].replace(", ", " ")
 
 
 @pytest.mark.parametrize("registered", [False, True])

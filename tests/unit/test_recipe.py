@@ -5,7 +5,7 @@ OPTFACTORY_ALL_TESTS=1, all that compares the new names with their reference, an
 folder. To run the rest there, too:
 
     python -c "from tests.recipe import follow; from pathlib import Path; follow(Path('copy'))"
-    cd copy && OPTFACTORY_ALL_TESTS=1 python -m pytest -k lion && python -m pytest
+    cd copy && OPTFACTORY_ALL_TESTS=1 python -m pytest -k qhm && python -m pytest
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EACH = (
 )
 # Without the longest runs, and with few kernels: those of all options take minutes to compile.
 CHOSEN = (
-    "lion and not emulated and not 2000 and not paged_state_changes"
+    "qhm and not emulated and not 2000 and not paged_state_changes"
     " and (not cpu or (defaults_follow and fp32)) and (not native_backend or 8-fp32)"
 )
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from optfactory import build_optimizer, families, get_optimizer_info, list_optimizers
+from optfactory import build_optimizer, families, list_optimizers
 from optfactory.backends.cpu import backend as cpu
 from optfactory.build.processor import own_sets
 from optfactory.build.wheel import kernels
 from optfactory.build.wheel.variants import prebuilt_variants
 from optfactory.errors import ConfigError
 from optfactory.optimizers.adam import AdamConfig
+from tests.families import selections
 from tests.unit.harness import NAMES
 
 VARIANTS = prebuilt_variants()
@@ -35,20 +36,9 @@ def needed(name: str, parameter: torch.dtype, gradient: torch.dtype, **options) 
     return {cpu._variant(bucket.key) for bucket in optimizer._current_plan().gather()}
 
 
-def switches(name: str) -> list[dict]:
-    """What selects another rule of the same name."""
-    info = get_optimizer_info(name)
-    amsgrad = [{"amsgrad": False}, *([{"amsgrad": True}] if info.optim_bits != 8 else [])]
-    ratios = [{"trust_ratio": ratio} for ratio in ("lamb", "clip")]
-    chosen = [
-        choices if set(choices[0]) <= set(info.defaults) else [{}] for choices in (amsgrad, ratios)
-    ]
-    return [ams | ratio for ams, ratio in product(*chosen)]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_runs_on_prebuilt_kernels_in_all_dtypes(name):
-    for options, parameter in product(switches(name), DTYPES):
+    for options, parameter in product(selections(name), DTYPES):
         for gradient in {parameter, torch.float32}:
             assert needed(name, parameter, gradient, **options) <= set(VARIANTS)
 
@@ -57,7 +47,7 @@ def test_nothing_else_is_built():
     assert len(set(VARIANTS)) == len(VARIANTS)
     used = set()
     for name in list_optimizers(exclude_filters="paged*"):
-        for options, parameter in product(switches(name), DTYPES):
+        for options, parameter in product(selections(name), DTYPES):
             for gradient in {parameter, torch.float32}:
                 used |= needed(name, parameter, gradient, **options)
     assert used == set(VARIANTS)

@@ -1,7 +1,8 @@
 """Which kernels a wheel carries: what all names run with their default options.
 
-That is every combination of dtypes, and every rule that a name's own switches select (AMSGrad, the
-kinds of trust ratio). Options around the rule multiply the kernels, and are compiled when used.
+That is every combination of dtypes, and every rule that a name's own fields select (AMSGrad, the
+kinds of trust ratio, a momentum or none). Options around the rule multiply the kernels, and are
+compiled when used.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ def _groups(config_class: type[OptimizerConfig], name: str) -> Iterator[Group]:
 
 
 def _choices(config_class: type[OptimizerConfig], field: str) -> tuple[Any, ...]:
-    """The values of a field that has a handful of them."""
+    """The values of a field that has a handful of them; of a number: none, and some."""
     annotation = config_class.model_fields[field].annotation
+    if annotation is float:
+        return (0.0, 0.5)
     if annotation is bool:
         return (False, True)
     return get_args(annotation) if get_origin(annotation) is Literal else ()

@@ -1,0 +1,4 @@
+// SGD with Nesterov's momentum as torch.optim.SGD: the step looks one momentum ahead.
+g = where(coupled_decay > 0, fma(coupled_decay, p, g), g);
+momentum_buffer = fma(added, g, kept * momentum_buffer);
+u = fma(momentum, momentum_buffer, g);
