@@ -16,6 +16,7 @@ from optfactory.config.validation import config_error, overridden, validate
 from optfactory.errors import ConfigError
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece, is_scattered
+from optfactory.rules.options import draws_random_numbers
 
 
 def group_config(
@@ -119,18 +120,21 @@ def _rounding_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:
     rounded = [  # frozen ones may be of any kind
         n for n, p in enumerate(params) if p.is_floating_point() and p.dtype.itemsize < 4
     ]
-    if config.param_rounding == "nearest":
-        return ""
-    if not rounded:
+    if config.param_rounding != "nearest" and not rounded:
         return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
-    scattered = [n for n in rounded if is_scattered(params[n])]
-    if config.param_rounding == "kahan" or not scattered:
+    field, numbered = "state_rounding", list(range(len(params)))
+    if config.param_rounding == "stochastic":
+        field, numbered = "param_rounding", rounded
+    elif not draws_random_numbers(config.model_dump()):
+        return ""
+    scattered = [n for n in numbered if is_scattered(params[n])]
+    if not scattered:
         return ""
     names = group.get("param_names") or [f"params[{n}]" for n in range(len(params))]
     return (
-        "param_rounding: 'stochastic' numbers the elements of a tensor, which cannot be done for "
+        f"{field}: 'stochastic' numbers the elements of a tensor, which cannot be done for "
         f"{', '.join(names[n] for n in scattered[:5])}: sharded along several dimensions behind "
-        "the first; use 'kahan' or 'nearest'"
+        f"the first; use 'nearest'{' or kahan' if field == 'param_rounding' else ''}"
     )
 
 

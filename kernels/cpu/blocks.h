@@ -4,7 +4,7 @@ struct Place {  // of a block in its tensor
   int64_t first;
   int64_t block;
   int n;
-  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+  int64_t element;  // number of the first one in the whole tensor, if NUMBERS_ELEMENTS
   int64_t part;     // of a block, if CUTS_BLOCKS
 };
 
@@ -146,6 +146,8 @@ struct Pending {
   Coding codings[STATES];
   uint8_t* codes[STATES];  // where they go
   int n = 0;               // 0 if nothing is pending
+  uint32_t key;            // of random bits, if RANDOM_CODES
+  int64_t element;         // number of the first one in the whole tensor
 
   // Whether it can be encoded beside the update of another whole block.
   OPT_MEMBER bool is_usual() const {
@@ -181,14 +183,25 @@ OPT_FN void find_magnitudes(const Extremes* extremes, float (*x)[BLOCK], int n, 
   if (!usual) repair(x, n, found);
 }
 
+// Writes the codes of a stride of one state, from element i of the block on.
+template <bool kLifts>
+OPT_FN void write_stride(const Step& step, const Pending& from, const Coding& coding, int j, int i,
+                         uint8_t* codes) {
+  encode<kLifts>(from.x[j] + i, coding, kSigned[j], step.maps[j], codes);
+#if RANDOM_CODES
+  round_codes(from.x[j] + i, coding.scale, kSigned[j], step.maps[j], state_key(from.key, j),
+              from.element + i, codes);
+#endif
+}
+
 // Writes the codes of a block.
 OPT_FN void flush(const Step& step, Pending& pending) {
   for (int j = 0; j < STATES; ++j) {
     for (int i = 0; i < pending.n; i += kStride) {
       uint8_t tail[kStride];
       const int left = pending.n - i;
-      encode<true>(pending.x[j] + i, pending.codings[j], kSigned[j], step.maps[j],
-                   left < kStride ? tail : pending.codes[j] + i);
+      write_stride<true>(step, pending, pending.codings[j], j, i,
+                         left < kStride ? tail : pending.codes[j] + i);
       if (left < kStride) std::memcpy(pending.codes[j] + i, tail, left);
     }
   }
@@ -271,7 +284,7 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
     }
 #pragma GCC unroll 4
     for (int j = 0; kEncodes && j < STATES; ++j)
-      encode<false>(ready.x[j] + i, codings[j], kSigned[j], step.maps[j], targets[j] + i);
+      write_stride<false>(step, ready, codings[j], j, i, targets[j] + i);
   }
 }
 #else

@@ -36,6 +36,16 @@ OPT_FN void values_by_lines(const Ints* code, float scale, bool is_signed, const
 }
 #endif
 
+// The values of kVectors vectors of codes, times a scale.
+OPT_FN void decode_vectors(const Ints* code, float scale, bool is_signed,
+                           const QuantizationMap& map, Floats* x) {
+#if LOOKS_UP_IN_REGISTERS
+  if (are_computed(is_signed)) return values_by_lines(code, scale, is_signed, *map.lines, x);
+#endif
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) x[v] = gather(map.values, code[v]) * scale;
+}
+
 // The values of kStride codes, times a scale.
 OPT_FN void decode(const uint8_t* codes, float scale, bool is_signed, const QuantizationMap& map,
                    Floats* x) {
@@ -66,11 +76,7 @@ OPT_FN void decode(const uint8_t* codes, float scale, bool is_signed, const Quan
 #else
   Ints code[kVectors];
   widen<kVectors>(codes, code);
-#if LOOKS_UP_IN_REGISTERS
-  if (are_computed(is_signed)) return values_by_lines(code, scale, is_signed, *map.lines, x);
-#endif
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) x[v] = gather(map.values, code[v]) * scale;
+  decode_vectors(code, scale, is_signed, map, x);
 #endif
 }
 
@@ -122,6 +128,16 @@ struct Coding {
   }
 };
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Writes kStride codes, given as packs of 16 bits; what is not in 0..255 takes the nearer end.
+OPT_FN void write_pairs(const __m256i* pairs, uint8_t* codes) {
+  // Packing goes by halves of 128 bits, and saturates.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i packed = _mm256_packus_epi16(pairs[0], pairs[1]);
+  store(codes, _mm256_permutevar8x32_epi32(packed, order));
+}
+#endif
+
 // Writes kStride codes, given times 2^kCodeShift and something below that.
 template <int kCodeShift>
 OPT_FN void write_codes(const Ints* code, uint8_t* codes) {
@@ -140,6 +156,13 @@ OPT_FN void write_codes(const Ints* code, uint8_t* codes) {
   merged = _mm512_mask_blend_epi8(0x4444444444444444u, merged, moved(2));
   merged = _mm512_mask_blend_epi8(0x8888888888888888u, merged, moved(3));
   _mm512_storeu_si512(codes, _mm512_permutexvar_epi8(_mm512_load_si512(order), merged));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  __m256i pairs[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    pairs[i] = _mm256_packs_epi32((__m256i)(code[2 * i] >> kCodeShift),
+                                  (__m256i)(code[2 * i + 1] >> kCodeShift));
+  write_pairs(pairs, codes);
 #else
   alignas(64) int32_t wide[kStride];
   for (int v = 0; v < kVectors; ++v) store(wide + v * kWidth, code[v]);
@@ -189,10 +212,7 @@ OPT_FN void write_numbers(const Ints* k, bool is_signed, uint8_t* codes) {
     pairs[i] = is_signed ? _mm256_add_epi16(pair, _mm256_set1_epi16(kZeroCode))
                          : _mm256_subs_epu16(pair, _mm256_set1_epi16(1));
   }
-  // Packing goes by halves of 128 bits, and saturates.
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i packed = _mm256_packus_epi16(pairs[0], pairs[1]);
-  store(codes, _mm256_permutevar8x32_epi32(packed, order));
+  write_pairs(pairs, codes);
 #endif
 }
 

@@ -15,7 +15,7 @@ struct Part {  // of a block that is cut
   int64_t first;
   int64_t n;
   int64_t block;    // among the scales
-  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+  int64_t element;  // number of the first one in the whole tensor, if NUMBERS_ELEMENTS
 };
 
 struct Tensor {
@@ -31,7 +31,7 @@ struct Tensor {
   int64_t number;       // of the parameter in its optimizer
   PARAM* loss;          // what storing the parameter lost, if KAHAN
   float* history;       // squared gradient norms, if CLIPS
-  int64_t element;      // number of the first one in the whole tensor, if STOCHASTIC,
+  int64_t element;      // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
   int64_t stride;       // and from row to row there
   const Part* parts;    // of blocks, if CUTS_BLOCKS; so are the next
   float* own_scales;    // [parts][STATES]

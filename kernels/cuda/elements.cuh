@@ -127,6 +127,29 @@ OPT_FN uint32_t scale_of(const Shared& shared, const Place& at, int j, float* x)
 }
 #endif
 
+#if RANDOM_CODES
+// Makes of the nearest codes of a thread's elements such that are rounded at random.
+OPT_FN void round_codes(const Shared& shared, const Work& work, const Place& at, int j,
+                        const float* x, float scale, Pack<uint8_t>& codes) {
+  float nearest[kVector], other[kVector];
+  Pack<uint8_t> others;
+  decode_state(shared, kSigned[j], codes, scale, nearest);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i)
+    set(others, i, uint8_t(other_code(int(get(codes, i)), x[i] > nearest[i], kSigned[j], x[i])));
+  decode_state(shared, kSigned[j], others, scale, other);
+  const uint32_t key = state_key(work.key, j);
+  Pack<uint8_t> chosen;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    const float random = float(int(random_bits(key, at.element + position(at, i)) >> 8));
+    const bool moves = takes_other(x[i], nearest[i], other[i], random);
+    set(chosen, i, moves ? get(others, i) : get(codes, i));
+  }
+  codes = chosen;
+}
+#endif
+
 // All threads of the block must call it; `turn` counts the calls.
 OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int turn, Values& x,
                           Elements& e) {
@@ -150,8 +173,12 @@ OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int
 #endif
 #endif
 #pragma unroll
-  for (int j = 0; j < STATES; ++j)
+  for (int j = 0; j < STATES; ++j) {
     encode_state(shared, kSigned[j], x.states[j], e.scales[j], e.states[j]);
+#if RANDOM_CODES
+    round_codes(shared, work, at, j, x.states[j], e.scales[j], e.states[j]);
+#endif
+  }
 }
 
 OPT_FN void read_gradient(const Bucket& bucket, const Work& work, const Place& at, float* g) {

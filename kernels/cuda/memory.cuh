@@ -74,7 +74,7 @@ struct Place {      // of a thread's elements
   int n;            // elements of the block; 0 if the thread has none
   int lane;         // in the team
   bool vectorized;  // all arrays can be accessed in packs
-  int64_t element;  // number of the block's first one in the whole tensor, if STOCHASTIC
+  int64_t element;  // number of the block's first one in the whole tensor, if NUMBERS_ELEMENTS
   uint32_t part;    // of a block, if CUTS_BLOCKS
 };
 

@@ -6,7 +6,7 @@ struct Part {  // of a block that is cut
   int64_t first;
   int64_t n;
   int64_t block;    // among the scales
-  int64_t element;  // number of the first one in the whole tensor, if STOCHASTIC
+  int64_t element;  // number of the first one in the whole tensor, if NUMBERS_ELEMENTS
 };
 
 struct Tensor {
@@ -17,7 +17,7 @@ struct Tensor {
   int64_t number;     // of the parameter in its optimizer
   PARAM* loss;        // what storing the parameter lost, if KAHAN
   float* history;     // squared gradient norms, if CLIPS
-  int64_t element;    // number of the first one in the whole tensor, if STOCHASTIC,
+  int64_t element;    // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
   int64_t stride;     // and from row to row there
   const Part* parts;  // of blocks, if CUTS_BLOCKS; so are the next
   float* own_scales;  // [parts][STATES]
@@ -96,7 +96,7 @@ OPT_FN Work open_chunk(const Bucket& bucket, const Chunk& chunk) {
   work.loss = tensor.loss;
   work.new_scales = CUTS_BLOCKS ? tensor.new_scales : bucket.scales + STATES * chunk.tensor;
   work.factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
-  work.key = STOCHASTIC ? random_key(tensor.number, *work.scalars) : 0u;
+  work.key = NUMBERS_ELEMENTS ? random_key(tensor.number, *work.scalars) : 0u;
   work.numel = tensor.rows * tensor.cols;
   work.cols = tensor.cols;
   work.element = tensor.element;

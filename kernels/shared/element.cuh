@@ -1,11 +1,13 @@
 // What happens to one element around the rule, the same on CPUs and GPUs. optfactory.rules.codegen
 // defines the macros: MAXIMIZES, CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC,
-// KAHAN, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS; optfactory/rules/options.py says what they
-// mean.
+// KAHAN, RANDOM_CODES, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS; optfactory/rules/options.py
+// says what they mean.
 
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
 // New scales are known before the update.
 #define SCALES_FIRST (TENSOR_WISE || CUTS_BLOCKS)
+// Random bits depend on the number of an element in the whole tensor.
+#define NUMBERS_ELEMENTS (STOCHASTIC || RANDOM_CODES)
 #define NEEDS_STATISTICS (TRUST_RATIO || SCALES_FIRST)
 
 // Whether an element with this gradient, as it came, stays out of the step.
@@ -55,7 +57,8 @@ OPT_FN F moved(F p, F u, F step, const Scalars& k) {
 
 // ---- storing 16-bit parameters -----------------------------------------------------------------
 
-OPT_FN uint32_t mix(uint32_t x) {
+template <class Word>
+OPT_FN Word mix(Word x) {
   x = (x ^ (x >> 16)) * 0x7feb352du;
   x = (x ^ (x >> 15)) * 0x846ca68bu;
   return x ^ (x >> 16);
@@ -112,6 +115,31 @@ OPT_FN void store_param(PARAM* target, float value, uint32_t key, int64_t elemen
 OPT_FN void store_loss(PARAM* target, float value) {
   const float stored = rounded_to_param(value);
   store(target, is_finite(stored) ? value - stored : 0.0f);
+}
+
+// ---- 8-bit codes rounded at random --------------------------------------------------------------
+
+// The random bits of a state are others than those of the parameter and of other states.
+OPT_FN uint32_t state_key(uint32_t key, int state) {
+  return mix(key + 0x9e3779b9u * uint32_t(state + 1));
+}
+
+// The code on the other side of a number from the nearest one, whose value is less than the number
+// if `above`; itself at an end of the map. What is above 0 takes no code of 0 if FLOORS.
+template <class Code, class F>
+OPT_FN Code other_code(Code nearest, typename Kind<F>::Mask above, bool is_signed, F x) {
+  const Code one = Code{} + 1, last = Code{} + 255;
+  const Code lowest = !is_signed && FLOORS ? (x > 0.0f ? one : Code{}) : Code{};
+  const Code code = nearest + (above ? one : -one);
+  return code < lowest ? lowest : code > last ? last : code;
+}
+
+// Whether a number takes the other code: with the probability of its distance from the nearest
+// one's value, as a part of the distance of both values, so that it is kept on the average.
+// `random` is a whole number below 2^24.
+template <class F>
+OPT_FN typename Kind<F>::Mask takes_other(F x, F nearest, F other, F random) {
+  return random * 0x1p-24f * rule::abs(other - nearest) < rule::abs(x - nearest);
 }
 
 // ---- percentile clipping ------------------------------------------------------------------------

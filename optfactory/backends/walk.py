@@ -42,7 +42,7 @@ class Walk:
         grid, piece = layout.local_grid, layout.piece
         rows, cols = (grid.rows, grid.cols) if layout.quantized else (1, grid.rows * grid.cols)
         runs = None
-        if piece is not None and layout.options.rounding == "stochastic":
+        if piece is not None and layout.options.numbers_elements:
             runs = numbered_runs(piece.box, slot.name)
             if runs.count > 1:
                 rows, cols = runs.count, runs.length
@@ -71,9 +71,9 @@ def numbered_runs(box: Box, name: str) -> Runs:
     runs = box.runs()
     if runs is None:
         raise ConfigError(
-            f"cannot update {name}: param_rounding 'stochastic' numbers the elements of a tensor, "
-            "and this one is sharded along several dimensions behind the first; use 'kahan' or "
-            "'nearest'"
+            f"cannot update {name}: stochastic rounding numbers the elements of a tensor, and this "
+            "one is sharded along several dimensions behind the first; set param_rounding and "
+            "state_rounding to 'nearest'"
         )
     return runs
 

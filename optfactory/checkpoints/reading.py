@@ -26,7 +26,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import validate
 from optfactory.errors import ConfigError, StateError
 from optfactory.registry import get_optimizer_info
-from optfactory.rules.options import NOISE_KEY, SEEDS
+from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers
 from optfactory.step.slots import Slot
 
 # What this optimizer keeps of its own, whatever the checkpoint says.
@@ -167,7 +167,7 @@ def _noise(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, int]
 
     Checkpoints of release 0.1 have a seed alone.
     """
-    if group["param_rounding"] != "stochastic" or group["seed"] not in (None, saved.get("seed")):
+    if not draws_random_numbers(group) or group["seed"] not in (None, saved.get("seed")):
         return {}
     noise = saved.get(NOISE_KEY, saved.get("seed"))
     is_number = isinstance(noise, int) and not isinstance(noise, bool)

@@ -21,7 +21,10 @@ STORAGE = (
     *("second_moment_floor", "compat"),
 )
 # ... and what it does around the rule.
-AROUND = ("percentile_clipping", "skip_zeros", "nonfinite", "param_rounding", "seed", "annotations")
+AROUND = (
+    *("percentile_clipping", "skip_zeros", "nonfinite", "state_rounding", "param_rounding"),
+    *("seed", "annotations"),
+)
 # What else a group holds beside its hyperparameters and its users' labels.
 MARKS = ("params", "param_names", "optimizer", "format_version")
 

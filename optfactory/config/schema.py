@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from optfactory.config.fields import Bits, BlockSize, Count, Number
 from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
-from optfactory.rules.options import NOISE_KEY, SEEDS
+from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers
 
 # Keys of param groups beside hyperparameters and what users may add: torch's, schedulers' and ours.
 RESERVED_KEYS = (
@@ -21,11 +21,17 @@ RESERVED_KEYS = (
 
 # Fields that do nothing where state has 32 bits: there, all but their defaults are refused.
 # `min_8bit_size` holds there too: it says which tensors have 32-bit state.
-EIGHT_BIT_FIELDS = ("block_size", "block_wise", "signed_map", "second_moment_floor")
+EIGHT_BIT_FIELDS = (
+    *("block_size", "block_wise", "signed_map", "second_moment_floor", "state_rounding"),
+)
 
 
 # Fields for one kind of state: what it is, and whether it can be negative.
 _OF_STATES = {"signed_map": ("signed state", True), "second_moment_floor": ("second moment", False)}
+
+
+# What decides whether a seed means something.
+_OF_ROUNDING = ("param_rounding", "state_rounding", "optim_bits")
 
 
 class OptimizerConfig(BaseModel):
@@ -81,6 +87,10 @@ class OptimizerConfig(BaseModel):
     )
     second_moment_floor: bool = Field(
         default=True, description="8-bit state: a second moment above 0 is never stored as 0"
+    )
+    state_rounding: Literal["nearest", "stochastic"] = Field(
+        default="nearest",
+        description="8-bit state: the nearest code, or stochastic, so that slow averages move on",
     )
     percentile_clipping: Annotated[Count, Field(ge=0, le=100)] = Field(
         default=100,
@@ -186,8 +196,12 @@ class OptimizerConfig(BaseModel):
     @field_validator("seed")
     @classmethod
     def _seed_of_stochastic_rounding(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value and info.data.get("param_rounding") != "stochastic":
-            raise ValueError("seed is for param_rounding: stochastic; set that, or drop seed")
+        asked = {key: _stated(cls, info, key) for key in _OF_ROUNDING} | {"compat": "none"}
+        if value and not draws_random_numbers(asked):
+            raise ValueError(
+                "seed is for param_rounding: stochastic, or state_rounding: stochastic with 8-bit "
+                "state; set one of them, or drop seed"
+            )
         return value
 
     @field_validator("compat")
@@ -202,6 +216,7 @@ class OptimizerConfig(BaseModel):
             "nonfinite": "propagate",
             "param_rounding": "nearest",
         }
+        fixed["state_rounding"] = cls.model_fields["state_rounding"].default
         other = [key for key, kept in fixed.items() if info.data.get(key, kept) != kept]
         if other:
             raise ValueError(f"compat: bitsandbytes decides {', '.join(other)} itself; drop them")

@@ -65,10 +65,12 @@ def cpp_source(variant: KernelVariant) -> str:
     """The complete source of one CPU kernel variant; compiles as C++17 on its own."""
     return "\n".join(
         [
-            *_texts("shared/prelude.cuh", "cpu/lanes.h"),
+            *_texts("shared/prelude.cuh", "cpu/lanes.h", "cpu/lookup.h", "cpu/convert.h"),
             specialization(variant),
-            *_texts("shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/tables.h"),
-            *_texts("cpu/blocks.h", "cpu/update.cpp"),
+            *_texts(
+                "shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/random_codes.h"
+            ),
+            *_texts("cpu/tables.h", "cpu/blocks.h", "cpu/update.cpp"),
         ]
     )
 
@@ -143,6 +145,7 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
         "KEEPS_NONFINITE": options.nonfinite == "keep",
         "RESETS_NONFINITE": options.nonfinite == "reset",
         "STOCHASTIC": options.rounding == "stochastic",
+        "RANDOM_CODES": options.random_codes,
         "KAHAN": options.rounding == "kahan",
         "TENSOR_WISE": options.tensor_wise,
         "FLOORS": options.floors,

@@ -39,6 +39,7 @@ class KernelOptions:
         symmetric_map: the signed quantization map reaches -1.
         floors: a positive value of an unsigned state never takes the code of 0.
         bitsandbytes: scales, codes and order of decay are those of bitsandbytes' CUDA kernels.
+        random_codes: 8-bit codes are rounded at random instead of to the nearest value.
         cuts_blocks: other processes hold parts of the same blocks of 8-bit state, so that scales
             are known to none of them alone.
     """
@@ -52,7 +53,13 @@ class KernelOptions:
     symmetric_map: bool = False
     floors: bool = True
     bitsandbytes: bool = False
+    random_codes: bool = False
     cuts_blocks: bool = False
+
+    @property
+    def numbers_elements(self) -> bool:
+        """Whether what is random about an element depends on its number in the whole tensor."""
+        return self.rounding == "stochastic" or self.random_codes
 
     @property
     def scales_first(self) -> bool:
@@ -88,6 +95,7 @@ class KernelOptions:
             symmetric_map=quantized and group["signed_map"] == "symmetric",
             floors=not quantized or (group["second_moment_floor"] and not compatible),
             bitsandbytes=compatible,
+            random_codes=quantized and rounds_codes_at_random(group),
             cuts_blocks=cuts_blocks,
         )
 
@@ -108,6 +116,17 @@ def common_scalars(group: Mapping[str, Any], step: Any) -> dict[str, Any]:
         "seed": group.get(NOISE_KEY, 0),
         "percentile": group["percentile_clipping"],
     }
+
+
+def rounds_codes_at_random(group: Mapping[str, Any]) -> bool:
+    """Whether a param group's 8-bit state is rounded at random."""
+    return bool(group["state_rounding"] == "stochastic" and group["compat"] != "bitsandbytes")
+
+
+def draws_random_numbers(group: Mapping[str, Any]) -> bool:
+    """Whether a param group needs a stream of random numbers."""
+    codes = group["optim_bits"] == 8 and rounds_codes_at_random(group)
+    return codes or group["param_rounding"] == "stochastic"
 
 
 def noise_after_reset(noise: int) -> int:

@@ -121,6 +121,34 @@ def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOpti
     return codes.to(torch.uint8)
 
 
+def rounded_at_random(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    qmap: QuantizationMap,
+    options: KernelOptions,
+    random: Tensor,
+) -> Tensor:
+    """Codes, uint8, of which a number's value is kept on the average.
+
+    Each is the nearest one, or the one on the number's other side with the probability |x - v| /
+    |v' - v|, where v and v' are the values of both.
+
+    Args:
+        x: the numbers.
+        codes: the nearest code of each.
+        scales: of each number.
+        random: 32 random bits for each, int64.
+    """
+    nearest = decode(codes, scales, qmap)
+    lowest = (x > 0).int() if options.floors and not qmap.signed else 0
+    others = (codes.int() + torch.where(x > nearest, 1, -1)).clamp_max(255)
+    others = torch.maximum(others, torch.as_tensor(lowest, dtype=torch.int32, device=x.device))
+    distance = (decode(others, scales, qmap) - nearest).abs()
+    uniform = (random >> 8).float() * 2.0**-24
+    return torch.where(uniform * distance < (x - nearest).abs(), others.to(torch.uint8), codes)
+
+
 def decode(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
     """The float32 values of codes: qmap.values[code] times its scale."""
     return _table(qmap.values, codes.device)[codes.long()] * scales
@@ -128,8 +156,13 @@ def decode(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
 
 def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:
     """The float32 values of codes: qmap.values[code] * absmax of its block."""
+    return decode(codes, spread(absmax, grid).reshape(codes.shape), qmap)
+
+
+def spread(absmax: Tensor, grid: BlockGrid) -> Tensor:
+    """The scale of each element, [rows, cols], from those of the blocks."""
     scales = absmax.reshape(grid.rows, -1).repeat_interleave(grid.block_size, dim=1)
-    return decode(codes, scales[:, : grid.cols].reshape(codes.shape), qmap)
+    return scales[:, : grid.cols]
 
 
 def quantize_blockwise(

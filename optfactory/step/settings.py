@@ -12,7 +12,12 @@ from torch import Tensor
 
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, validate
-from optfactory.rules.options import NOISE_KEY, SEEDS, noise_after_reset
+from optfactory.rules.options import (
+    NOISE_KEY,
+    SEEDS,
+    draws_random_numbers,
+    noise_after_reset,
+)
 from optfactory.sharding.processes import is_one_of_many
 
 
@@ -127,7 +132,7 @@ def _follow_seeds(
     """
     drawn = None
     for group in groups:
-        if group["param_rounding"] != "stochastic":
+        if not draws_random_numbers(group):
             continue
         old, seed = before.get(id(group)), group["seed"]
         if seed is not None and (NOISE_KEY not in group or (old and old["seed"] != seed)):

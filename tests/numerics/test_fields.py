@@ -81,6 +81,10 @@ FLIPS: dict[str, list[Flip]] = {
     "block_wise": [flip(False, optim_bits=8)],
     "signed_map": [flip("symmetric", optim_bits=8)],
     "second_moment_floor": [flip(False, optim_bits=8)],
+    "state_rounding": [
+        flip("stochastic", optim_bits=8, state_rounding="nearest"),
+        flip("nearest", optim_bits=8, state_rounding="stochastic"),
+    ],
     "percentile_clipping": [
         flip(5),
         flip(5, optim_bits=8),
@@ -99,6 +103,7 @@ FLIPS: dict[str, list[Flip]] = {
     ],
     "seed": [
         _half(7, param_rounding="stochastic", lr=0.01),
+        flip(7, state_rounding="stochastic", optim_bits=8),
         _half(2**24 - 1, param_rounding="stochastic", lr=0.01, optim_bits=8, seed=1),
     ],
     "compat": [

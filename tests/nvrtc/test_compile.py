@@ -178,6 +178,7 @@ OPTIONS = {
     "tensor-wise": KernelOptions(tensor_wise=True),
     "cut": KernelOptions(cuts_blocks=True),
     "cut-stochastic": KernelOptions(cuts_blocks=True, rounding="stochastic"),
+    "random-codes": KernelOptions(random_codes=True),
     "cut-kahan": KernelOptions(cuts_blocks=True, rounding="kahan"),
     "cut-compat": KernelOptions(
         cuts_blocks=True, bitsandbytes=True, nonfinite="reset", floors=False

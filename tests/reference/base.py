@@ -40,6 +40,7 @@ class Options:
     block_wise: bool = True
     signed_map: str = "dynamic"
     second_moment_floor: bool = True
+    state_rounding: str = "nearest"
     skip_zeros: bool = False
     nonfinite: str = "propagate"
     param_rounding: str = "nearest"

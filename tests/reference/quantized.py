@@ -31,6 +31,7 @@ class Coding:
     codec: q.Codec
     block_size: int = q.BLOCK
     flat: bool = False
+    random: bool = False
 
     @staticmethod
     def of(o: Options, signed: bool, shape: tuple[int, ...], block_size: int = q.BLOCK) -> Coding:
@@ -42,7 +43,8 @@ class Coding:
             signed_codec, unsigned_codec = q.COMPAT_SIGNED_CODEC, q.COMPAT_UNSIGNED_CODEC
         size = block_size if o.block_wise else int(np.prod(shape))
         codec = signed_codec if signed else unsigned_codec
-        return Coding(codec, size, flat=o.bitsandbytes or not o.block_wise)
+        flat = o.bitsandbytes or not o.block_wise
+        return Coding(codec, size, flat, o.state_rounding == "stochastic" and not o.bitsandbytes)
 
     def seen(self, x: NDArray) -> NDArray:
         """The tensor as the grid of blocks sees it."""
@@ -84,7 +86,10 @@ class Expected:
         return scales, worst / np.float64(0.99) + 3 * (UNIT * scales + TINY)
 
     def codes(self, stored: Scales, slack: float = 2.0) -> tuple[Codes, Codes]:
-        """Lowest and highest admissible code; they are equal off the decision boundaries."""
+        """Lowest and highest admissible code; they are equal off the decision boundaries.
+
+        Where codes are rounded at random, both neighbours of a value are admissible.
+        """
         x, error, finite = self._seen()
         error = np.where(finite, error, 0.0) + UNIT * np.abs(x)
         codec, size, shape = self.coding.codec, self.coding.block_size, self.value.value.shape
@@ -93,7 +98,13 @@ class Expected:
             q.codes_for(x + sign * off, stored, codec, finite, size).reshape(shape)
             for sign in (-1, 1)
         )
-        return np.minimum(one, other), np.maximum(one, other)
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        if self.coding.random:
+            is_zero = (x == 0).reshape(shape)
+            lowest = 1 if codec.floor else 0
+            low = np.where(is_zero, low, np.maximum(low - 1, np.minimum(low, lowest)))
+            high = np.where(is_zero, high, np.minimum(high + 1, 255))
+        return low, high
 
 
 def step_8bit(

@@ -66,12 +66,14 @@ def mix(x: Words) -> Words:
     return x ^ (x >> np.uint32(16))
 
 
-def random_words(seed: int, number: int, step: int, count: int) -> Words:
-    """The random bits of elements 0 to count - 1 of a parameter, at a step."""
+def random_words(seed: int, number: int, step: int, count: int, state: int | None = None) -> Words:
+    """The random bits of elements 0 to count - 1 of a parameter at a step, or of a state of it."""
     key = np.zeros(1, dtype=np.uint32)
     with np.errstate(over="ignore"):
         for part in (seed, number, step):
             key = mix(key ^ np.uint32(part))
+        if state is not None:
+            key = mix(key + np.uint32(0x9E3779B9 * (state + 1) % 2**32))
         element = np.arange(count, dtype=np.uint64)
         high = mix((element >> np.uint64(32)).astype(np.uint32) ^ key)
         return mix(high ^ element.astype(np.uint32))

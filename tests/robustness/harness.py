@@ -34,7 +34,13 @@ OPTIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     ),
     "stochastic": (
         torch.bfloat16,
-        {"optim_bits": 8, "min_8bit_size": 64, "param_rounding": "stochastic", "seed": 7},
+        {
+            "optim_bits": 8,
+            "min_8bit_size": 64,
+            "param_rounding": "stochastic",
+            "state_rounding": "stochastic",
+            "seed": 7,
+        },
     ),
     "kahan, skipping": (
         torch.float16,

@@ -113,6 +113,7 @@ def test_random_bits_are_those_of_the_whole_tensor(
     [
         {"param_rounding": "kahan"},
         {"signed_map": "symmetric"},
+        {"state_rounding": "stochastic"},
         {"second_moment_floor": False},
         {"block_size": 64},
         {"block_size": 4096},

@@ -102,6 +102,7 @@ ACTING = [
     ("lamb8bit", "always_adapt", False, {"weight_decay": 0.0}),
     ("adam", "param_rounding", "kahan", {}),
     ("adam8bit", "param_rounding", "stochastic", {"lr": 0.1}),
+    ("adam8bit", "state_rounding", "stochastic", {}),
 ]
 
 

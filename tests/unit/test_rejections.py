@@ -213,7 +213,7 @@ def test_block_size_must_be_one_that_kernels_exist_for(value: Any) -> None:
 
 
 EIGHT_BIT = {"block_size": 64, "block_wise": False, "signed_map": "symmetric",
-             "second_moment_floor": False}  # fmt: skip
+             "second_moment_floor": False, "state_rounding": "stochastic"}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", EIGHT_BIT)

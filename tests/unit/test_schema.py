@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import build_optimizer, get_optimizer_info, resolve
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import acts_on, known_to
 from tests.reference import reference_of
@@ -69,6 +69,7 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "block_wise": st.booleans(),
     "signed_map": st.sampled_from(["dynamic", "symmetric"]),
     "second_moment_floor": st.booleans(),
+    "state_rounding": st.sampled_from(["nearest", "stochastic"]),
     "percentile_clipping": st.integers(0, 100),
     "skip_zeros": st.booleans(),
     "nonfinite": st.sampled_from(["propagate", "skip_element", "skip_step"]),
@@ -136,14 +137,14 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
     if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
-        for key in ("block_size", "block_wise", "signed_map", "second_moment_floor"):
+        for key in EIGHT_BIT_FIELDS:
             values.pop(key, None)
     for key in ("signed_map", "second_moment_floor"):
         if not acts_on(name, key):
             values.pop(key, None)
     if not values.get("block_wise", True):
         values.pop("block_size", None)
-    if values.get("param_rounding") != "stochastic":
+    if {values.get("param_rounding"), values.get("state_rounding")}.isdisjoint({"stochastic"}):
         values.pop("seed", None)
     if values.get("is_paged") or name.startswith("paged_"):
         values.pop("capturable", None)

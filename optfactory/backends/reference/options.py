@@ -55,7 +55,7 @@ def store(slot: Slot, value: Tensor, scalars: Mapping[str, float]) -> None:
     """Round a float32 value to the parameter's dtype, as its options say."""
     p, rounding = slot.local.detach(), slot.layout.options.rounding
     if rounding == "stochastic":
-        value = _rounded_at_random(value, p.dtype, _random_bits(slot, scalars))
+        value = _rounded_at_random(value, p.dtype, random_bits(slot, scalars))
     p.copy_(value)
     if rounding == "kahan":
         stored = p.float()
@@ -83,11 +83,17 @@ def _from_bits(bits: Tensor) -> Tensor:
     return signed.to(torch.int32).view(torch.float32)
 
 
-def _random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
-    """32 bits for each element, from seed, parameter, step and element alone."""
+def random_bits(slot: Slot, scalars: Mapping[str, float], state: int | None = None) -> Tensor:
+    """32 bits for each element, from seed, parameter, step and element alone; int64.
+
+    Args:
+        state: whose codes they are for; None for the parameter itself.
+    """
     p = slot.local
     key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=p.device)
     key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
+    if state is not None:
+        key = _mix((key + 0x9E3779B9 * (state + 1)) & _UINT32)
     element = torch.arange(p.numel(), dtype=torch.int64, device=p.device)
     if slot.layout.piece is not None:  # of the whole tensor
         runs = numbered_runs(slot.layout.piece.box, slot.name)

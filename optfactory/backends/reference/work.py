@@ -8,10 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optfactory.backends.reference.options import clip_factor, stays, store, stored_value
+from optfactory.backends.reference.options import (
+    clip_factor,
+    random_bits,
+    stays,
+    store,
+    stored_value,
+)
 from optfactory.backends.reference.program import torch_trust_ratio, torch_update
 from optfactory.rules.language import StateSpec
-from optfactory.state.codec import decode, dequantize, encode, quantize, scattered_scales
+from optfactory.state.codec import (
+    decode,
+    dequantize,
+    encode,
+    quantize,
+    rounded_at_random,
+    scattered_scales,
+    spread,
+)
 from optfactory.state.layout import absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.step.slots import Slot
@@ -165,9 +179,14 @@ class Work:
             qmap = self._map(state)
             if self.scales is None:
                 codes, absmax = quantize(x, qmap, layout.local_grid, layout.options)
+                scales = spread(absmax, layout.local_grid).reshape(x.shape)
             else:
                 absmax = self.scales[index].view(layout.tensors[absmax_key(state)].shape)
-                codes = encode(x, self.scales[index][numbers], qmap, layout.options)
+                scales = self.scales[index][numbers]
+                codes = encode(x, scales, qmap, layout.options)
+            if layout.options.random_codes:
+                random = random_bits(self.slot, self.scalars, index)
+                codes = rounded_at_random(x, codes, scales, qmap, layout.options, random)
             stored[codes_key(state)].copy_(codes)
             stored[absmax_key(state)].copy_(absmax)
 
