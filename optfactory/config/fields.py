@@ -28,14 +28,27 @@ def read_choice(value: object) -> object:
 
 def read_pair(value: object) -> object:
     """Accept "(0.9, 0.999)", the form in which command lines and some YAML files carry betas."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            value = None
+    value = _literal(value)
     if not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError("Input should be two numbers such as [0.9, 0.999]")
     return tuple(value)
+
+
+def read_three(value: object) -> object:
+    """As `read_pair`, for three numbers."""
+    value = _literal(value)
+    if not isinstance(value, Sequence) or len(value) != 3:
+        raise ValueError("Input should be three numbers such as [0.9, 0.999, 0.9999]")
+    return tuple(value)
+
+
+def _literal(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return None
 
 
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -47,6 +60,7 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 Number = Annotated[float, BeforeValidator(read_number), Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, BeforeValidator(read_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(read_pair)]
+ThreeBetas = Annotated[tuple[Beta, Beta, Beta], BeforeValidator(read_three)]
 Count = Annotated[int, BeforeValidator(read_number)]
 Bound = Annotated[float, BeforeValidator(read_number), Field(ge=0)]
 Bounds = Annotated[tuple[Bound, Bound], BeforeValidator(read_pair), AfterValidator(_ascending)]

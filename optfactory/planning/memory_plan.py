@@ -220,7 +220,10 @@ def _alternative(
     holders: Sequence[Holder],
 ) -> Alternative:
     stated = config.model_dump(exclude_unset=True, exclude={"optim_bits", "is_paged", "page_dir"})
-    known = get_optimizer_info(name).config_class.model_fields
+    # What two families share by name alone, as a momentum or betas, need not mean the same.
+    schema = get_optimizer_info(name).config_class
+    shared = next(base for base in type(config).__mro__ if issubclass(schema, base))
+    known = {*getattr(shared, "model_fields", ()), RULES_FIELD}
     values = {key: value for key, value in stated.items() if key in known}
     try:
         other = config if name == config.name else resolve({**values, "name": name})

@@ -64,13 +64,13 @@ def test_two_names_are_trained_and_one_with_every_seed(tmp_path: Path) -> None:
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 400, encoding="utf-8")
     (tmp_path / "page.md").write_text(MARKED)
     files = ("--json", "runs.json", "--plot", "runs.png", "--markdown", "page.md")
-    words = ("--names", "*adam8bit", "--seeds", "2", *files, "--", f"data={text}", *TINY)
+    words = ("--names", "*adamw8bit", "--seeds", "2", *files, "--", f"data={text}", *TINY)
     done = sweep(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     runs = json.loads((tmp_path / "runs.json").read_text())
     trained = [(run["seed"], run["optimizer"]) for run in runs]
-    assert trained == [(0, "adam8bit"), (0, "paged_adam8bit"), (1, "adam8bit")]
-    keys = set(run_of("adam8bit"))
+    assert trained == [(0, "adamw8bit"), (0, "paged_adamw8bit"), (1, "adamw8bit")]
+    keys = set(run_of("adamw8bit"))
     assert all(run.keys() == keys for run in runs)
     first, second, other = ({k: run[k] for k in keys - {"optimizer"}} for run in runs)
     assert first == second  # paging changes no bit
@@ -81,7 +81,7 @@ def test_two_names_are_trained_and_one_with_every_seed(tmp_path: Path) -> None:
     ratio = first["state_bytes"] / first["parameters"]
     low, high = sorted(run["val_loss"] for run in runs[1:])
     loss = f"{(low + high) / 2:.4f} ({low:.4f} to {high:.4f})"
-    row = f"| `adam8bit`, `paged_adam8bit` | {loss} | {ratio:.2f} |\n"
+    row = f"| `adamw8bit`, `paged_adamw8bit` | {loss} | {ratio:.2f} |\n"
     assert done.stdout.endswith(SEEDS + row)
     assert (tmp_path / "page.md").read_text() == MARKED.replace("old", f"\n{SEEDS}{row}")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")

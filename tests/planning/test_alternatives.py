@@ -98,11 +98,12 @@ def test_param_groups_hold_for_every_name_also_from_generators() -> None:
     assert len(set(sizes.values())) > 1
 
 
-def test_a_config_with_all_keys_stated_has_the_same_alternatives() -> None:
+@pytest.mark.parametrize("name", ["paged_adamw8bit", "rmsprop", "ademamix8bit"])
+def test_a_config_with_all_keys_stated_has_the_same_alternatives(name: str) -> None:
     # As Hydra gives it: the shipped YAML states every key.
-    stated = build_optimizer("paged_adamw8bit", Odd()).config.model_dump(mode="json")
+    stated = build_optimizer(name, Odd()).config.model_dump(mode="json")
     model = on_meta(Odd, torch.bfloat16)
-    full, bare = plan(stated, model), plan("paged_adamw8bit", model)
+    full, bare = plan(stated, model), plan(name, model)
     assert full.alternatives == bare.alternatives
     assert not [other.problem for other in full.alternatives if other.problem]
 
