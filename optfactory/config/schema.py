@@ -30,6 +30,12 @@ EIGHT_BIT_FIELDS = (
 _OF_STATES = {"signed_map": ("signed state", True), "second_moment_floor": ("second moment", False)}
 
 
+# How 8-bit state is rounded, as families with slow averages declare it: the nearest code would not
+# move as long as an average's increments are less than half the distance of two codes.
+StateRounding = Literal["nearest", "stochastic"]
+_STATE_ROUNDING = "8-bit state: the nearest code, or stochastic, so that slow averages move on"
+STOCHASTIC_STATE: Any = Field(default="stochastic", description=_STATE_ROUNDING)
+
 # What decides whether a seed means something.
 _OF_ROUNDING = ("param_rounding", "state_rounding", "optim_bits")
 
@@ -88,10 +94,7 @@ class OptimizerConfig(BaseModel):
     second_moment_floor: bool = Field(
         default=True, description="8-bit state: a second moment above 0 is never stored as 0"
     )
-    state_rounding: Literal["nearest", "stochastic"] = Field(
-        default="nearest",
-        description="8-bit state: the nearest code, or stochastic, so that slow averages move on",
-    )
+    state_rounding: StateRounding = Field(default="nearest", description=_STATE_ROUNDING)
     percentile_clipping: Annotated[Count, Field(ge=0, le=100)] = Field(
         default=100,
         description="scale gradients to this percentile of a tensor's last 100 norms; 100: off",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 ADABELIEF = UpdateRule(
@@ -25,6 +25,8 @@ class AdaBeliefConfig(OptimizerConfig):
     """AdaBelief; weight decay multiplies the parameter by 1 - lr * weight_decay before the step."""
 
     family: ClassVar[str] = "adabelief"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     betas: Betas = Field(
         default=(0.9, 0.999), description="decay rates of the momentum and of the variance"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 SUM = StateSpec("sum", signed=False)
@@ -19,6 +19,8 @@ class AdagradConfig(OptimizerConfig):
     """Adagrad; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "adagrad"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     lr: Number = Field(default=1e-2, description="learning rate")
     lr_decay: Number = Field(default=0.0, description="learning rate / (1 + (step - 1) * lr_decay)")

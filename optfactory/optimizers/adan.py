@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Number, ThreeBetas
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 ADAN = UpdateRule(
@@ -33,6 +33,8 @@ class AdanConfig(OptimizerConfig):
     """Adan; weight decay divides the parameter by 1 + lr * weight_decay after the step (Eq. 5)."""
 
     family: ClassVar[str] = "adan"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     betas: ThreeBetas = Field(
         default=(0.98, 0.92, 0.99),

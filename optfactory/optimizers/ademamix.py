@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Count, Number, ThreeBetas
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 ADEMAMIX = UpdateRule(
@@ -35,6 +35,8 @@ class AdEMAMixConfig(OptimizerConfig):
     """AdEMAMix; weight decay multiplies the parameter by 1 - lr * weight_decay before the step."""
 
     family: ClassVar[str] = "ademamix"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     betas: ThreeBetas = Field(
         default=(0.9, 0.999, 0.9999),

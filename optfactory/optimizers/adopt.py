@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.optimizers.moments import MOMENTS
 from optfactory.rules.language import UpdateRule
 
@@ -26,6 +26,8 @@ class AdoptConfig(OptimizerConfig):
     """ADOPT; weight decay is added to the gradient (L2) unless it is decoupled."""
 
     family: ClassVar[str] = "adopt"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     betas: Betas = Field(
         default=(0.9, 0.9999), description="decay rates of the first and second moment, in [0, 1)"

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 LION = UpdateRule(
@@ -20,6 +20,8 @@ class LionConfig(OptimizerConfig):
     """Lion; decoupled weight decay, steps of one size for every element."""
 
     family: ClassVar[str] = "lion"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     lr: Number = Field(default=1e-4, description="learning rate")
     betas: Betas = Field(default=(0.9, 0.99), description="of the step, and of the momentum")

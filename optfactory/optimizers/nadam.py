@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.optimizers.moments import MOMENTS
 from optfactory.rules.language import UpdateRule
 
@@ -32,6 +32,8 @@ class NAdamConfig(OptimizerConfig):
     """NAdam; weight decay is added to the gradient (L2) unless it is decoupled."""
 
     family: ClassVar[str] = "nadam"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     lr: Number = Field(default=2e-3, description="learning rate")
     betas: Betas = Field(

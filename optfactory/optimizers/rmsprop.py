@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 _SQUARES = StateSpec("square_avg", signed=False)
@@ -21,6 +21,8 @@ class RMSpropConfig(OptimizerConfig):
     """RMSprop; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "rmsprop"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     lr: Number = Field(default=1e-2, description="learning rate")
     alpha: Beta = Field(default=0.99, description="decay rate of the second moment, in [0, 1)")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
 MOMENTUM_STATE = StateSpec("momentum_buffer", signed=True)
@@ -74,6 +74,8 @@ class SGDConfig(MomentumConfig):
     """SGD with momentum; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "sgd"
+
+    state_rounding: StateRounding = STOCHASTIC_STATE
 
     @classmethod
     def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
