@@ -46,8 +46,18 @@ def acts_on(name: str, field: str) -> bool:
 
 
 def known_to(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for, without the fields that an optimizer does not have or has no use for."""
-    return {key: value for key, value in asked.items() if acts_on(name, key)}
+    """What was asked for, without the fields that an optimizer does not have or has no use for.
+
+    Two betas are not for one that has three.
+    """
+    return {key: value for key, value in asked.items() if takes(name, key, value)}
+
+
+def takes(name: str, field: str, value: Any) -> bool:
+    """Whether an optimizer has a field and a use for it, and as many betas as there are."""
+    if not acts_on(name, field):
+        return False
+    return field != "betas" or len(value) == len(get_optimizer_info(name).defaults["betas"])
 
 
 def has(name: str, field: str) -> bool:

@@ -59,17 +59,19 @@ class NAdamConfig(OptimizerConfig):
         speed = group["momentum_decay"]
         now, ahead = (_momentum(beta1, speed, number) for number in (step, step + 1.0))
         product = _momentum_product(beta1, speed, step)
+        of_g, of_avg = (1.0 - now) / (1.0 - product), ahead / (1.0 - product * ahead)
+        both = of_g + of_avg  # in the step's size, as a mean of two numbers cannot overflow
         return {
             "decay": 1.0 - lr * decoupled,
-            "step_size": lr * c2,
+            "step_size": lr * c2 * both,
             "beta1": beta1,
             "one_minus_beta1": 1.0 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1.0 - beta2,
             "eps_hat": group["eps"] * c2,
             "coupled_decay": group["weight_decay"] - decoupled,
-            "share_of_g": (1.0 - now) / (1.0 - product),
-            "share_of_avg": ahead / (1.0 - product * ahead),
+            "share_of_g": of_g / both,
+            "share_of_avg": of_avg / both,
         }
 
 

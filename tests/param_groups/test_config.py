@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from optfactory import resolve
 from optfactory.config.group_rules import GroupRule
-from tests.families import NAMES, NAMES_OF_FIRST, has
+from tests.families import NAMES, NAMES_OF_FIRST, has, takes
 from tests.param_groups.harness import Net, Rules, built, got
 
 RULES: Rules = {
@@ -32,7 +32,9 @@ RULES: Rules = {
 def rules_of(name: str) -> Rules:
     """The rules, without hyperparameters that an optimizer does not have."""
     return {
-        label: {key: value for key, value in rule.items() if not has("adam", key) or has(name, key)}
+        label: {
+            k: value for k, value in rule.items() if not has("adam", k) or takes(name, k, value)
+        }
         for label, rule in RULES.items()
     }
 

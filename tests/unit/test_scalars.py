@@ -45,5 +45,7 @@ def test_the_product_of_momenta_is_that_of_all_steps(name: str, speed: float) ->
         now, ahead = (0.99 * (1 - 0.5 * 0.96 ** (number * speed)) for number in (step, step + 1))
         product *= now
         scalars = NAdamConfig.scalars(group, float(step))
-        assert scalars["share_of_g"] == pytest.approx((1 - now) / (1 - product), rel=1e-9)
-        assert scalars["share_of_avg"] == pytest.approx(ahead / (1 - product * ahead), rel=1e-9)
+        size = scalars["step_size"] / (group["lr"] * (1 - 0.999**step) ** 0.5)
+        of_g, of_avg = (1 - now) / (1 - product), ahead / (1 - product * ahead)
+        assert size * scalars["share_of_g"] == pytest.approx(of_g, rel=1e-9)
+        assert size * scalars["share_of_avg"] == pytest.approx(of_avg, rel=1e-9)
