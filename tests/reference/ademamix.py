@@ -50,7 +50,6 @@ FACTS = Facts(
         "schedules": {"t_alpha": 3, "t_beta3": 4, "alpha": 8.0},
     },
     peak_lr=1e-3,
-    stalls="exp_avg_slow",  # by beta3 = 0.9999 it changes by less than half of a code's distance
 )
 
 

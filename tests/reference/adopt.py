@@ -38,7 +38,6 @@ FACTS = Facts(
     },
     peak_lr=3e-3,
     longest_step=300**0.25,  # the last step's clipping
-    stalls="exp_avg_sq",  # by beta2 = 0.9999 it changes by less than half of a code's distance
 )
 
 

@@ -34,7 +34,7 @@ ALLOWED = {
     },
     "overlooked": set(),
     "reminders": {"groups", "overlooked", "step"},
-    "group_config": {"backends", "config", "errors", "groups"},
+    "group_config": {"backends", "config", "errors", "groups", "rules"},
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
         *("memory", "reminders", "sharding", "state", "step"),
