@@ -9,9 +9,9 @@ import logging
 import re
 from collections.abc import Iterable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, overload
 
 from pydantic import Field, create_model
@@ -48,6 +48,7 @@ class OptimizerInfo:
         description: the first sentence of the family's schema.
         defaults: every hyperparameter's default.
         aliases: other spellings, normalized (lower case, no ``_`` or ``-``).
+        base: the schema of the family.
         config_class: the pydantic model that validates this name.
     """
 
@@ -56,9 +57,21 @@ class OptimizerInfo:
     optim_bits: int | None
     is_paged: bool
     description: str
-    defaults: dict[str, Any]
     aliases: tuple[str, ...]
-    config_class: type[OptimizerConfig]
+    base: type[OptimizerConfig] = field(repr=False)
+
+    # Made when they are asked for: a schema takes longer than all that a list of names needs.
+    @cached_property
+    def config_class(self) -> type[OptimizerConfig]:
+        return _config_class(self, self.base)
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        return {
+            key: item.get_default()
+            for key, item in self.config_class.model_fields.items()
+            if key not in ("name", RULES_FIELD)
+        }
 
 
 def _table() -> dict[str, OptimizerInfo]:
@@ -80,12 +93,6 @@ def _rows(family: type[OptimizerConfig]) -> dict[str, OptimizerInfo]:
 def _info(
     name: OptimizerName, family: type[OptimizerConfig], aliases: tuple[str, ...]
 ) -> OptimizerInfo:
-    config_class = _config_class(name, family)
-    defaults = {
-        key: field.get_default()
-        for key, field in config_class.model_fields.items()
-        if key not in ("name", RULES_FIELD)
-    }
     description = (family.__doc__ or "").strip().partition("\n")[0]
     return OptimizerInfo(
         name=str(name),
@@ -93,30 +100,32 @@ def _info(
         optim_bits=name.bits,
         is_paged=name.paged,
         description=description,
-        defaults=defaults,
         aliases=aliases,
-        config_class=config_class,
+        base=family,
     )
 
 
-def _config_class(name: OptimizerName, family: type[OptimizerConfig]) -> type[OptimizerConfig]:
+def _config_class(info: OptimizerInfo, family: type[OptimizerConfig]) -> type[OptimizerConfig]:
     """The family's schema with `name` fixed, what the name states locked, and rules for groups."""
-    locked: dict[str, object] = {"name": str(name)}
-    if name.bits is not None:
-        locked["optim_bits"] = name.bits
-    if name.paged:
+    locked: dict[str, object] = {"name": info.name}
+    if info.optim_bits is not None:
+        locked["optim_bits"] = info.optim_bits
+    if info.is_paged:
         locked["is_paged"] = True
     fields: dict[str, Any] = {}
     for key, value in locked.items():
-        field = copy(family.model_fields[key])
-        field.default = value
-        fields[key] = (field.annotation, field)
+        locked_field = copy(family.model_fields[key])
+        locked_field.default = value
+        fields[key] = (locked_field.annotation, locked_field)
     fields[RULES_FIELD] = (GroupRules, Field(default={}, description="rules for param groups"))
-    class_name = "".join(part.title() for part in str(name).split("_")) + "Config"
-    model = create_model(class_name, __base__=family, __module__=__name__, **fields)
+    model = create_model(_class_name(info.name), __base__=family, __module__=__name__, **fields)
     model.locked = locked
     model.__doc__ = family.__doc__
     return model
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.title() for part in name.split("_")) + "Config"
 
 
 def __getattr__(name: str) -> type[OptimizerConfig]:
@@ -124,7 +133,7 @@ def __getattr__(name: str) -> type[OptimizerConfig]:
     # The import system asks for `__path__` while modules load, when nothing may be built.
     if re.fullmatch(r"[A-Z]\w*Config", name):
         for info in _table().values():
-            if info.config_class.__name__ == name:
+            if _class_name(info.name) == name:
                 return info.config_class
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 

@@ -18,7 +18,7 @@ _TESTS = Path(__file__).parent
 KEPT = {"options": 1, "frameworks": 2, "conformance": 2, "numerics": 2, "robustness": 4}
 KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation"), 3)
 KEPT |= {"torch_api": 2, "distributed": 3, "sharding": 2, "nvrtc": 4}
-KEPT |= {"examples": 1, "packaging": 1}
+KEPT |= {"examples": 1, "packaging": 1, "unit": 20, "param_groups": 12, "planning": 8}
 KEPT |= {"unit/test_plugins.py": 2, "unit/test_small_stacks.py": 1, "unit/test_contributing.py": 1}
 
 

@@ -52,7 +52,8 @@ class OptimizerConfig(BaseModel):
     (True, [0.9, 0.999])
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    # Built when one is made first: most programs use one of the names.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     family: ClassVar[str]
     locked: ClassVar[Mapping[str, object]] = {}

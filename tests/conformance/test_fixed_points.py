@@ -1,4 +1,4 @@
-"""States of 8 bits come to where those of 32 bits do, for gradients early and late, large and small.
+"""8-bit states come to where 32-bit ones do, for gradients early and late, large and small.
 
 With the nearest codes an average stands still as soon as its increments are less than half the
 distance of two codes: a second moment with beta2 = 0.999 at a few hundredths of its value, where

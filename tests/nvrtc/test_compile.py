@@ -13,6 +13,7 @@ import pytest
 from optfactory import get_optimizer_info, list_optimizers, resolve
 from optfactory.backends.cuda.nvrtc import COMPILE_OPTIONS, compile_cubin
 from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK
+from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError, KernelCompileError
 from optfactory.rules.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
 from optfactory.rules.language import UpdateRule
@@ -110,7 +111,9 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
         if info.name != info.family:
             continue
         deciding = {field for asked in selections(info.name) for field in asked}
-        fields = info.config_class.model_fields
+        # What all families have says how kernels treat elements, not which rule they run.
+        own = info.config_class.model_fields.keys() - OptimizerConfig.model_fields.keys()
+        fields = {key: info.config_class.model_fields[key] for key in sorted(own)}
         few = {
             field: few_values(info.name, field)
             for field in fields
@@ -127,7 +130,7 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
 
 def threes_of(few: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """All values of each three fields; those of all fields together are hundreds of thousands."""
-    for names in itertools.combinations(few, 3):
+    for names in itertools.combinations(few, min(3, len(few))):
         for values in itertools.product(*(few[name] for name in names)):
             yield dict(zip(names, values, strict=True))
 
@@ -186,18 +189,24 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("label", "architecture"),
-    [("cut", name) for name in ARCHITECTURES]
-    + [(name, "sm_80") for name in OPTIONS if name != "cut"],
-)
-def test_kernels_that_find_scales_first_compile(label: str, architecture: str) -> None:
-    for rule in (rule for rule, quantized in rules() if quantized):
-        one = replace(variant(rule, True, "bfloat16", "bfloat16"), options=OPTIONS[label])
-        found = usage_of(cuda_source(one), one.label, architecture)
+def scales_first() -> Iterator[Any]:
+    """Each rule with each of the options, for all generations where blocks are cut."""
+    found = [(name, "sm_80") for name in OPTIONS if name != "cut"]
+    found += [("cut", name) for name in ARCHITECTURES]
+    for (label, architecture), (rule, quantized) in itertools.product(found, rules()):
+        if quantized:
+            name = f"{label}-{rule.name}-{rule.trust_ratio}-{architecture}"
+            yield pytest.param(rule, label, architecture, id=name)
+
+
+@pytest.mark.parametrize(("rule", "label", "architecture"), list(scales_first()))
+def test_kernels_with_options_compile(rule: UpdateRule, label: str, architecture: str) -> None:
+    one = replace(variant(rule, True, "bfloat16", "bfloat16"), options=OPTIONS[label])
+    found = usage_of(cuda_source(one), one.label, architecture)
+    if one.options.scales_first:
         assert {"optfactory_statistics", "optfactory_update", "optfactory_commit"} <= found.keys()
-        # Four states of eight elements are half of all registers: Adan's kernels spill 188 bytes.
-        assert_in_registers(found, LOCAL_BYTES * (1 + len(rule.states) // 4))
+    # Four states of eight elements are half of all registers: Adan's kernels spill 188 bytes.
+    assert_in_registers(found, LOCAL_BYTES * (1 + len(rule.states) // 4))
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
