@@ -205,8 +205,9 @@ def test_kernels_with_options_compile(rule: UpdateRule, label: str, architecture
     found = usage_of(cuda_source(one), one.label, architecture)
     if one.options.scales_first:
         assert {"optfactory_statistics", "optfactory_update", "optfactory_commit"} <= found.keys()
-    # Four states of eight elements are half of all registers: Adan's kernels spill 188 bytes.
-    assert_in_registers(found, LOCAL_BYTES * (1 + len(rule.states) // 4))
+    # Three and four states of eight elements, and two values for each, are more than all registers:
+    # AdEMAMix's kernels with random codes spill 192 bytes, Adan's 368.
+    assert_in_registers(found, LOCAL_BYTES * max(1, len(rule.states) - 1))
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
