@@ -18,6 +18,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.registry import get_optimizer_info, list_optimizers
 from optfactory.rules.codegen import KernelVariant
 from optfactory.rules.language import UpdateRule
+from optfactory.rules.options import KernelOptions
 
 # Of a parameter and its gradient, as kernels call them; `optfactory.step.plan` accepts no others.
 DTYPES = (
@@ -40,12 +41,17 @@ def prebuilt_variants() -> list[KernelVariant]:
         for group in _groups(config_class, name)
     ]
     found = {
-        KernelVariant(rule, *dtypes, quantized, group["block_size"]): None
+        _variant(group, parameter, gradient): None
         for group in groups
-        for rule, quantized in [_kernel_of(group)]
-        for dtypes in DTYPES
+        for parameter, gradient in DTYPES
     }
     return list(found)
+
+
+def _variant(group: Group, parameter: str, gradient: str) -> KernelVariant:
+    rule, quantized = _kernel_of(group)
+    options = KernelOptions.of(group, quantized, rounds=parameter != "float")
+    return KernelVariant(rule, parameter, gradient, quantized, group["block_size"], options)
 
 
 def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
