@@ -212,6 +212,9 @@ def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, .
     return tuple(groups)
 
 
+_NONE = object()
+
+
 def _alternative(
     name: str,
     config: OptimizerConfig,
@@ -224,7 +227,11 @@ def _alternative(
     schema = get_optimizer_info(name).config_class
     shared = next(base for base in type(config).__mro__ if issubclass(schema, base))
     known = {*getattr(shared, "model_fields", ()), RULES_FIELD}
-    values = {key: value for key, value in stated.items() if key in known}
+    # Where all keys are stated, as Hydra does, a name's defaults are no wish for another name.
+    own = get_optimizer_info(config.name).defaults
+    values = {
+        key: value for key, value in stated.items() if key in known and value != own.get(key, _NONE)
+    }
     try:
         other = config if name == config.name else resolve({**values, "name": name})
         laid_out = lay_out(grouping, other, device, holders)
