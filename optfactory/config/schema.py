@@ -55,6 +55,7 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     family: ClassVar[str]
+    spellings: ClassVar[tuple[str, ...]] = ()  # what others call the family
     locked: ClassVar[Mapping[str, object]] = {}
 
     name: str = Field(description="canonical optimizer name")

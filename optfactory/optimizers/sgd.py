@@ -74,6 +74,7 @@ class SGDConfig(MomentumConfig):
     """SGD with momentum; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "sgd"
+    spellings: ClassVar[tuple[str, ...]] = ("momentum",)  # timm; its `sgd` is Nesterov's
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 
