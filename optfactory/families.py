@@ -16,7 +16,7 @@ from functools import cache
 from typing import TypeVar
 
 from optfactory import optimizers, plugins
-from optfactory.config.names import alias_table, names_of_family
+from optfactory.config.names import alias_table
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.plugins import Plugin
@@ -79,9 +79,9 @@ def _owner(config_class: type[OptimizerConfig], beside: Iterable[Plugin]) -> str
     owners = [("optfactory", item) for item in _built_in().values()]
     owners += [(f"the package '{p.package}'", item) for p in beside for item in p.classes]
     owners += [(f"the module '{item.__module__}'", item) for item in _registered.values()]
-    spellings = _spellings(config_class.family)
+    spellings = _spellings(config_class.family, config_class.spellings)
     for owner, other in owners:
-        common = spellings & _spellings(other.family)
+        common = spellings & _spellings(other.family, other.spellings)
         if common and not _same(config_class, other):
             return f"{owner}, as '{other.family}'"
     return ""
@@ -93,8 +93,8 @@ def _same(one: type, other: type) -> bool:
 
 
 @cache
-def _spellings(family: str) -> frozenset[str]:
-    return frozenset(alias_table(str(name) for name in names_of_family(family)))
+def _spellings(family: str, others: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(alias_table(family, others))
 
 
 def _check(config_class: object) -> None:

@@ -269,9 +269,9 @@ class Optimizer2State(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of `state_dict()`, bit for bit as if never interrupted.
 
-        State of another width or block size, and state dicts of torch.optim.Adam and AdamW and of
-        bitsandbytes, are converted. Hyperparameters that a schedule may have changed (lr, betas,
-        eps, weight_decay, ...) come from the checkpoint; width, block size and placement
+        State of another width or block size, and state dicts of the same algorithm in torch.optim
+        and bitsandbytes, are converted. Hyperparameters that a schedule may have changed (lr,
+        betas, eps, weight_decay, ...) come from the checkpoint; width, block size and placement
         (optim_bits, block_size, is_paged) from this optimizer's config. What wrappers kept beside
         the states is copied too.
 
@@ -309,8 +309,8 @@ class Optimizer2State(Optimizer):
         """A copy of the state as another library's optimizer loads it.
 
         Args:
-            layout: ``torch`` (float32 state, for torch.optim.Adam and AdamW) or ``bitsandbytes``
-                (8- or 32-bit as the state is here).
+            layout: ``torch`` (float32 state, for the class of torch.optim with this algorithm) or
+                ``bitsandbytes`` (8- or 32-bit as the state is here).
 
         Raises:
             ConfigError: that library would go on differently; lists the hyperparameters.

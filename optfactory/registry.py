@@ -83,7 +83,7 @@ def _table() -> dict[str, OptimizerInfo]:
 def _rows(family: type[OptimizerConfig]) -> dict[str, OptimizerInfo]:
     """The six names of a family."""
     names = names_of_family(family.family)
-    aliases = alias_table(str(name) for name in names)
+    aliases = alias_table(family.family, family.spellings)
     return {
         str(name): _info(name, family, tuple(k for k, v in aliases.items() if v == str(name)))
         for name in names

@@ -118,6 +118,15 @@ class Fields:
             return torch.tensor(float(value), dtype=torch.float64, device="cpu")
         return None
 
+    def number(self, key: str) -> tuple[float | None, float]:
+        """A number, as such or as a 0-d tensor, and the precision of its dtype."""
+        value = self._unread.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+            self._unread[key] = value
+        read = self.tensor(key, (), FLOATS)
+        return (None, 0.0) if read is None else (read.item(), torch.finfo(read.dtype).eps)
+
     def foreign(self, known: Container[object], device: torch.device) -> dict[Any, Any]:
         """A copy of the fields that are no known state, with their tensors on a device."""
         found = {}

@@ -10,13 +10,16 @@ from torch import Tensor
 from optfactory.checkpoints.bitsandbytes import NESTED, BitsandbytesLayout
 from optfactory.checkpoints.foreign import States, copied
 from optfactory.checkpoints.own import OwnLayout, live_record
+from optfactory.checkpoints.peers import peers_of
 from optfactory.checkpoints.records import MARKS, PLACEMENT, STORAGE, Export, Layout
 from optfactory.checkpoints.sharded import whole_entries
 from optfactory.checkpoints.torch import TorchLayout
 from optfactory.checkpoints.writing import wrapped
+from optfactory.config.peers import TorchPeer
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, StateError
+from optfactory.rules.options import NOISE_KEY
 from optfactory.step.slots import Slot
 
 Groups = list[Mapping[str, Any]]
@@ -36,12 +39,15 @@ def recognize(groups: Groups, state: Mapping[Any, Any]) -> Layout:
         return OwnLayout()
     if fields & {NESTED, "state1"} or (not fields and "t_alpha" in settings):
         return BitsandbytesLayout(state)
-    if "exp_avg" in fields or (not fields and "amsgrad" in settings):
-        return TorchLayout()
+    layout = TorchLayout.of_settings(settings)
+    if layout is not None:
+        return layout
+    names = sorted(peer.name for peer in peers_of(TorchPeer).values())
     raise StateError(
         "format_version: missing; the checkpoint was not written by optfactory, nor is it of "
-        "torch.optim.Adam or AdamW or of an optimizer of bitsandbytes with two states; "
-        f"its states have the keys {sorted(map(str, every))}"
+        f"bitsandbytes or of torch.optim.{{{', '.join(names)}}}; "
+        f"its states have the keys {sorted(map(str, every))}, its groups "
+        f"{sorted(map(str, settings))}"
     )
 
 
@@ -61,7 +67,10 @@ def export(
         ConfigError: the layout's name is unknown, or its library could not go on as we do.
         StateError: a parameter's state is not what it was allocated as.
     """
-    layouts: dict[str, Export] = {"torch": TorchLayout(), "bitsandbytes": BitsandbytesLayout()}
+    layouts: dict[str, Export] = {
+        "torch": TorchLayout([config.family]),
+        "bitsandbytes": BitsandbytesLayout(family=config.family),
+    }
     if name not in layouts:
         raise ConfigError(f"unknown layout {name!r}; state is exported as {' or '.join(layouts)}")
     layout = layouts[name]
@@ -94,13 +103,17 @@ def _exported(layout: Export, slot: Slot, own: Mapping[str, Tensor]) -> dict[str
     """One parameter's state; sharded where the other library knows DTensors, else gathered."""
     piece = slot.layout.piece
     if piece is None:
-        return layout.write_entries(slot.layout, live_record(slot.layout, own))
+        return layout.write_entries(slot.layout, live_record(slot.layout, own), slot.group)
     if not layout.takes_dtensors:
         whole = slot.layout.unsharded()
         gathered = whole_entries(wrapped(slot, own), own.keys())
-        return layout.write_entries(whole, live_record(whole, gathered))
-    entries = layout.write_entries(slot.layout, live_record(slot.layout, own))
-    return {k: v if k == "step" else piece.sharding.wrap(v) for k, v in entries.items()}
+        return layout.write_entries(whole, live_record(whole, gathered), slot.group)
+    entries = layout.write_entries(slot.layout, live_record(slot.layout, own), slot.group)
+    states = {state.name for state in slot.layout.rule.states}
+    return {
+        key: piece.sharding.wrap(value) if key in states and value is not None else value
+        for key, value in entries.items()
+    }
 
 
 def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export) -> list[str]:
@@ -118,5 +131,5 @@ def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export)
 
 def _labels(group: Mapping[str, Any], config: OptimizerConfig) -> dict[str, Any]:
     """What users and schedulers keep in a group."""
-    ours = {*type(config).model_fields, *MARKS} - {"name", "param_names"}
+    ours = {*type(config).model_fields, *MARKS, NOISE_KEY} - {"name", "param_names"}
     return {key: value for key, value in group.items() if key not in ours}

@@ -156,10 +156,35 @@ def _values(
         if problem:
             raise ConfigError(problem, [problem])
         taken.pop("adam_w_mode", None)
+    _check_states(model, group, checked)
     taken |= _noise(record.values, group)
     # A tensor lr stays a tensor: schedules change it in place.
     live = {"lr"} if isinstance(taken["lr"], Tensor) else set()
     return taken | {key: checked[key] for key in fields if key in taken and key not in live}
+
+
+def _check_states(
+    model: type[OptimizerConfig], group: Mapping[str, Any], checked: Mapping[str, Any]
+) -> None:
+    """Refuse hyperparameters with which other states are kept.
+
+    Raises:
+        ConfigError: names the hyperparameters that make the difference.
+    """
+
+    def states(changes: Mapping[str, Any]) -> list[str]:
+        return [state.name for state in model.rule({**group, **changes}).states]
+
+    if states(checked) == states({}):
+        return
+    deciding = [key for key, value in checked.items() if states({key: value}) != states({})]
+    problems = [
+        f"{key}: the checkpoint has {checked[key]!r}, the config {group[key]!r}, with which other "
+        f"states are kept: these can be neither made up nor dropped; build the optimizer with the "
+        f"checkpoint's {key}"
+        for key in deciding
+    ]
+    raise ConfigError("\n".join(problems), problems)
 
 
 def _noise(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, int]:

@@ -112,14 +112,16 @@ class Export(Protocol):
     Attributes:
         title: the library, or its optimizers.
         families: ours that it has.
-        expressed: hyperparameters that may have other values than their defaults.
         takes_dtensors: whether it trains sharded parameters, with state that is sharded alike.
     """
 
     title: str
     families: tuple[str, ...]
-    expressed: tuple[str, ...]
     takes_dtensors: bool
+
+    @property
+    def expressed(self) -> tuple[str, ...]:
+        """Hyperparameters that may have other values than their defaults."""
 
     def write_problems(self, group: Mapping[str, Any]) -> list[str]:
         """What of a group the other library would not go on with."""
@@ -127,5 +129,7 @@ class Export(Protocol):
     def write_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """The other library's hyperparameters."""
 
-    def write_entries(self, layout: StateLayout, record: Record) -> dict[str, Any]:
+    def write_entries(
+        self, layout: StateLayout, record: Record, group: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The other library's state of one parameter, as a copy."""

@@ -1,51 +1,122 @@
-"""The layout of torch.optim.Adam and AdamW, whatever their implementation (foreach, fused, ...)."""
+"""The layouts of torch.optim, whatever the implementation (foreach, fused, ...).
+
+A family's `torch_peer` says which class has its mathematics. States have the same names there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from optfactory.checkpoints.convert import decode
 from optfactory.checkpoints.fields import FLOATS, Fields
+from optfactory.checkpoints.peers import model_of, peers_of
 from optfactory.checkpoints.records import GroupRecord, Record
+from optfactory.config.peers import TorchPeer
 from optfactory.state.layout import StateLayout
 
 # How torch computes a step, not what; torch takes them from the checkpoint that it loads.
-_SWITCHES: dict[str, Any] = {"foreach": None, "fused": None, "differentiable": False}
+_SWITCHES = ("capturable", "foreach", "fused", "differentiable")
+
+# The numbers beside the states are float32 there, and after a load of the parameter's dtype.
+_TOLERANCE = 1e-6
 
 
 class TorchLayout:
-    """Reads and writes state dicts of torch.optim.Adam and AdamW."""
+    """Reads and writes state dicts of an optimizer of torch.optim.
 
-    families: tuple[str, ...] = ("adam", "adamw")
-    title = "torch.optim.Adam or AdamW"
+    Args:
+        families: those that have it: of Adam and AdamW it may be open which one wrote a dict.
+    """
+
     takes_dtensors = True
-    expressed: tuple[str, ...] = (
-        *("lr", "betas", "eps", "weight_decay", "maximize", "amsgrad", "adam_w_mode"),
-    )
+
+    def __init__(self, families: Iterable[str]) -> None:
+        known = peers_of(TorchPeer)
+        self.families = tuple(family for family in families if family in known)
+        self._peer = known[self.families[0]] if self.families else None
+        names = [known[family].name for family in self.families]
+        self.title = f"torch.optim.{' or '.join(names)}" if names else "torch.optim"
+
+    @classmethod
+    def of_settings(cls, settings: set[Any]) -> TorchLayout | None:
+        """The layout of a checkpoint whose groups have these keys; None if it is another's."""
+        found = [
+            family
+            for family, peer in peers_of(TorchPeer).items()
+            if settings.issuperset(peer.marks) and settings.isdisjoint(peer.strangers)
+        ]
+        return cls(found) if found else None
+
+    @property
+    def expressed(self) -> tuple[str, ...]:
+        return tuple(map(self._field, self._arguments))
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return _arguments(self._peer.name) if self._peer else {}
+
+    def _field(self, argument: str) -> str:
+        renamed = self._peer.renamed if self._peer else {}
+        return renamed.get(argument, argument)
 
     def read_group(self, saved: Mapping[str, Any]) -> GroupRecord:
-        """Torch's hyperparameters; newer releases also say how weight decay enters."""
-        dropped = ("capturable", "decoupled_weight_decay", *_SWITCHES)
-        values = {key: value for key, value in saved.items() if key not in dropped}
-        problems = []
-        if "amsgrad" not in saved:
-            problems = ["amsgrad: missing; the checkpoint is not of torch.optim.Adam or AdamW"]
-        decoupled = saved.get("decoupled_weight_decay")
-        if not isinstance(decoupled, bool):
-            return GroupRecord("", values, problems, self.families)
-        values["adam_w_mode"] = decoupled
-        return GroupRecord("adamw" if decoupled else "adam", values, problems)
+        """Torch's hyperparameters; newer releases of Adam also say how weight decay enters."""
+        values = {
+            self._field(key): value
+            for key, value in saved.items()
+            if key not in _SWITCHES and (self._field(key) == key or isinstance(value, bool))
+        }
+        families = self.families
+        for field in {self._field(key) for key in saved} - saved.keys() & values.keys():
+            families = tuple(
+                family
+                for family in families
+                if model_of(family).model_fields[field].default == values[field]
+            )
+        return GroupRecord(families[0] if len(families) == 1 else "", values, [], families)
 
     def read_entries(
         self, fields: Fields, layout: StateLayout, saved: Mapping[str, Any]
     ) -> Record | None:
         """Torch keeps states in the parameter's dtype."""
+        names = [state.name for state in layout.rule.states]
+        if self._peer and not self._peer.counts:
+            if all(fields.peek(name) is None for name in names):  # before the first step
+                fields.ignore("momentum_buffer", *names)
+                return None
+            step: Tensor | None = torch.ones((), dtype=torch.float64, device="cpu")  # or more
+        else:
+            step = fields.step()
         states = {
             state.name: fields.state(state.name, state, layout.shape, FLOATS)
             for state in layout.rule.states
         }
-        return Record.of(fields.step(), states)
+        self._check_numbers(fields, step, saved)
+        return Record.of(step, states)
+
+    def _check_numbers(self, fields: Fields, step: Tensor | None, saved: Mapping[str, Any]) -> None:
+        """See that what torch keeps beside the states is what the number of steps says."""
+        if self._peer is None or step is None:
+            return
+        model = model_of(self.families[0])
+        given = {key: saved[key] for key in self.expressed if key in saved and key not in _SWITCHES}
+        group = model(**{**given, "name": self.families[0]}).model_dump()
+        for key, expected in self._peer.numbers(group, float(step)).items():
+            number, precision = fields.number(key)
+            if number is None:
+                continue
+            if not abs(number - expected) <= _TOLERANCE + precision * float(step) * expected:
+                fields.note(
+                    key,
+                    f"is {number:.6g} after {float(step):.0f} steps, and {expected:.6g} follows "
+                    "from the checkpoint's hyperparameters, which must have been changed during "
+                    "the run; it cannot be gone on with",
+                )
 
     def write_problems(self, group: Mapping[str, Any]) -> list[str]:
         """Nothing: torch has all that `expressed` lists."""
@@ -54,13 +125,27 @@ class TorchLayout:
     def write_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Torch's hyperparameters, with the implementation left to torch."""
         return {
-            **{key: group[key] for key in self.expressed if key != "adam_w_mode"},
-            "capturable": group["capturable"],
-            "decoupled_weight_decay": group["adam_w_mode"],
-            **_SWITCHES,
+            key: group.get(self._field(key), default) for key, default in self._arguments.items()
         }
 
-    def write_entries(self, layout: StateLayout, record: Record) -> dict[str, Any]:
+    def write_entries(
+        self, layout: StateLayout, record: Record, group: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Float32 values, the step too; torch casts them to the parameter's dtype."""
-        states = {name: decode(stored).clone() for name, stored in record.states.items()}
-        return {"step": record.step.float(), **states}
+        states: dict[str, Any] = {
+            name: decode(stored).clone() for name, stored in record.states.items()
+        }
+        if self._peer is None or not self._peer.counts:
+            return states if record.step > 0 else dict.fromkeys(states)
+        numbers = {
+            key: torch.tensor(float(value), dtype=torch.float32)
+            for key, value in self._peer.numbers(group, float(record.step)).items()
+        }
+        return {"step": record.step.float(), **numbers, **states}
+
+
+@cache
+def _arguments(name: str) -> dict[str, Any]:
+    """The hyperparameters of an optimizer of torch, with their defaults."""
+    optimizer = getattr(torch.optim, name)([torch.zeros((), device="cpu")], lr=1e-3)
+    return dict(optimizer.defaults)

@@ -7,14 +7,15 @@ search substrings have handed out 32-bit or unpaged optimizers for 8-bit or page
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from optfactory.errors import UnknownOptimizerError
 
-# Spellings that differ from a canonical name by more than case, "_" and "-":
-# Hugging Face's `optim=` value for bitsandbytes' 8-bit AdamW.
-_EXTRA_ALIASES = {"adamwbnb8bit": "adamw8bit"}
+# What a typing mistake leaves of a width, between "8" and "32bits".
+_WIDTH = re.compile(r"\d{1,2}(?:b[a-z]{0,3})?|bits?|")
+_PREFIXES = ("paged", "bnb")
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,80 @@ def normalize(text: str) -> str:
     return text.strip().lower().replace("_", "").replace("-", "")
 
 
-def alias_table(names: Iterable[str]) -> dict[str, str]:
-    """Map every accepted normalized spelling to its canonical name.
+def alias_table(family: str, spellings: Iterable[str] = ()) -> dict[str, str]:
+    """Map every accepted normalized spelling of a family's names to the canonical name.
 
     Accepted are the name itself in any case and with or without ``_`` and ``-`` (which covers
-    bitsandbytes' class names and Hugging Face's ``paged_adamw_8bit``), the same behind ``bnb``,
-    and the few names that follow no pattern.
+    bitsandbytes' class names and Hugging Face's ``paged_adamw_8bit``), the same behind ``bnb``
+    (timm), and with ``bnb`` behind the family (Hugging Face's ``rmsprop_bnb_8bit``).
+
+    >>> alias_table("lion")["lionbnb8bit"]
+    'lion8bit'
+
+    Args:
+        spellings: what others call the family.
     """
-    canonical = list(names)
-    table = {normalize(name): name for name in canonical}
-    table |= {f"bnb{key}": name for key, name in list(table.items())}
-    table |= {key: name for key, name in _EXTRA_ALIASES.items() if name in canonical}
+    table = {}
+    for stem in map(normalize, (family, *spellings)):
+        for name in names_of_family(family):
+            paged, width = "paged" * name.paged, f"{name.bits}bit" if name.bits else ""
+            for key in (f"{paged}{stem}{width}", f"bnb{paged}{stem}{width}"):
+                table[key] = str(name)
+            table[f"{paged}{stem}bnb{width}"] = str(name)
     return table
 
 
 def unknown_name(text: str, known: Iterable[str]) -> UnknownOptimizerError:
-    """The error for a name that does not exist, with the closest one that does."""
-    by_key = {normalize(name): name for name in known}
-    close = difflib.get_close_matches(normalize(text), by_key, n=1, cutoff=0.6)
-    hint = f" Did you mean '{by_key[close[0]]}'?" if close else ""
-    families = sorted(key for key in by_key if not key.startswith("paged") and "bit" not in key)
+    """The error for a name that does not exist, with the one that was meant if that is certain.
+
+    Args:
+        known: the canonical names.
+    """
+    names = list(known)
+    families = sorted(x for x in names if not x.startswith("paged_") and not x.endswith("bit"))
+    meant = _meant(normalize(text), families)
+    hint = f" Did you mean '{meant}'?" if meant else ""
     return UnknownOptimizerError(
         f"unknown optimizer '{text}'; names are [paged_]<family>[8bit|32bit], "
         f"<family> being one of {', '.join(families)}.{hint}"
     )
+
+
+def _meant(key: str, families: list[str]) -> str:
+    """The name that was mistyped; empty if it could be another algorithm's.
+
+    Similarity does not do: LARS is no LAMB, and NAdam, AdamP and AdaMax are no Adam.
+    """
+    found = {family for family in families for stem in _stems(key) if _slip(stem, family)}
+    if len(found) != 1:
+        return ""
+    by_key = {normalize(str(name)): str(name) for name in names_of_family(found.pop())}
+    width = re.search(r"\d+", key)
+    if width and any(width.group() in name for name in by_key):
+        by_key = {name: by_key[name] for name in by_key if width.group() in name}
+    return by_key[difflib.get_close_matches(key, by_key, n=1, cutoff=0.0)[0]]
+
+
+def _stems(key: str) -> set[str]:
+    """What can be meant as a family, between what can be meant as a prefix and a width."""
+    return {
+        key[begin:end]
+        for begin in range(min(len(key), 7))
+        if not begin or difflib.get_close_matches(key[:begin], _PREFIXES, cutoff=0.8)
+        for end in range(begin + 1, len(key) + 1)
+        if _WIDTH.fullmatch(key[end:])
+    }
+
+
+def _slip(stem: str, family: str) -> bool:
+    """Whether a family's name was written with at most one slip of the fingers.
+
+    Other letters, before, behind and in a name, make names of other algorithms. Slips are a letter
+    twice, one left out between others, and two neighbours swapped.
+    """
+    right = normalize(family)
+    places = range(1, len(right))
+    left_out = (right[:i] + right[i + 1 :] for i in places[:-1])
+    doubled = (right[:i] + right[i - 1 :] for i in range(1, len(right) + 1))
+    swapped = (right[: i - 1] + right[i] + right[i - 1] + right[i + 1 :] for i in places)
+    return stem in {right, *left_out, *doubled, *swapped}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Bits, BlockSize, Count, Number
+from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers
@@ -56,6 +57,9 @@ class OptimizerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     family: ClassVar[str]
+    spellings: ClassVar[tuple[str, ...]] = ()  # what others call the family
+    torch_peer: ClassVar[TorchPeer | None] = None  # whose checkpoints are read and written
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer | None] = None
     locked: ClassVar[Mapping[str, object]] = {}
 
     name: str = Field(description="canonical optimizer name")

@@ -14,9 +14,12 @@ refused with a ValueError; that differs from bitsandbytes, where
 * `optim_bits` and `is_paged` do nothing where the class's name says otherwise;
 * `amsgrad`, `bias_correction`, `adam_w_mode` and more are accepted and ignored;
 * the LAMB classes only clip the update's norm. These do so too (`trust_ratio="clip"`), at 8 bits as
-  well, and take the paper's ratio with `trust_ratio="lamb"`.
+  well, and take the paper's ratio with `trust_ratio="lamb"`;
+* SGD has no `dampening` and no `nesterov`, RMSprop no `momentum`: they are ignored there.
 """
 
+from optfactory.optim import missing
+from optfactory.optim.adagrad import Adagrad, Adagrad8bit, Adagrad32bit
 from optfactory.optim.adam import (
     Adam,
     Adam8bit,
@@ -31,10 +34,35 @@ from optfactory.optim.adam import (
     PagedAdamW8bit,
     PagedAdamW32bit,
 )
+from optfactory.optim.ademamix import (
+    AdEMAMix,
+    AdEMAMix8bit,
+    AdEMAMix32bit,
+    PagedAdEMAMix,
+    PagedAdEMAMix8bit,
+    PagedAdEMAMix32bit,
+)
 from optfactory.optim.lamb import LAMB, LAMB8bit, LAMB32bit
+from optfactory.optim.lion import (
+    Lion,
+    Lion8bit,
+    Lion32bit,
+    PagedLion,
+    PagedLion8bit,
+    PagedLion32bit,
+)
+from optfactory.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
+from optfactory.optim.sgd import SGD, SGD8bit, SGD32bit
 
 __all__ = [
     "LAMB",
+    "SGD",
+    "AdEMAMix",
+    "AdEMAMix8bit",
+    "AdEMAMix32bit",
+    "Adagrad",
+    "Adagrad8bit",
+    "Adagrad32bit",
     "Adam",
     "Adam8bit",
     "Adam32bit",
@@ -43,10 +71,32 @@ __all__ = [
     "AdamW32bit",
     "LAMB8bit",
     "LAMB32bit",
+    "Lion",
+    "Lion8bit",
+    "Lion32bit",
+    "PagedAdEMAMix",
+    "PagedAdEMAMix8bit",
+    "PagedAdEMAMix32bit",
     "PagedAdam",
     "PagedAdam8bit",
     "PagedAdam32bit",
     "PagedAdamW",
     "PagedAdamW8bit",
     "PagedAdamW32bit",
+    "PagedLion",
+    "PagedLion8bit",
+    "PagedLion32bit",
+    "RMSprop",
+    "RMSprop8bit",
+    "RMSprop32bit",
+    "SGD8bit",
+    "SGD32bit",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Who looks for what Python keeps in modules wants no advice, and quickly.
+    private = name.startswith("_")
+    text = f"module '{__name__}' has no attribute '{name}'" if private else ""
+    # Of a named object Python would print the name that looks most alike: for LARS8bit, LAMB8bit.
+    raise AttributeError(text or missing.message(name, __all__), name=name, obj=None)

@@ -19,6 +19,7 @@ class Options(TypedDict, total=False):
     block_size: int
     signed_map: Literal["dynamic", "symmetric"]
     second_moment_floor: bool
+    state_rounding: Literal["nearest", "stochastic"]
     skip_zeros: bool
     nonfinite: Literal["propagate", "skip_element", "skip_step"]
     param_rounding: Literal["nearest", "stochastic", "kahan"]
@@ -42,3 +43,22 @@ class LambOptions(Options, total=False):
     trust_ratio: Literal["lamb", "clip"]
     trust_ratio_bounds: tuple[float, float] | None
     always_adapt: bool
+
+
+class PagingOptions(Options, total=False):
+    """Fields of every family, for the classes without an argument `is_paged`."""
+
+    is_paged: bool
+
+
+class AdEMAMixOptions(Options, total=False):
+    """Fields of ademamix, whose classes in bitsandbytes never had the arguments of the others."""
+
+    percentile_clipping: int
+    block_wise: bool
+
+
+class PagedAdEMAMixOptions(AdEMAMixOptions, total=False):
+    """The same for the paged classes, which have no argument `is_paged`."""
+
+    is_paged: bool

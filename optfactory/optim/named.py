@@ -29,7 +29,7 @@ class Named(Optimizer2State):
     _two_decays: ClassVar[bool] = False
 
     def _build(self, params: Params, values: dict[str, Any], options: Mapping[str, Any]) -> None:
-        values |= _read_args(values.pop("args"), values)
+        values |= _read_args(values.pop("args", None), values)
         values |= options
         values = {k: v for k, v in values.items() if v is not None or k not in _LEFT_OPEN}
         bits = values.get("optim_bits", resolve(self._name).optim_bits)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Number
+from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
@@ -19,6 +20,15 @@ class AdagradConfig(OptimizerConfig):
     """Adagrad; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "adagrad"
+    torch_peer: ClassVar[TorchPeer] = TorchPeer(
+        "Adagrad", ("lr_decay", "initial_accumulator_value")
+    )
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = BitsandbytesPeer(
+        1,
+        lambda betas, eps: betas[:1] == (0,),
+        betas=("", ""),
+        fixed={"lr_decay": 0.0, "initial_accumulator_value": 0.0},
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 

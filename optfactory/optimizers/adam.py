@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.optimizers.moments import (
+    ADAM_OF_BITSANDBYTES,
+    ADAM_OF_TORCH,
     MAX_MOMENT,
     MOMENT_SCALARS,
     MOMENTS,
@@ -25,6 +28,8 @@ class AdamConfig(MomentsConfig):
     """Adam; weight decay is added to the gradient (L2) unless adam_w_mode is true."""
 
     family: ClassVar[str] = "adam"
+    torch_peer: ClassVar[TorchPeer] = ADAM_OF_TORCH
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = ADAM_OF_BITSANDBYTES
 
     adam_w_mode: bool = Field(
         default=False, description="true: decoupled decay (AdamW); false: L2, added to the gradient"

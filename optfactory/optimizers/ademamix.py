@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Count, Number, ThreeBetas
+from optfactory.config.peers import BitsandbytesPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
@@ -35,6 +36,12 @@ class AdEMAMixConfig(OptimizerConfig):
     """AdEMAMix; weight decay multiplies the parameter by 1 - lr * weight_decay before the step."""
 
     family: ClassVar[str] = "ademamix"
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = BitsandbytesPeer(
+        2,
+        lambda betas, eps: len(betas) == 3,
+        stacked=True,
+        scheduled=("alpha", "t_alpha", "t_beta3"),
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 

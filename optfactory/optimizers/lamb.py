@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Bounds, Number
+from optfactory.config.peers import BitsandbytesPeer
 from optfactory.optimizers.moments import (
+    ADAM_OF_BITSANDBYTES,
     MAX_MOMENT,
     MOMENT_SCALARS,
     MOMENTS,
@@ -33,6 +35,7 @@ class LambConfig(MomentsConfig):
     """LAMB; the step of each tensor is scaled by a trust ratio of norms, at 8 bits too."""
 
     family: ClassVar[str] = "lamb"
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = replace(ADAM_OF_BITSANDBYTES, norm=True)
 
     eps: Number = Field(default=1e-6, description="added to the root of the second moment")
     weight_decay: Number = Field(default=0.01, description="weight decay coefficient")

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
+from optfactory.config.peers import BitsandbytesPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
@@ -20,6 +21,9 @@ class LionConfig(OptimizerConfig):
     """Lion; decoupled weight decay, steps of one size for every element."""
 
     family: ClassVar[str] = "lion"
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = BitsandbytesPeer(
+        1, lambda betas, eps: eps == 0 and betas[0] > 0 and betas[1] > 0
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 

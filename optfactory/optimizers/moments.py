@@ -8,11 +8,17 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Betas, Number
+from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.schema import OptimizerConfig
 from optfactory.rules.language import StateSpec
 
 MOMENTS = (StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False))
 MAX_MOMENT = StateSpec("max_exp_avg_sq", signed=False)
+ADAM_OF_TORCH = TorchPeer("Adam", ("amsgrad",), renamed={"decoupled_weight_decay": "adam_w_mode"})
+# Decay is decoupled in all of it, also in its Adam.
+ADAM_OF_BITSANDBYTES = BitsandbytesPeer(
+    2, lambda betas, eps: len(betas) == 2, fixed={"amsgrad": False, "adam_w_mode": True}
+)
 MOMENT_SCALARS = (
     "beta1",
     "one_minus_beta1",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
+from optfactory.config.peers import TorchPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.optimizers.moments import MOMENTS
 from optfactory.rules.language import UpdateRule
@@ -28,10 +29,40 @@ _LOG_BASE = math.log(0.96)
 _TERMS = 40
 
 
+def _momentum(beta1: float, speed: float, step: Any) -> Any:
+    return beta1 * (1.0 - 0.5 * math.exp(_LOG_BASE * speed) ** step)
+
+
+def _momentum_product(beta1: float, speed: float, step: Any) -> Any:
+    """The product of the momenta of all steps so far, from the step's number alone.
+
+    With q = 0.96^momentum_decay, log(1 - q^k / 2) = -sum over n of q^(kn) / (n 2^n), and the sums
+    over k are geometric: q^n (1 - q^(nt)) / (1 - q^n), or t where q is 1. So a resumed run needs no
+    other number than its step, which may be a tensor.
+
+    >>> round(_momentum_product(0.9, 4e-3, 1.0) / _momentum(0.9, 4e-3, 1.0), 9)
+    1.0
+    """
+    logs = 0.0
+    for n in range(1, _TERMS + 1):
+        q = n * _LOG_BASE * speed
+        runs = math.exp(q) * (1.0 - math.exp(q) ** step) / -math.expm1(q) if speed else step
+        logs = logs - runs / (n * 2.0**n)
+    return beta1**step * math.e**logs
+
+
+def _kept_by_torch(group: Mapping[str, Any], step: float) -> dict[str, float]:
+    beta1, speed = group["betas"][0], group["momentum_decay"]
+    return {"mu_product": _momentum_product(beta1, speed, step)}
+
+
 class NAdamConfig(OptimizerConfig):
     """NAdam; weight decay is added to the gradient (L2) unless it is decoupled."""
 
     family: ClassVar[str] = "nadam"
+    torch_peer: ClassVar[TorchPeer] = TorchPeer(
+        "NAdam", ("momentum_decay",), numbers=_kept_by_torch
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 
@@ -73,25 +104,3 @@ class NAdamConfig(OptimizerConfig):
             "share_of_g": of_g / both,
             "share_of_avg": of_avg / both,
         }
-
-
-def _momentum(beta1: float, speed: float, step: Any) -> Any:
-    return beta1 * (1.0 - 0.5 * math.exp(_LOG_BASE * speed) ** step)
-
-
-def _momentum_product(beta1: float, speed: float, step: Any) -> Any:
-    """The product of the momenta of all steps so far, from the step's number alone.
-
-    With q = 0.96^momentum_decay, log(1 - q^k / 2) = -sum over n of q^(kn) / (n 2^n), and the sums
-    over k are geometric: q^n (1 - q^(nt)) / (1 - q^n), or t where q is 1. So a resumed run needs no
-    other number than its step, which may be a tensor.
-
-    >>> round(_momentum_product(0.9, 4e-3, 1.0) / _momentum(0.9, 4e-3, 1.0), 9)
-    1.0
-    """
-    logs = 0.0
-    for n in range(1, _TERMS + 1):
-        q = n * _LOG_BASE * speed
-        runs = math.exp(q) * (1.0 - math.exp(q) ** step) / -math.expm1(q) if speed else step
-        logs = logs - runs / (n * 2.0**n)
-    return beta1**step * math.e**logs

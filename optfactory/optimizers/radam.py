@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Betas, Number
+from optfactory.config.peers import TorchPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.optimizers.moments import MOMENTS
 from optfactory.rules.language import UpdateRule
@@ -29,6 +30,9 @@ class RAdamConfig(OptimizerConfig):
     """RAdam; weight decay is added to the gradient (L2) unless it is decoupled."""
 
     family: ClassVar[str] = "radam"
+    torch_peer: ClassVar[TorchPeer] = TorchPeer(
+        "RAdam", ("betas", "decoupled_weight_decay"), ("amsgrad", "momentum_decay")
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
+from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
@@ -21,6 +22,13 @@ class RMSpropConfig(OptimizerConfig):
     """RMSprop; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "rmsprop"
+    torch_peer: ClassVar[TorchPeer] = TorchPeer("RMSprop", ("alpha", "centered"))
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = BitsandbytesPeer(
+        1,
+        lambda betas, eps: eps > 0 and betas[0] > 0,
+        betas=("alpha", ""),
+        fixed={"momentum": 0.0, "centered": False},
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
+from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
 from optfactory.rules.language import StateSpec, UpdateRule
 
@@ -74,6 +75,14 @@ class SGDConfig(MomentumConfig):
     """SGD with momentum; weight decay is added to the gradient (L2)."""
 
     family: ClassVar[str] = "sgd"
+    spellings: ClassVar[tuple[str, ...]] = ("momentum",)  # timm; its `sgd` is Nesterov's
+    torch_peer: ClassVar[TorchPeer] = TorchPeer("SGD", ("dampening", "nesterov"), counts=False)
+    bitsandbytes_peer: ClassVar[BitsandbytesPeer] = BitsandbytesPeer(
+        1,  # the second beta is the dampening, which it ignores; if it is not 0, it may be Lion's
+        lambda betas, eps: eps == 0 and betas[0] > 0 and betas[1:] == (0,),
+        betas=("momentum", ""),
+        fixed={"dampening": 0.0, "nesterov": False},
+    )
 
     state_rounding: StateRounding = STOCHASTIC_STATE
 

@@ -248,19 +248,6 @@ def test_a_maximum_that_is_missing_is_named() -> None:
         ours.load_state_dict(saved)
 
 
-@pytest.mark.parametrize(
-    "kind", [torch.optim.SGD, torch.optim.RAdam, torch.optim.NAdam, torch.optim.Adamax]
-)
-@pytest.mark.parametrize("steps", [0, 2])
-def test_other_optimizers_of_torch_are_refused(kind: Any, steps: int) -> None:
-    torchs = kind(weights(), lr=0.1)
-    train(torchs, range(steps))
-    ours = build_optimizer("adam", weights())
-    with pytest.raises(StateError, match=r"not written by optfactory|not of torch"):
-        ours.load_state_dict(torchs.state_dict())
-    assert not ours.state
-
-
 # ---- writing --------------------------------------------------------------------------------
 
 

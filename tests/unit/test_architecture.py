@@ -42,7 +42,7 @@ ALLOWED = {
     # what users call
     "factory": {"config", "errors", "groups", "optimizer", "registry"},
     "extend": {"config", "families", "optimizers", "rules"},
-    "optim": {"config", "errors", "factory", "groups", "optimizer"},
+    "optim": {"config", "errors", "factory", "groups", "optimizer", "registry"},
     "planning": {
         *("config", "errors", "factory", "group_config", "groups"),
         *("memory", "registry", "sharding", "state", "step"),

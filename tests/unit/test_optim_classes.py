@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,42 @@ from optfactory.errors import ConfigError
 
 CLASSES = {name: getattr(optim, name) for name in optim.__all__}
 WIDTHS = {name: 8 if name.endswith("8bit") else 32 for name in CLASSES}
+THEIRS = {
+    name: item
+    for name, item in vars(bitsandbytes.optim).items()
+    if isinstance(item, type) and not name.startswith("_")
+}
+
+# The classes of bitsandbytes that are missing here.
+MISSING = {"GlobalOptimManager", "LARS", "LARS8bit", "LARS32bit", "PytorchLARS"}
+
+# Arguments that only its older API had, and what a name states there.
+OLDER = {"percentile_clipping", "block_wise", "is_paged", "options"}
+
+# Defaults that differ: None leaves an argument to the name of the class, or to the config.
+LEFT_OPEN = {"optim_bits", "is_paged", "max_unorm"}
+# And the decay of Adam, which must be said to be decoupled.
+OTHER_DEFAULTS = dict.fromkeys(["Adam", "AdamW"], LEFT_OPEN | {"weight_decay"})
+
+# What a class wants beside the parameters.
+WANTED = {"SGD": {"lr": 0.01, "momentum": 0.9}}
 
 
 def parameter() -> torch.Tensor:
     return torch.linspace(-1, 1, 64 * 128).view(64, 128).clone().requires_grad_()
+
+
+def family_of(name: str) -> str:
+    """A class' name without what it says of width and paging."""
+    return name.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
+
+
+def build(name: str, **given: Any) -> Optimizer2State:
+    """A class' optimizer of one parameter."""
+    optimizer: Optimizer2State = CLASSES[name](
+        [parameter()], **WANTED.get(family_of(name), {}) | given
+    )
+    return optimizer
 
 
 def stepped(optimizer: Optimizer2State) -> torch.Tensor:
@@ -32,46 +65,92 @@ def stepped(optimizer: Optimizer2State) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_is_its_name(name: str) -> None:
-    optimizer = CLASSES[name]([parameter()], lr=0.01)
+    optimizer = build(name, lr=0.01)
     assert isinstance(optimizer, Optimizer2State)
     paged, bits = optimizer.config.is_paged, optimizer.config.optim_bits
     assert (paged, bits) == (name.startswith("Paged"), WIDTHS[name])
     plain = optimizer.config.name.replace("_", "")
     assert plain == name.lower()
     stepped(optimizer)
-    assert ("exp_avg_q8" in optimizer.state[optimizer.param_groups[0]["params"][0]]) == (bits == 8)
+    (state,) = optimizer.state.values()
+    assert any(key.endswith("_q8") for key in state) == (bits == 8)
+
+
+def test_every_class_of_bitsandbytes_is_here_or_known_to_be_missing() -> None:
+    assert set(THEIRS) - set(CLASSES) == MISSING
+    assert set(CLASSES) <= set(THEIRS)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_positional_arguments_keep_bitsandbytes_order(name: str) -> None:
+def test_arguments_keep_bitsandbytes_order_and_defaults(name: str) -> None:
     """What its newer releases still have stands in the same order; they dropped two arguments."""
-    theirs = list(inspect.signature(getattr(bitsandbytes.optim, name).__init__).parameters)
-    ours = list(inspect.signature(CLASSES[name].__init__).parameters)
+    theirs = inspect.signature(THEIRS[name].__init__).parameters
+    ours = inspect.signature(CLASSES[name].__init__).parameters
     common = [argument for argument in ours if argument in theirs]
     assert common == [argument for argument in theirs if argument in ours]
-    assert set(theirs) - set(ours) <= {"self"}
-    assert set(ours) - set(theirs) <= {"percentile_clipping", "block_wise", "is_paged", "options"}
+    assert set(theirs) == set(common)
+    assert set(ours) - set(theirs) <= OLDER
+    open_ = OTHER_DEFAULTS.get(family_of(name), LEFT_OPEN)
+    for key in common:
+        if key in open_:
+            assert ours[key].default is None or ours[key].default == theirs[key].default, key
+        else:
+            assert ours[key].default == theirs[key].default, key
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if "AdEMAMix" not in name])
+def test_the_older_arguments_stand_behind_min_8bit_size(name: str) -> None:
+    ours = list(inspect.signature(CLASSES[name].__init__).parameters)
+    at = ours.index("min_8bit_size")
+    assert ours[at + 1 : at + 3] == ["percentile_clipping", "block_wise"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Foo", "no optimizer of that name; the classes are .*Adam.*list_optimizers.*register"),
+        ("LARS8bit", "no optimizer of that name; the classes are"),
+        ("PytorchLARS", "no optimizer of that name; the classes are"),
+        ("GlobalOptimManager", "a rule of param_groups"),
+        ("NAdam8bit", r"build_optimizer\('nadam8bit', params\)"),
+        ("PagedRAdam", r"build_optimizer\('paged_radam', params\)"),
+        ("_private", "^module 'optfactory.optim' has no attribute '_private'$"),
+    ],
+)
+def test_a_class_that_does_not_exist_is_told_as_such(name: str, expected: str) -> None:
+    with pytest.raises(AttributeError, match=expected) as caught:
+        getattr(optim, name)
+    assert "Did you mean" not in "".join(traceback.format_exception(caught.value))
+    assert not hasattr(optim, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("SGD8bit", {}), ("SGD", {"optim_bits": 8}), ("SGD8bit", {"momentum": 0})]
+)
+def test_sgd_without_momentum_has_nothing_to_keep_at_8_bits(name: str, given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"without momentum there is no state.*momentum above 0"):
+        CLASSES[name]([parameter()], 0.1, **given)
+    assert CLASSES["SGD"]([parameter()], 0.1).config.momentum == 0
 
 
 @pytest.mark.parametrize("name", [name for name, bits in WIDTHS.items() if bits == 8])
 def test_8bit_classes_refuse_amsgrad_and_other_widths(name: str) -> None:
     with pytest.raises(ValueError, match="amsgrad"):
-        CLASSES[name]([parameter()], amsgrad=True)
+        build(name, amsgrad=True)
     with pytest.raises(ValueError, match="optim_bits"):
-        CLASSES[name]([parameter()], optim_bits=16)
+        build(name, optim_bits=16)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_contradicts_the_name_of_a_class_is_refused(name: str) -> None:
-    kind = CLASSES[name]
     if name.startswith("Paged"):
         with pytest.raises(ConfigError, match="is_paged: False contradicts"):
-            kind([parameter()], is_paged=False)
-    assert kind([parameter()], is_paged=True).config.is_paged
+            build(name, is_paged=False)
+    assert build(name, is_paged=True).config.is_paged
     if name.endswith("bit"):
         with pytest.raises(ConfigError, match=f"optim_bits: {40 - WIDTHS[name]} contradicts"):
-            kind([parameter()], optim_bits=40 - WIDTHS[name])
-    assert kind([parameter()], optim_bits=WIDTHS[name]).config.optim_bits == WIDTHS[name]
+            build(name, optim_bits=40 - WIDTHS[name])
+    assert build(name, optim_bits=WIDTHS[name]).config.optim_bits == WIDTHS[name]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -79,7 +158,8 @@ def test_the_defaults_in_a_signature_state_nothing(name: str) -> None:
     """Command lines write them out and give them back."""
     parameters = inspect.signature(CLASSES[name].__init__).parameters.values()
     given = {p.name: p.default for p in parameters if p.default is not p.empty}
-    assert CLASSES[name]([parameter()], **given).config == CLASSES[name]([parameter()]).config
+    given |= WANTED.get(family_of(name), {})
+    assert build(name, **given).config == build(name).config
 
 
 @pytest.mark.parametrize(
@@ -90,6 +170,11 @@ def test_the_defaults_in_a_signature_state_nothing(name: str) -> None:
         ("LAMB", {"block_wise": False}),
         ("LAMB", {"trust_ratio": "lamb", "max_unorm": 1.0}),
         ("AdamW", {"block_wise": False}),
+        ("Lion", {"block_wise": False}),
+        ("SGD", {"lr": 0.1, "nesterov": True}),
+        ("SGD", {"lr": 0.1, "dampening": 0.5}),
+        ("RMSprop32bit", {"signed_map": "symmetric"}),
+        ("AdEMAMix", {"alpha": 0.0, "t_alpha": 10}),
     ],
 )
 def test_an_argument_without_effect_is_refused(name: str, arguments: dict[str, Any]) -> None:
@@ -99,7 +184,7 @@ def test_an_argument_without_effect_is_refused(name: str, arguments: dict[str, A
 
 # ---- weight decay of Adam --------------------------------------------------------------------
 
-ADAMS = [name for name in CLASSES if "Adam" in name and "AdamW" not in name]
+ADAMS = [name for name in CLASSES if family_of(name) == "Adam"]
 
 
 @pytest.mark.parametrize("name", ADAMS)
@@ -187,11 +272,27 @@ def test_defaults_of_the_families() -> None:
         ("LAMB", {"adam_w_mode": False, "weight_decay": 0.1}),
         ("LAMB32bit", {"amsgrad": True}),
         ("AdamW32bit", {"amsgrad": True}),
+        ("Lion", {"betas": (0.5, 0.6)}),
+        ("RMSprop8bit", {"block_wise": False}),
+        ("PagedLion8bit", {"percentile_clipping": 5}),
+        ("SGD", {"dampening": 0.5}),
+        ("SGD", {"nesterov": True}),
+        ("SGD8bit", {"nesterov": True}),
+        ("SGD32bit", {"weight_decay": 0.1}),
+        ("RMSprop", {"alpha": 0.5}),
+        ("RMSprop", {"centered": True}),
+        ("RMSprop8bit", {"momentum": 0.9}),
+        ("Adagrad", {"lr_decay": 0.1}),
+        ("Adagrad8bit", {"initial_accumulator_value": 0.1}),
+        ("AdEMAMix", {"alpha": 0.0}),
+        ("AdEMAMix", {"t_alpha": 10}),
+        ("AdEMAMix8bit", {"t_beta3": 10}),
+        ("PagedAdEMAMix32bit", {"betas": (0.9, 0.99, 0.999)}),
     ],
 )
 def test_an_argument_has_an_effect(name: str, arguments: dict[str, Any]) -> None:
     def run(**given: Any) -> torch.Tensor:
-        optimizer = CLASSES[name]([parameter()], lr=0.01, **given)
+        optimizer = build(name, **{"lr": 0.01, **given})
         p = optimizer.param_groups[0]["params"][0]
         for scale in (1.0, 3.0, 0.2):
             p.grad = scale * torch.linspace(0.1, -0.3, p.numel()).view_as(p).roll(int(7 * scale))
@@ -217,7 +318,7 @@ def test_unknown_arguments_are_refused() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_pickling_and_copying_keep_the_class_and_the_trajectory(name: str) -> None:
-    optimizer = CLASSES[name]([parameter()], lr=0.01)
+    optimizer = build(name, lr=0.01)
     stepped(optimizer)
     copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
     expected = stepped(optimizer)

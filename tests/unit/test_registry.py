@@ -117,6 +117,31 @@ SPELLINGS = {
     "bnb_paged_adamw32bit": "paged_adamw32bit",
     "bnb-adamw-8bit": "adamw8bit",
     " adam_8-bit ": "adam8bit",
+    # Hugging Face's others
+    "adamw_bnb": "adamw",
+    "lion_8bit": "lion8bit",
+    "lion_32bit": "lion32bit",
+    "paged_lion_8bit": "paged_lion8bit",
+    "paged_lion_32bit": "paged_lion32bit",
+    "ademamix": "ademamix",
+    "ademamix_8bit": "ademamix8bit",
+    "paged_ademamix_8bit": "paged_ademamix8bit",
+    "paged_ademamix_32bit": "paged_ademamix32bit",
+    "rmsprop_bnb": "rmsprop",
+    "rmsprop_bnb_8bit": "rmsprop8bit",
+    "rmsprop_bnb_32bit": "rmsprop32bit",
+    # bitsandbytes' classes of other families
+    "PagedAdEMAMix8bit": "paged_ademamix8bit",
+    "RMSprop32bit": "rmsprop32bit",
+    "Adagrad8bit": "adagrad8bit",
+    "SGD8bit": "sgd8bit",
+    # timm's
+    "bnbsgd8bit": "sgd8bit",
+    "bnblion": "lion",
+    "bnblion8bit": "lion8bit",
+    "bnbademamix8bit": "ademamix8bit",
+    "bnblamb8bit": "lamb8bit",
+    "momentum": "sgd",
 }
 
 
@@ -145,11 +170,21 @@ def test_case_dashes_and_bnb_do_not_matter(name: str, spell: Callable[[str], str
     assert canonical_name(spell(name)) == name
 
 
+def get_family(name: str) -> str:
+    return get_optimizer_info(name).family
+
+
 def test_the_alias_table_is_exactly_this() -> None:
     table = {alias: name for name in NAMES for alias in get_optimizer_info(name).aliases}
     expected = {plain(name): name for name in NAMES}
-    expected |= {f"bnb{plain(name)}": name for name in NAMES}
-    expected["adamwbnb8bit"] = "adamw8bit"
+    # ... with what timm calls it, and with "bnb" in front, or behind the family.
+    momentum = {alias.replace("sgd", "momentum"): name for alias, name in expected.items()}
+    expected |= {alias: name for alias, name in momentum.items() if get_family(name) == "sgd"}
+    for alias, name in list(expected.items()):
+        bits = get_optimizer_info(name).optim_bits
+        width = f"{bits}bit" if bits else ""
+        expected[f"bnb{alias}"] = name
+        expected[f"{alias.removesuffix(width)}bnb{width}"] = name
     assert table == expected
 
 
@@ -168,15 +203,17 @@ def test_an_alias_keeps_its_bits_and_its_paging() -> None:
                 assert config.optim_bits == (8 if alias.endswith("8bit") else 32), alias
                 seen += 1
             assert config.is_paged == ("paged" in alias), alias
-    # Of a family four names have a width, with and without "bnb"; and there is adamw_bnb_8bit.
-    assert seen == 8 * len(FAMILIES) + 1
+    # Of a family four names have a width, without "bnb" and with it at two places; sgd has another.
+    assert seen == 12 * (len(FAMILIES) + 1)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "adamw_hf", "adamw_apex_fused",
-        "nosuch_8bit", "adam16bit", "adam4bit", "adamw_bnb", "adambnb8bit", "8bit_adam", "adam8",
+        "nosuch_8bit", "adopt_adamw", "stable_adamw", "galore_adamw_8bit", "schedule_free_sgd",
+        "radamw", "nadamw", "adanw", "fusedlamb", "nesterov", "sgdw", "ao_adamw_8bit",
+        "adam16bit", "adam4bit", "bnb_adam_bnb", "adam8bitbnb", "8bit_adam", "adam8",
         "adam_paged", "paged", "bnb", "bnbbnbadam", "pagedpagedadam", "adam8bit8bit", "adam bit",
         "adam 8bit", "torch.optim.Adam", "", " ", "adam\n8bit", "аdam",
     ],

@@ -23,7 +23,12 @@ from tests.unit.harness import NAMES, NUMBERS, refusal
         ("lamb16bit", "lamb8bit"),
         ("page_adam8bit", "paged_adam8bit"),
         ("adamw_8bits", "adamw8bit"),
-        ("paged_lamp", "paged_lamb"),
+        ("paged_lmab", "paged_lamb"),
+        ("adamw8bits", "adamw8bit"),
+        ("adamw8", "adamw8bit"),
+        ("padged_lion_8bit", "paged_lion8bit"),
+        ("ademmix8bit", "ademamix8bit"),
+        ("rmsporp", "rmsprop"),
     ],
 )
 def test_an_unknown_name_names_the_closest_one(given_name: str, meant: str) -> None:
@@ -39,8 +44,18 @@ def test_an_unknown_name_in_a_node_is_reported_with_its_place() -> None:
     assert "model.optimizer.name" in str(refusal(root.model.optimizer))
 
 
-def test_a_hopeless_name_gets_no_hint() -> None:
-    assert "Did you mean" not in str(refusal("qqqqqq"))
+@pytest.mark.parametrize("bits", ["", "8bit", "_32bit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("qqqqqq", "lars", "larc", "adamp", "adamax", "adamod", "adamc", "adadelta", "adafactor"),
+        *("sgdw", "sgdp", "asgd", "lambc", "nadamw", "radamw", "adanw", "adoptw", "clion", "padam"),
+        *("muon", "soap", "tiger", "came", "rprop", "madgrad", "mars", "lomo", "signum", "amos"),
+        *("adamw_torch", "stable_adamw", "fused_adam", "galore_adamw", "rmsprop_tf", "paged"),
+    ],
+)
+def test_another_algorithm_gets_no_hint(name: str, bits: str) -> None:
+    assert "Did you mean" not in str(refusal(f"{name}{bits}"))
 
 
 @pytest.mark.parametrize(
