@@ -116,7 +116,8 @@ class OptimizerConfig(BaseModel):
     )
     seed: Annotated[Count, Field(ge=0, lt=SEEDS)] | None = Field(
         default=None,
-        description="seed of stochastic rounding; null draws one from torch's generator when built",
+        description="seed of stochastic rounding; null: of parameters one drawn from torch's "
+        "generator when built, of state 0",
     )
     annotations: tuple[str, ...] = Field(
         default=(), description="keys of param groups that other tools read; they are carried along"

@@ -128,7 +128,8 @@ def _follow_seeds(
 ) -> None:
     """Give groups that round at random their stream of random numbers.
 
-    It is the group's seed, or one drawn from torch's generator for all groups without.
+    It is the group's seed. Without one, parameters get one drawn from torch's generator for all
+    groups, and 8-bit codes alone that of the number 0: they need no other noise from run to run.
     """
     drawn = None
     for group in groups:
@@ -137,7 +138,7 @@ def _follow_seeds(
         old, seed = before.get(id(group)), group["seed"]
         if seed is not None and (NOISE_KEY not in group or (old and old["seed"] != seed)):
             group[NOISE_KEY] = seed
-        elif NOISE_KEY not in group:
+        elif NOISE_KEY not in group and group["param_rounding"] == "stochastic":
             drawn = drawn_seed() if drawn is None else drawn
             group[NOISE_KEY] = drawn
 

@@ -61,7 +61,9 @@ def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 def options_of(name: str, **asked: Any) -> Options:
     """The family's reference defaults with what a test asked for."""
-    defaults = reference_of(get_optimizer_info(name).family).defaults
+    info = get_optimizer_info(name)
+    defaults = reference_of(info.family).defaults
+    defaults = replace(defaults, state_rounding=info.defaults["state_rounding"])
     known = {field.name for field in fields(defaults)}
     chosen = {key: value for key, value in asked.items() if key in known}
     if chosen.get("seed", 0) is None:
