@@ -141,9 +141,10 @@ class Ambiguity:
 
     compared: int = 0
     ambiguous: int = 0
+    random: bool = False  # rounded so, where two may stand of all
 
     def check(self) -> None:
-        assert self.compared
+        assert self.compared or self.random
         assert self.ambiguous <= 2 + 2e-3 * self.compared
 
 
@@ -165,6 +166,7 @@ def assert_quantized(
         f"got {got.codes[wrong][:3]}, want {low[wrong][:3]} to {high[wrong][:3]}"
     )
     if want.coding.random:
+        count.random = True
         return
     count.compared += wrong.size
     count.ambiguous += int((low != high).sum())

@@ -102,6 +102,7 @@ class Expected:
         if self.coding.random:
             is_zero = (x == 0).reshape(shape)
             lowest = 1 if codec.floor else 0
+            low, high = low.astype(np.int64), high.astype(np.int64)
             low = np.where(is_zero, low, np.maximum(low - 1, np.minimum(low, lowest)))
             high = np.where(is_zero, high, np.minimum(high + 1, 255))
         return low, high
