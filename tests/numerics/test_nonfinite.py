@@ -101,7 +101,8 @@ def test_8_bits_contain_a_bad_element(family: str, bad: str, backend: str) -> No
     assert torch.isfinite(p[other]).all()
     if not has_ratio(family):
         assert torch.equal(p[other], clean_p[other])
-    if has_adams_moments(family):  # a sign of infinity is a number
+    # A sign of infinity is a number, and so is what ADOPT clips it to.
+    if has_adams_moments(family) and family != "adopt":
         assert torch.isnan(p[3, 5])
 
 

@@ -14,7 +14,9 @@ STATES = {"exp_avg": True, "exp_avg_var": False}
 FACTS = Facts(
     flips={"eps": [flip(1e-3), flip(1e-2, optim_bits=8)]},
     peak_lr=3e-3,
-    longest_step=10.0,  # gradients alike are no surprise: 9.04 after 300 of them at 32 bits
+    # Gradients alike are no surprise: 9.04 after 300 of them at 32 bits. At 8 bits the momentum is
+    # off by up to a code, by whose square the variance is: 14.4.
+    longest_step=15.0,
 )
 
 
