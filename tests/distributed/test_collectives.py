@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from optfactory import build_optimizer
 from optfactory.memory import placement
 from optfactory.step.facts import Facts
+from optfactory.step.keys import Keys
 from optfactory.step.plan import StepPlan
 from tests.distributed.beside import CASES, Collectives, small_pages
 from tests.distributed.nets import fsdp, inputs, net, tensor_parallel_fsdp
@@ -133,7 +134,7 @@ def planned(team: Team) -> Counter[str]:
     model = fsdp(team.mesh)
     optimizer = build_optimizer("adamw8bit", model, lr=1e-2)
     with pytest.MonkeyPatch.context() as patch:
-        for kind, name in ((StepPlan, "__init__"), (StepPlan, "_sort"), (Facts, "__init__")):
+        for kind, name in ((StepPlan, "__init__"), (Keys, "sorted"), (Facts, "__init__")):
             count(patch, kind, name)
         for seed in range(10):
             optimizer.zero_grad()
@@ -144,7 +145,7 @@ def planned(team: Team) -> Counter[str]:
 
 def test_ten_steps_make_one_plan(processes: Processes) -> None:
     for made in processes.run(planned, 2):
-        assert made["StepPlan.__init__"] == made["StepPlan._sort"] == made["Facts.__init__"] == 1
+        assert made["StepPlan.__init__"] == made["Keys.sorted"] == made["Facts.__init__"] == 1
 
 
 def mapped_files() -> dict[tuple[str, str], list[tuple[int, int]]]:
