@@ -55,8 +55,8 @@ def test_a_family_added_by_the_recipe_is_green(tmp_path: Path, kernel_cache: Pat
     follow(tmp_path)
     pytest_ = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
     environment = {"OPTFACTORY_BACKEND": "reference", "OPTFACTORY_ALL_TESTS": "1"}
-    assert _passed(run(tmp_path, *pytest_, *(f"tests/{name}" for name in LISTS))) > 300
+    assert _passed(run(tmp_path, *pytest_, *(f"tests/{name}" for name in LISTS))) > 100
     if not os.environ.get("OPTFACTORY_ALL_TESTS"):
         return
     each = (f"tests/{name}" for name in EACH)
-    assert _passed(run(tmp_path, *pytest_, "-k", CHOSEN, *each, **environment)) > 300
+    assert _passed(run(tmp_path, *pytest_, "-k", CHOSEN, *each, **environment)) > 100
