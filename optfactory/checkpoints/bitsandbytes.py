@@ -233,7 +233,7 @@ def _read(
 
 
 def _has_negatives(codes: Tensor, qmap: QuantizationMap) -> bool:
-    negative = torch.tensor(qmap.values, device=codes.device) < 0
+    negative = torch.tensor(qmap.values, dtype=torch.float32, device=codes.device) < 0
     return bool(negative[codes.int()].any())
 
 

@@ -138,7 +138,7 @@ class TorchLayout:
         if self._peer is None or not self._peer.counts:
             return states if record.step > 0 else dict.fromkeys(states)
         numbers = {
-            key: torch.tensor(float(value), dtype=torch.float32)
+            key: torch.tensor(float(value), dtype=torch.float32, device="cpu")
             for key, value in self._peer.numbers(group, float(record.step)).items()
         }
         return {"step": record.step.float(), **numbers, **states}
@@ -147,5 +147,6 @@ class TorchLayout:
 @cache
 def _arguments(name: str) -> dict[str, Any]:
     """The hyperparameters of an optimizer of torch, with their defaults."""
-    optimizer = getattr(torch.optim, name)([torch.zeros((), device="cpu")], lr=1e-3)
+    one = torch.zeros((), dtype=torch.float32, device="cpu")
+    optimizer = getattr(torch.optim, name)([one], lr=1e-3)
     return dict(optimizer.defaults)
