@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from optfactory.state.layout import absmax_key, codes_key
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
@@ -67,3 +68,13 @@ def _checked(slot: Slot, tensors: list[Tensor]) -> Held:
     """A note of a parameter's state, which fits it; addresses are not known yet."""
     slot.layout.check(slot.name, slot.state, slot.local.device)
     return Held(tensors)
+
+
+def state_pointers(slot: Slot) -> list[int]:
+    """The pointers of a parameter's states, then those of their scales."""
+    states = slot.layout.rule.states
+    if slot.layout.quantized:
+        return [slot.state[codes_key(state)].data_ptr() for state in states] + [
+            slot.state[absmax_key(state)].data_ptr() for state in states
+        ]
+    return [slot.state[state.name].data_ptr() for state in states] + [0] * len(states)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from optfactory.backends.base import Findings, Stage, steps_problem
-from optfactory.backends.held import Held, HeldStates
+from optfactory.backends.held import Held, HeldStates, state_pointers
 from optfactory.backends.walk import Walk, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
@@ -75,7 +75,9 @@ class Tables:
         self.tensors = _words(row.columns for row in rows)
         self.cut = cut_scales(bucket, walks)
         if self.cut is not None:
-            self.tensors[:, _PARTS : _PARTS + 4] = torch.tensor(self.cut.pointers(), **_WORDS)
+            self.tensors[:, _PARTS : _PARTS + _PART_COLUMNS] = torch.tensor(
+                self.cut.pointers(), **_WORDS
+            )
         self.chunks = self._chunk_table(walks, bucket.key.block_size)
         self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
@@ -238,13 +240,7 @@ class _Row:
         row[_NUMBER] = slot.number
         for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
             row[column] = slot.state[key].data_ptr() if key in slot.state else 0
-        states = slot.layout.rule.states
-        if slot.layout.quantized:
-            row += [slot.state[codes_key(state)].data_ptr() for state in states]
-            row += [slot.state[absmax_key(state)].data_ptr() for state in states]
-        else:
-            row += [slot.state[state.name].data_ptr() for state in states]
-            row += [0] * len(states)
+        row += state_pointers(slot)
         return cls(walk, array("q", row).tobytes())
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.cuda.tables import ChunkRange, state_pointers
+from optfactory.backends.cuda.tables import ChunkRange
+from optfactory.backends.held import state_pointers
 from optfactory.memory import placement
 from optfactory.memory.managed import prefetch
 from optfactory.state.layout import codes_key

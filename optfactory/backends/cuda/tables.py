@@ -18,9 +18,10 @@ from torch import Tensor
 
 from optfactory.backends.cuda.driver import CudaModule
 from optfactory.backends.cuda.maps import map_tables
+from optfactory.backends.held import state_pointers
 from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.codegen import CUDA_THREADS
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, absmax_key, codes_key
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
@@ -115,16 +116,6 @@ def chunk_table(ranges: Sequence[ChunkRange], order: Sequence[int]) -> Tensor:
     tensor = torch.tensor(order, **kind)[owner]
     length = torch.minimum(blocks[owner] - first, per_chunk[owner])
     return torch.stack((tensor, tensor, first, length), dim=1).to(torch.int32)
-
-
-def state_pointers(slot: Slot) -> list[int]:
-    """The pointers of a parameter's states, then those of their scales."""
-    states = slot.layout.rule.states
-    if slot.layout.quantized:
-        return [slot.state[codes_key(state)].data_ptr() for state in states] + [
-            slot.state[absmax_key(state)].data_ptr() for state in states
-        ]
-    return [slot.state[state.name].data_ptr() for state in states] + [0] * len(states)
 
 
 class LiveTable:
