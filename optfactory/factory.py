@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from optfactory.config.hydra_keys import MADE_FOR, NODE_KEYS, renamed_problem, target_problem
 from optfactory.config.schema import OptimizerConfig
-from optfactory.config.validation import config_error, validate
+from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.registry import canonical_name, get_optimizer_info
+from optfactory.rule_check import validate_with_rules
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -195,7 +196,8 @@ def _checked(values: dict[str, Any], path: str) -> OptimizerConfig:
     if problem:
         raise ConfigError(problem)
     own = {key: value for key, value in values.items() if key not in NODE_KEYS}
-    config = validate(get_optimizer_info(name).config_class, own, path, f"optimizer '{name}'")
+    model = get_optimizer_info(name).config_class
+    config = validate_with_rules(model, own, path, f"optimizer '{name}'")
     return _without_defaults(config) if MADE_FOR in values else config
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from optfactory import backends
 from optfactory.config.group_rules import RULES_FIELD, rules_of
-from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error, overridden, validate
-from optfactory.errors import ConfigError
+from optfactory.errors import ConfigError, UnknownOptimizerError
+from optfactory.group_schema import OPTIMIZER_KEY, base_values
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece, is_scattered
 from optfactory.rules.options import draws_random_numbers
@@ -27,6 +28,8 @@ def group_config(
 ) -> OptimizerConfig:
     """The checked config of one group; it may differ from the optimizer's in what a name locks.
 
+    A group that states an optimizer has that family's config, with that name.
+
     Args:
         config: the optimizer's.
         place: where the group stands, for messages.
@@ -38,8 +41,11 @@ def group_config(
     carried = annotations_of(group, config)
     overrides = {key: value for key, value in group.items() if key not in carried}
     title = f"optimizer '{config.name}'"
-    values = overridden(config.model_dump(exclude={RULES_FIELD}), overrides)
-    checked = validate(family_class(type(config)), values, place, title)
+    try:
+        schema, values = base_values(overrides.pop(OPTIMIZER_KEY, None), config)
+    except UnknownOptimizerError as error:
+        raise config_error(title, [f"{place}.{OPTIMIZER_KEY}: {error}"]) from None
+    checked = validate(schema, overridden(values, overrides), place, title)
     devices = {p.device for p in group["params"] if not p.is_meta}
     problem = _placement_problem(checked, {planned} if planned else devices)
     problem = problem or _backend_problem(checked, devices if planned is None else set())

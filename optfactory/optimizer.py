@@ -18,8 +18,10 @@ from optfactory.checkpoints.carry import carried_over
 from optfactory.checkpoints.own import FORMAT_VERSION
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.schema import OptimizerConfig
+from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
 from optfactory.group_config import annotations_of, check_groups, group_config, group_place
+from optfactory.group_schema import OPTIMIZER_KEY, contradictions, schema_of
 from optfactory.groups.grouping import group_parameters
 from optfactory.groups.parameters import (
     Params,
@@ -100,19 +102,28 @@ class Optimizer2State(Optimizer):
         index = len(self.param_groups)
         group = read_group(param_group, index)
         check_parameters([group], self.param_groups)
-        config = group_config(group, self.config, group_place(group, index, self.config))
+        place = group_place(group, index, self.config)
+        config = group_config(group, self.config, place)
+        # Those of the constructor, which it has checked, may come from several rules.
+        wrong = contradictions(group, place) if self._built else []
+        if wrong:
+            raise config_error(f"optimizer '{self.config.name}'", wrong)
         carried = annotations_of(group, config)
         group = {**self._hyperparameters(config), **_live_lr(group), **carried}
+        fields = group.keys() | {"params"}
         name_all_or_none([*self.param_groups, group])
         if "param_names" in group:
             # torch reads names from pairs, and the key only behind the first group.
             group["params"] = list(zip(group.pop("param_names"), group["params"], strict=True))
         super().add_param_group(group)
+        added = self.param_groups[-1]
+        for key in self.defaults.keys() - fields:  # of another family, which torch filled in
+            del added[key]
 
     def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
         """A group's hyperparameters as plain values; its `name` stays free for users' labels."""
         values = config.model_dump(exclude={"name", RULES_FIELD})
-        marks = {"optimizer": self.config.name, "format_version": FORMAT_VERSION}
+        marks = {OPTIMIZER_KEY: config.name, "format_version": FORMAT_VERSION}
         return {**values, **marks}
 
     # ---- stepping ----------------------------------------------------------------------------
@@ -210,7 +221,7 @@ class Optimizer2State(Optimizer):
         if new is not old:
             check_parameters([{"params": [new], "param_names": [slot.name]}], self.param_groups)
         self._synchronize()
-        state = carried_over(slot, new, type(self.config))
+        state = carried_over(slot, new)
         place = [id(p) for p in slot.group["params"]].index(id(old))
         with Uninterrupted():
             self.state.pop(old, None)
@@ -223,20 +234,21 @@ class Optimizer2State(Optimizer):
         """Whether hyperparameters changed, which are good; see `Settings.check`."""
         self._settings = self._settings or Settings(self.config)
         old = self._plan.slots if self._plan else []
-        family = type(self.config)
         return self._settings.check(
             self.param_groups,
-            lambda before: refuse_changed_storage(old, self.param_groups, before, family),
+            lambda before: refuse_changed_storage(old, self.param_groups, before),
         )
+
+    def _schema_of(self, group: Mapping[str, Any]) -> type[OptimizerConfig]:
+        return schema_of(group, self.config)
 
     def _current_plan(self) -> StepPlan:
         changed = self._follow_settings()
         if self._plan is None or changed or not self._plan.is_of(self.param_groups):
             if self._built:
-                self._built.refuse_flattened(self.param_groups, type(self.config))
+                self._built.refuse_flattened(self.param_groups, self._schema_of)
             old = self._plan.slots if self._plan else []
-            slots = make_slots(self.param_groups, self.state, type(self.config), old)
-            self._plan = StepPlan(slots, type(self.config))
+            self._plan = StepPlan(make_slots(self.param_groups, self.state, self._schema_of, old))
         return self._plan
 
     # ---- checkpoints -------------------------------------------------------------------------

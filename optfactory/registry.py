@@ -66,12 +66,16 @@ class OptimizerInfo:
         return _config_class(self, self.base)
 
     @cached_property
-    def defaults(self) -> dict[str, Any]:
+    def _defaults(self) -> dict[str, Any]:
         return {
             key: item.get_default()
             for key, item in self.config_class.model_fields.items()
             if key not in ("name", RULES_FIELD)
         }
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return dict(self._defaults)  # callers may change theirs
 
 
 def _table() -> dict[str, OptimizerInfo]:

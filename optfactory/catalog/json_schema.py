@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.hydra_keys import INSTANTIATE_KEYS, MADE_FOR, TARGET, TARGETS
 from optfactory.config.ready_rules import list_rules
+from optfactory.group_schema import OPTIMIZER_KEY
 from optfactory.registry import get_optimizer_info, list_optimizers
 
 # Constraints that stand behind a validator of ours keep pydantic's names.
@@ -63,9 +65,7 @@ def _of(name: str) -> dict[str, Any]:
     rules = schema["properties"][RULES_FIELD]
     rule = rules["additionalProperties"]
     own = {key: schema["properties"][key] for key in get_optimizer_info(name).defaults}
-    rule["properties"] |= {key: _without_default(value) for key, value in own.items()}
-    rule["additionalProperties"] = False
-    rules["additionalProperties"] = {"anyOf": [rule, {"type": "null"}]}
+    rules["additionalProperties"] = {"anyOf": [*_kinds_of_rules(rule, own), {"type": "null"}]}
     told = {key: rules.pop(key) for key in ("description", "default")}
     ready = {"enum": list_rules()}
     several = {"type": "array", "items": ready, "minItems": 1}
@@ -78,6 +78,17 @@ def _of(name: str) -> dict[str, Any]:
     schema["properties"] |= {**_HYDRA_KEYS, MADE_FOR: {"const": name, "description": marked}}
     schema["required"] = ["name"]
     return schema
+
+
+def _kinds_of_rules(rule: dict[str, Any], own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A rule with fields of this name, and one that names another optimizer and has its fields."""
+    rule = {key: value for key, value in rule.items() if key != "additionalProperties"}
+    fields = {key: value for key, value in rule["properties"].items() if key != OPTIMIZER_KEY}
+    overrides = {key: _without_default(value) for key, value in own.items()}
+    yield {**rule, "properties": {**fields, **overrides}, "additionalProperties": False}
+    told = rule["properties"][OPTIMIZER_KEY]["description"]
+    named = {OPTIMIZER_KEY: {"enum": list_optimizers(), "description": told}}
+    yield {**rule, "properties": {**fields, **named}, "required": [OPTIMIZER_KEY]}
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:

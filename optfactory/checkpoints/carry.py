@@ -12,13 +12,12 @@ from torch import Tensor
 from optfactory.checkpoints.convert import decode, write
 from optfactory.checkpoints.own import live_record
 from optfactory.checkpoints.records import Record
-from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout
 from optfactory.step.slots import Slot
 
 
-def carried_over(slot: Slot, new: Tensor, family: type[OptimizerConfig]) -> dict[str, Any]:
+def carried_over(slot: Slot, new: Tensor) -> dict[str, Any]:
     """A parameter's state as that of a tensor with other rows; empty if there is none yet.
 
     Rows that both have keep their state, 8-bit codes and scales bit for bit where both are 8-bit;
@@ -35,7 +34,7 @@ def carried_over(slot: Slot, new: Tensor, family: type[OptimizerConfig]) -> dict
         )
     if not slot.state:
         return {}
-    layout = StateLayout.of(shape, new.device, new.dtype, family, slot.group)
+    layout = StateLayout.of(shape, new.device, new.dtype, slot.schema, slot.group)
     fresh = layout.allocate(new.device, slot.group["page_dir"])
     _fill(old, slot.state, layout, fresh)
     others = slot.state.items() if old.shape == shape else ()

@@ -16,9 +16,10 @@ from optfactory.checkpoints.sharded import whole_entries
 from optfactory.checkpoints.torch import TorchLayout
 from optfactory.checkpoints.writing import wrapped
 from optfactory.config.peers import TorchPeer
-from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, StateError
+from optfactory.group_schema import schema_of
 from optfactory.rules.options import NOISE_KEY
 from optfactory.step.slots import Slot
 
@@ -77,7 +78,7 @@ def export(
     problems = [
         f"param_groups[{index}].{problem}"
         for index, group in enumerate(groups)
-        for problem in _problems(group, config, layout)
+        for problem in _problems(group, schema_of(group, config), layout)
     ]
     if problems:
         raise config_error(f"a state dict of {layout.title}", problems)
@@ -91,7 +92,7 @@ def export(
             entries[index] = {**_exported(layout, slot, own), **foreign}
     written = [
         {
-            **copied({**_labels(group, config), **layout.write_group(group)}),
+            **copied({**_labels(group, schema_of(group, config)), **layout.write_group(group)}),
             "params": [number[id(p)] for p in group["params"]],
         }
         for group in groups
@@ -116,11 +117,11 @@ def _exported(layout: Export, slot: Slot, own: Mapping[str, Tensor]) -> dict[str
     }
 
 
-def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export) -> list[str]:
-    if config.family not in layout.families:
-        return [f"optimizer: {layout.title} has no {config.family}"]
+def _problems(group: Mapping[str, Any], schema: type[OptimizerConfig], layout: Export) -> list[str]:
+    if schema.family not in layout.families:
+        return [f"optimizer: {layout.title} has no {schema.family}"]
     own = {"name", "annotations", *layout.expressed, *PLACEMENT, *STORAGE}
-    fields = family_class(type(config)).model_fields.items()
+    fields = schema.model_fields.items()
     problems = [
         f"{key}: {group[key]!r} has no counterpart there, which does as with {field.default!r}"
         for key, field in fields
@@ -129,7 +130,7 @@ def _problems(group: Mapping[str, Any], config: OptimizerConfig, layout: Export)
     return problems + layout.write_problems(group)
 
 
-def _labels(group: Mapping[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+def _labels(group: Mapping[str, Any], schema: type[OptimizerConfig]) -> dict[str, Any]:
     """What users and schedulers keep in a group."""
-    ours = {*type(config).model_fields, *MARKS, NOISE_KEY} - {"name", "param_names"}
+    ours = {*schema.model_fields, *MARKS, NOISE_KEY} - {"name", "param_names"}
     return {key: value for key, value in group.items() if key not in ours}

@@ -22,9 +22,10 @@ from optfactory.checkpoints.records import (
     Record,
 )
 from optfactory.checkpoints.sharded import local_entries, read_local, whole_entries
-from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import validate
 from optfactory.errors import ConfigError, StateError
+from optfactory.group_schema import OPTIMIZER_KEY, schema_of
 from optfactory.registry import get_optimizer_info
 from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers
 from optfactory.step.slots import Slot
@@ -78,11 +79,12 @@ def read_groups(
     read = []
     moved = name_problems(saved, groups)
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
-        record = layout.read_group(old)
-        found = record.problems or _strange(record, config) or _group_problems(record, group)
+        record, ours = layout.read_group(old), schema_of(group, config)
+        name = str(group[OPTIMIZER_KEY])
+        found = record.problems or _strange(record, ours, name) or _group_problems(record, group)
         found = found or moved[index]
         try:
-            read.append(_values(record, group, config) if not found else {})
+            read.append(_values(record, group, ours, name) if not found else {})
         except ConfigError as error:
             found = list(error.problems)
         problems += [f"param_groups[{index}].{problem}" for problem in found]
@@ -104,22 +106,21 @@ def _hint(sizes: list[int], groups: list[dict[str, Any]]) -> str:
     )
 
 
-def _strange(record: GroupRecord, config: OptimizerConfig) -> list[str]:
-    """Why state of the checkpoint's family is of no use to this one, whatever the settings.
+def _strange(record: GroupRecord, ours: type[OptimizerConfig], name: str) -> list[str]:
+    """Why state of the checkpoint's family is of no use to a group's, whatever the settings.
 
     A family whose schema inherits another's differs from it in defaults and in how weight decay
     enters: AdamW from Adam.
     """
-    ours = family_class(type(config))
     possible = (record.family,) if record.family else record.families
     for family in possible:
-        theirs = family_class(get_optimizer_info(family).config_class)
+        theirs = get_optimizer_info(family).base
         if issubclass(theirs, ours) or issubclass(ours, theirs):
             return []
     families = " or ".join(map(repr, possible))
     return [
         f"optimizer: the checkpoint is of family {families}, the config's name is "
-        f"'{config.name}'; take a name of that family, or start with fresh state"
+        f"'{name}'; take a name of that family, or start with fresh state"
     ] * bool(possible)
 
 
@@ -139,20 +140,19 @@ def _group_problems(record: GroupRecord, group: Mapping[str, Any]) -> list[str]:
 
 
 def _values(
-    record: GroupRecord, group: Mapping[str, Any], config: OptimizerConfig
+    record: GroupRecord, group: Mapping[str, Any], model: type[OptimizerConfig], name: str
 ) -> dict[str, Any]:
     """What a group takes over from the checkpoint; its hyperparameters pass the schema.
 
     Raises:
         ConfigError: the schema refuses them, or they are of another family.
     """
-    model = family_class(type(config))
     fields = [key for key in model.model_fields if key in group and key != "name"]
     taken = {key: copied(value) for key, value in record.values.items() if key not in _OWN}
     values = {key: taken.get(key, group[key]) for key in fields}
-    checked = validate(model, {**values, "name": config.name}, "", "the checkpoint").model_dump()
-    if record.family not in ("", config.family):
-        problem = _family_problem(record, checked, group, config)
+    checked = validate(model, {**values, "name": name}, "", "the checkpoint").model_dump()
+    if record.family not in ("", model.family):
+        problem = _family_problem(record, checked, group, name)
         if problem:
             raise ConfigError(problem, [problem])
         taken.pop("adam_w_mode", None)
@@ -200,17 +200,14 @@ def _noise(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, int]
 
 
 def _family_problem(
-    record: GroupRecord,
-    checked: Mapping[str, Any],
-    group: Mapping[str, Any],
-    config: OptimizerConfig,
+    record: GroupRecord, checked: Mapping[str, Any], group: Mapping[str, Any], name: str
 ) -> str:
     """Why state of a related family cannot be taken; empty where both compute the same."""
     if checked["weight_decay"] == 0 or record.values.get("adam_w_mode") is group["adam_w_mode"]:
         return ""
     return (
         f"optimizer: the checkpoint is of family '{record.family}', the config's name is "
-        f"'{config.name}', and they apply the weight decay {checked['weight_decay']} differently; "
+        f"'{name}', and they apply the weight decay {checked['weight_decay']} differently; "
         f"take a name of family '{record.family}', or set adam_w_mode or the checkpoint's decay"
     )
 
@@ -238,7 +235,7 @@ def read_states(
     """
     owners = [(item, group) for group in saved_groups for item in group["params"]]
     loose = _of_no_parameter(saved, [item for item, _ in owners])
-    known = States(state.name for slot in slots[:1] for state in slot.layout.rule.states)
+    known = States(state.name for slot in slots for state in slot.layout.rule.states)
     found: dict[Slot, Entries] = {}
     problems: list[str] = []
     for (identifier, group), slot in zip(owners, slots, strict=True):

@@ -70,7 +70,8 @@ class GroupRule(BaseModel):
     """One rule: parameters that meet all its matchers get what its other keys say.
 
     A matcher that lists several values is met by any of them. Keys that are no fields of this
-    class override hyperparameters of the optimizer, `optim_bits` and `is_paged` included.
+    class override hyperparameters of the optimizer, `optim_bits` and `is_paged` included; or they
+    are those of the rule's own optimizer, if it names one.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -88,6 +89,9 @@ class GroupRule(BaseModel):
         description="a method of the model that returns names: no_weight_decay (timm)",
     )
     optional: bool = Field(default=False, description="whether it may match nothing")
+    optimizer: str | None = Field(
+        default=None, description="another optimizer, e.g. lion8bit, with defaults of its own"
+    )
     lr_scale: Scale | None = Field(default=None, description="multiplies the learning rate")
     layer_decay: Decay | None = Field(
         default=None, description="multiplies the learning rate once per layer below the last"
@@ -124,8 +128,11 @@ class GroupRule(BaseModel):
             raise ValueError("has both lr and lr_scale; keep one of them")
         if self.blocks is not None and self.layer_decay is None:
             raise ValueError("blocks is for layer_decay; give both or drop it")
-        if not self.overrides and self.lr_scale is None and self.layer_decay is None:
-            raise ValueError("changes nothing; add a hyperparameter, lr_scale or layer_decay")
+        changes = (self.optimizer, self.lr_scale, self.layer_decay)
+        if not self.overrides and changes == (None, None, None):
+            raise ValueError(
+                "changes nothing; add a hyperparameter, lr_scale, layer_decay or optimizer"
+            )
         return self
 
     @model_serializer

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from optfactory.config.group_rules import RULES_FIELD, GroupRule, read_rules, rules_of
-from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig, family_class
+from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError
 
 # torch's and other libraries' switches that configs carry along, each with what to do about it.
@@ -54,20 +54,10 @@ def validate(model: type[Config], values: Mapping[str, object], path: str, title
         path: where the values stand in the user's config, e.g. ``optimizer``.
         title: what they configure, e.g. ``optimizer 'adam8bit'``.
     """
-    problems = []
-    try:
-        config = model.model_validate(dict(values))
-    except ValidationError as error:
-        problems = [_problem(model, path, item) for item in error.errors()]
-    checked, wrong = _checked_rules(model, values, path)
-    problems += wrong
-    if problems:
-        raise config_error(title, problems)
-    rules = rules_of(config)
-    if not rules:
-        return config
-    plain = {label: _plain(rule, checked[label]) for label, rule in rules.items()}
-    return config.model_copy(update={RULES_FIELD: plain})
+    config, errors = model_or_errors(model, values)
+    if config is None:
+        raise config_error(title, [problem_text(model, path, item) for item in errors])
+    return config
 
 
 def config_error(title: str, problems: list[str]) -> ConfigError:
@@ -87,66 +77,25 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     return {**kept, **overrides}
 
 
-def _checked_rules(
-    model: type[OptimizerConfig], values: Mapping[str, Any], path: str
-) -> tuple[dict[str, OptimizerConfig], list[str]]:
-    """Each rule's hyperparameters beside what the config says, and what is wrong with them.
-
-    Matchers are fields and have been checked. What is wrong with the config alone is not repeated.
-    """
-    try:
-        rules = read_rules(values.get(RULES_FIELD))
-    except ValueError:  # the model says so
-        rules = None
-    if RULES_FIELD not in model.model_fields or not isinstance(rules, Mapping):
-        return {}, []
-    family = family_class(model)
-    base = {**model.locked, **{key: values[key] for key in values if key != RULES_FIELD}}
-    _, errors = _model_or_errors(family, base)
-    known = {(item["loc"], item["msg"]) for item in errors}
-    checked: dict[str, OptimizerConfig] = {}
-    problems = []
-    for label, rule in rules.items():
-        if isinstance(rule, GroupRule):
-            rule = rule.overrides
-        if not isinstance(rule, Mapping):
-            continue
-        place = ".".join(filter(None, (path, RULES_FIELD, str(label))))
-        own = {key: rule[key] for key in rule if key not in GroupRule.model_fields}
-        config, errors = _model_or_errors(
-            family, overridden(base, {**own, "name": base.get("name")})
-        )
-        if config is not None:
-            checked[str(label)] = config
-        problems += [
-            _problem(family, place, item, GroupRule.model_fields)
-            for item in errors
-            if item["loc"][0] in own or (item["loc"], item["msg"]) not in known
-        ]
-        if "name" in own:
-            problems.append(f"{place}.name: a group cannot change the optimizer; drop the key")
-    return checked, problems
-
-
-def _plain(rule: GroupRule, checked: OptimizerConfig) -> GroupRule:
-    """A rule with what it overrides in the form of the schema's fields."""
-    values = checked.model_dump()
-    overrides = {key: values[key] for key in rule.overrides}
-    return GroupRule.model_validate({**rule.model_dump(exclude=set(overrides)), **overrides})
-
-
-def _model_or_errors(
-    model: type[OptimizerConfig], values: Mapping[str, object]
-) -> tuple[OptimizerConfig | None, list[ErrorDetails]]:
+def model_or_errors(
+    model: type[Config], values: Mapping[str, object]
+) -> tuple[Config | None, list[ErrorDetails]]:
+    """`model` of `values`, or None and what pydantic finds wrong with them."""
     try:
         return model.model_validate(dict(values)), []
     except ValidationError as error:
         return None, error.errors()
 
 
-def _problem(
+def problem_text(
     model: type[OptimizerConfig], path: str, item: ErrorDetails, more: Iterable[str] = ()
 ) -> str:
+    """What pydantic found wrong, in our words.
+
+    Args:
+        path: where the values stand in the user's config.
+        more: keys that are known there beside the model's fields.
+    """
     where = ".".join([path, *(str(part) for part in item["loc"])]) if path else ""
     where = where or ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":

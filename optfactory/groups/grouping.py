@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from optfactory.config.group_rules import RULES_FIELD, GroupRule, rules_of
 from optfactory.config.schema import OptimizerConfig
+from optfactory.errors import UnknownOptimizerError
+from optfactory.group_schema import OPTIMIZER_KEY, begun_anew, contradictions
 from optfactory.groups.matching import Matcher
 from optfactory.groups.origins import Origins
 from optfactory.groups.parameters import Params, read_params
@@ -57,14 +59,14 @@ def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None 
     """
     origins = Origins()
     groups = read_params(params, origins)
+    problems = _contradictions(groups)
     rules = rules_of(config)
     if not rules:
         live = {} if lr is None else {"lr": lr}
         with_rates = own_rates([{**live, **group} for group in groups])
-        return Grouping(with_rates, models=tuple(origins.models))
+        return Grouping(with_rates, problems, models=tuple(origins.models))
     named = all("param_names" in group for group in groups if group["params"])
     matchers = {label: Matcher(rule, origins) for label, rule in rules.items()}
-    problems = []
     for label, matcher in list(matchers.items()):
         found = matcher.problems(named)
         problems += [f"{RULES_FIELD}.{label}.{problem}" for problem in found]
@@ -80,6 +82,18 @@ def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None 
     unmatched, idle = _without_effect(matchers, used, origins)
     models = tuple(origins.models)
     return Grouping(own_rates(sorted_groups), problems, unmatched, idle, models)
+
+
+def _contradictions(groups: list[dict[str, Any]]) -> list[str]:
+    """What groups state against the names of their optimizers."""
+    problems = []
+    for index, group in enumerate(groups):
+        place = f"{RULES_FIELD}[{index}]"
+        try:
+            problems += contradictions(group, place)
+        except UnknownOptimizerError as error:
+            problems.append(f"{place}.{OPTIMIZER_KEY}: {error}")
+    return problems
 
 
 def own_rates(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -172,16 +186,28 @@ def _new_group(
     overrides: dict[str, Any] = {}
     lr_scale = layer_scale = 1.0
     for hit in hits:
-        overrides |= hit.rule.overrides
+        overrides = _told(overrides, {**hit.rule.overrides, **_optimizer_of(hit.rule)})
         if hit.rule.lr_scale is not None:
             lr_scale = hit.rule.lr_scale
         if hit.rule.layer_decay is not None:
             layer_scale = hit.rule.layer_decay ** (hit.last - hit.layer)
-    merged = {"lr": lr, **overrides, **own}
+    merged = {"lr": lr, **_told(overrides, own)}
     merged["lr"] = _scaled(merged["lr"], lr_scale * layer_scale)
     labels = [hit.label if not hit.last else f"{hit.label}[{hit.layer}]" for hit in hits]
     labels = [str(own["name"]), *labels] if "name" in own else labels or [DEFAULT]
     return {**merged, "name": "+".join(labels), "params": []}
+
+
+def _optimizer_of(rule: GroupRule) -> dict[str, str]:
+    return {} if rule.optimizer is None else {OPTIMIZER_KEY: rule.optimizer}
+
+
+def _told(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for a parameter after one more rule, or its own group, was read.
+
+    Where that states an optimizer, it begins anew: keys of another family would mean nothing.
+    """
+    return {**(begun_anew(before) if OPTIMIZER_KEY in now else before), **now}
 
 
 def _scaled(lr: Any, scale: float) -> Any:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from optfactory.config.plain import plain
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
+from optfactory.group_schema import OPTIMIZER_KEY, family_of
 from optfactory.groups.origins import Origins, without_wrappers
 from optfactory.rules.options import NOISE_KEY
 from optfactory.sharding.dtensors import Sharding, is_dtensor, local_tensor
@@ -30,7 +31,8 @@ _NO_LISTS = (Tensor, str, Mapping)
 ANNOTATIONS = ("params", "param_names", "name", "initial_lr")
 
 # What our groups hold beside: of the optimizer that they are in, and not to be taken along.
-_MARKS = ("optimizer", "format_version", NOISE_KEY)
+_FORMAT = "format_version"
+_MARKS = (_FORMAT, NOISE_KEY)
 
 
 def read_params(params: Params, origins: Origins | None = None) -> list[dict[str, Any]]:
@@ -54,7 +56,8 @@ def read_params(params: Params, origins: Origins | None = None) -> list[dict[str
         )
     entries = _ordered(params, "params")
     if entries and isinstance(entries[0], Mapping):
-        groups = [read_group(group, index, origins) for index, group in enumerate(entries)]
+        mixed = len({_live_name(group) for group in entries} - {None}) > 1
+        groups = [read_group(group, index, origins, mixed) for index, group in enumerate(entries)]
     else:
         groups = [read_group({"params": entries}, 0, origins)]
     if not any(group["params"] for group in groups):
@@ -63,8 +66,15 @@ def read_params(params: Params, origins: Origins | None = None) -> list[dict[str
     return groups
 
 
-def read_group(group: object, index: int, origins: Origins | None = None) -> dict[str, Any]:
+def read_group(
+    group: object, index: int, origins: Origins | None = None, mixed: bool = False
+) -> dict[str, Any]:
     """Read one param group: tensors under `params`, their names under `param_names` if given.
+
+    Args:
+        index: which of the groups it is.
+        origins: as for `read_params`.
+        mixed: it may be one of an optimizer of ours with several families, which it keeps.
 
     Raises:
         ConfigError: it is no param group.
@@ -80,7 +90,7 @@ def read_group(group: object, index: int, origins: Origins | None = None) -> dic
         params = [params]
     entries = _ordered(params, f"{place}.params")
     result = {plain(key): plain(value) for key, value in group.items() if key != "params"}
-    _read_live_group(result)
+    _read_live_group(result, mixed)
     if any(isinstance(entry, tuple) for entry in entries):
         pairs = [_pair(entry, place) for entry in entries]
         entries = [tensor for _, tensor in pairs]
@@ -92,8 +102,18 @@ def read_group(group: object, index: int, origins: Origins | None = None) -> dic
     return result
 
 
-def _read_live_group(group: dict[str, Any]) -> None:
+def _live_name(group: object) -> object:
+    """The name of the optimizer of ours that a group is taken from; None if it is from none."""
+    is_live = isinstance(group, Mapping) and _FORMAT in group
+    return group.get(OPTIMIZER_KEY) if isinstance(group, Mapping) and is_live else None
+
+
+def _read_live_group(group: dict[str, Any], mixed: bool) -> None:
     """Make a group of another optimizer, ours or torch's, one that a user could have written."""
+    if _FORMAT in group:
+        name = group.pop(OPTIMIZER_KEY, None)
+        if mixed and name is not None:
+            group[OPTIMIZER_KEY] = family_of(name)
     for key in _MARKS:
         group.pop(key, None)
     if {"foreach", "differentiable"} <= group.keys():

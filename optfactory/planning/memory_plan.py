@@ -13,6 +13,7 @@ from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
+from optfactory.group_schema import OPTIMIZER_KEY, base_values
 from optfactory.groups.grouping import Grouping, group_parameters
 from optfactory.groups.origins import without_wrappers
 from optfactory.groups.parameters import Params, parameter_names
@@ -194,19 +195,21 @@ def _read_device(device: str | torch.device | None) -> torch.device | None:
 
 
 def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, ...]:
-    whole = config.model_dump(exclude={"name", RULES_FIELD})
     groups = []
     for index, (group, checked) in enumerate(
         zip(laid_out.grouping.groups, laid_out.configs, strict=True)
     ):
+        other = None if checked.name == config.name else checked.name
+        _, base = base_values(other, config)
         own = checked.model_dump()
+        differing = {key: own[key] for key in base if own[key] != base[key]}
         slots = [slot for slot in laid_out.ranks[0] if slot.group is group]
         groups.append(
             PlannedGroup(
                 name=str(group.get("name", index)),
                 parameters=tuple(slot.name for slot in slots),
                 elements=sum(slot.parameter.numel() for slot in slots),
-                overrides={key: own[key] for key in whole if own[key] != whole[key]},
+                overrides={**({OPTIMIZER_KEY: other} if other else {}), **differing},
             )
         )
     return tuple(groups)

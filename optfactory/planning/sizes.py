@@ -106,6 +106,7 @@ def lay_out(
     ]
     devices = [planned_device(p, device) for _, p, _, _ in entries]
     values = [checked.model_dump() for checked in configs]
+    schemas = list(map(type, configs))
     layouts: dict[tuple[Any, ...], StateLayout] = {}
     ranks = []
     for holder in holders:
@@ -115,8 +116,8 @@ def lay_out(
             key = (index, facts, holder.part(p))
             if key not in layouts:
                 placed = _placed(values[index], home)
-                layouts[key] = StateLayout.of(*facts, type(config), placed, holder.sharding(p))
-            slots.append(Slot(p, name, len(slots), group, layouts[key]))
+                layouts[key] = StateLayout.of(*facts, schemas[index], placed, holder.sharding(p))
+            slots.append(Slot(p, name, len(slots), group, schemas[index], layouts[key]))
         ranks.append(slots)
     return LaidOut(grouping, configs, ranks, devices)
 

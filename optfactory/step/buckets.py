@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.config.schema import OptimizerConfig
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions, common_scalars
 from optfactory.step.slots import Slot
@@ -64,7 +63,6 @@ class Bucket:
             steps.
         parameters: what this process holds of the parameters, which may move between steps.
         parameter_addresses, gradient_addresses: where they are in this step.
-        config_class: the schema that computes the scalars.
         grad_scale, found_inf: what a GradScaler handed over for this step: divide gradients by
             the one, change nothing if the other is not 0.
         strides: as `Facts.strides`, of this step's parameters and gradients.
@@ -72,7 +70,6 @@ class Bucket:
     """
 
     key: BucketKey
-    config_class: type[OptimizerConfig]
     slots: list[Slot]
     gradients: list[Tensor] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
@@ -87,12 +84,12 @@ class Bucket:
         keys = list(self.slots[0].layout.tensors)
         # Of a single key it would be no tuple.
         self._entries = itemgetter(*(keys if len(keys) > 1 else keys * 2))
-        # The numbers of each group's parameters; a bucket keeps them together.
-        self._groups: list[tuple[dict[str, Any], range]] = []
+        # A slot of each group, and the numbers of its parameters; a bucket keeps them together.
+        self._groups: list[tuple[Slot, range]] = []
         begin = 0
         for end, slot in enumerate(self.slots, start=1):
             if end == len(self.slots) or self.slots[end].group is not slot.group:
-                self._groups.append((slot.group, range(begin, end)))
+                self._groups.append((slot, range(begin, end)))
                 begin = end
 
     @property
@@ -103,7 +100,7 @@ class Bucket:
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The param groups of the parameters."""
-        return [group for group, _ in self._groups]
+        return [slot.group for slot, _ in self._groups]
 
     def state_tensors(self) -> list[Tensor]:
         """All state tensors, slot by slot.
@@ -126,12 +123,13 @@ class Bucket:
         rows: list[list[float]] = []
         indices: list[int] = []
         names = self.key.rule.all_scalars
-        for group, members in self._groups:
+        for slot, members in self._groups:
+            group = slot.group
             own = steps[members.start : members.stop]
             row_of = {}
             values = dict(group, lr=float(group["lr"]))
             for step in own[:1] if own.count(own[0]) == len(own) else dict.fromkeys(own):
-                scalars = self.config_class.scalars(values, int(step))
+                scalars = slot.schema.scalars(values, int(step))
                 scalars |= common_scalars(group, step)
                 row_of[step] = len(rows)
                 rows.append([scalars[name] for name in names])
@@ -152,12 +150,13 @@ class Bucket:
         """
         names = self.key.rule.all_scalars
         table = torch.empty(len(self.slots), len(names), dtype=torch.float32, device=steps.device)
-        for group, members in self._groups:
+        for slot, members in self._groups:
+            group = slot.group
             part = slice(members.start, members.stop)
             values = dict(group)
             if isinstance(group["lr"], Tensor):
                 values["lr"] = group["lr"].to(steps.device, torch.float64, non_blocking=True)
-            scalars = self.config_class.scalars(values, steps[part])
+            scalars = slot.schema.scalars(values, steps[part])
             scalars |= common_scalars(group, steps[part])
             for column, name in enumerate(names):
                 table[part, column] = scalars[name]

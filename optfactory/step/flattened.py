@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,9 @@ class Built:
     def __init__(self, groups: Sequence[Group]) -> None:
         self._ids = {id(group): frozenset(map(id, group["params"])) for group in groups}
 
-    def refuse_flattened(self, groups: Sequence[Group], family: type[OptimizerConfig]) -> None:
+    def refuse_flattened(
+        self, groups: Sequence[Group], schema_of: Callable[[Group], type[OptimizerConfig]]
+    ) -> None:
         """Raise where something of whole tensors is needed, and one flat one took their place.
 
         Norms and decisions would be those of a piece of all of them, silently.
@@ -29,7 +31,7 @@ class Built:
         """
         problems = []
         for index, group in enumerate(groups):
-            needs = _needs(group, family) if self._is_flattened(group) else ""
+            needs = _needs(group, schema_of(group)) if self._is_flattened(group) else ""
             if needs:
                 problems.append(
                     f"param_groups[{index}].params: an engine replaced the parameters by one flat "

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.memory.presence import turns_on_shared_memory, was_freed
 from optfactory.sharding.dtensors import is_dtensor, local_tensor
@@ -28,13 +27,12 @@ Picker = Callable[[list[Any]], Sequence[Any]]
 class StepPlan:
     """Gathers buckets step by step, and keeps a bucket as long as its parameters stay."""
 
-    def __init__(self, slots: Iterable[Slot], config_class: type[OptimizerConfig]) -> None:
+    def __init__(self, slots: Iterable[Slot]) -> None:
         self.slots = list(slots)
         self.parameters = [slot.parameter for slot in self.slots]
         self._sharded = [n for n, p in enumerate(self.parameters) if is_dtensor(p)]
         self._locals = list(map(local_tensor, self.parameters))
         self.devices = {p.device for p in self._locals}
-        self.config_class = config_class
         self.live = LiveStates(self.slots)
         self.exchange: Any = None  # what a backend's step keeps for processes to tell each other
         self._facts: Facts | None = None
@@ -137,7 +135,7 @@ class StepPlan:
         slots = [self.slots[index] for index in members]
         bucket = self._buckets.get(key)
         if bucket is None or bucket.slots != slots:
-            bucket = self._buckets[key] = Bucket(key, self.config_class, slots)
+            bucket = self._buckets[key] = Bucket(key, slots)
         return bucket
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error, validate
+from optfactory.errors import UnknownOptimizerError
+from optfactory.group_schema import OPTIMIZER_KEY, schema_of
 from optfactory.rules.options import (
     NOISE_KEY,
     SEEDS,
@@ -27,15 +29,11 @@ class Settings:
 
     Attributes:
         config: the optimizer's.
-        known: each group with its hyperparameters but the learning rate.
+        known: each group with its optimizer and its hyperparameters but the learning rate.
     """
 
     config: OptimizerConfig
     known: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.family = family_class(type(self.config))
-        self._fields = tuple(key for key in self.family.model_fields if key not in ("name", "lr"))
 
     def check(
         self,
@@ -64,33 +62,40 @@ class Settings:
         if len(groups) == len(self.known) and all(map(self._is_as_known, groups, self.known)):
             return False
         checked = [self._checked(group, index) for index, group in enumerate(groups)]
-        plain = [{key: values[key] for key in self._fields} for values in checked]
-        for group, values in zip(groups, plain, strict=True):
+        for group, values in zip(groups, checked, strict=True):
             group.update(values)
         before = {id(group): values for group, values in self.known}
         refuse(before)
-        self.known = list(zip(groups, plain, strict=True))
+        self.known = list(zip(groups, checked, strict=True))
         _follow_seeds(groups, before)
         return True
 
     def _is_as_known(
         self, group: Mapping[str, Any], known: tuple[Mapping[str, Any], Mapping[str, Any]]
     ) -> bool:
-        now = {key: group.get(key, _MISSING) for key in self._fields}
+        before = known[1]
+        now = {key: group.get(key, _MISSING) for key in before}
         try:
-            return group is known[0] and bool(now == known[1])
+            return group is known[0] and bool(now == before)
         except (RuntimeError, ValueError):  # arrays and tensors of several elements
             return False
 
-    def _checked(self, group: Mapping[str, Any], index: int) -> dict[str, Any]:
-        missing = [key for key in ("lr", *self._fields) if key not in group]
+    def _checked(self, group: dict[str, Any], index: int) -> dict[str, Any]:
+        """The optimizer of a group and its hyperparameters but the learning rate."""
+        place, title = f"param_groups[{index}]", f"optimizer '{self.config.name}'"
+        name = group.setdefault(OPTIMIZER_KEY, self.config.name)  # wrappers may drop marks
+        try:
+            schema = schema_of(group, self.config)
+        except UnknownOptimizerError as error:
+            raise config_error(title, [f"{place}.{OPTIMIZER_KEY}: {error}"]) from None
+        fields = [key for key in schema.model_fields if key not in ("name", "lr")]
+        missing = [key for key in ("lr", *fields) if key not in group]
         if missing:
-            problems = [f"param_groups[{index}].{key}: is missing; set it" for key in missing]
-            raise config_error(f"optimizer '{self.config.name}'", problems)
-        values = {key: group[key] for key in self._fields}
-        values |= {"name": self.config.name, "lr": 0.0}  # the learning rate is checked at each step
-        title = f"optimizer '{self.config.name}'"
-        return validate(self.family, values, f"param_groups[{index}]", title).model_dump()
+            raise config_error(title, [f"{place}.{key}: is missing; set it" for key in missing])
+        # The learning rate is checked at each step.
+        values = {**{key: group[key] for key in fields}, "name": name, "lr": 0.0}
+        checked = validate(schema, values, place, title).model_dump()
+        return {OPTIMIZER_KEY: name, **{key: checked[key] for key in fields}}
 
 
 class _Missing:

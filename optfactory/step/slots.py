@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
+from optfactory.group_schema import OPTIMIZER_KEY
 from optfactory.groups.parameters import parameter_names, parameter_problem
 from optfactory.memory import placement
 from optfactory.sharding.dtensors import Sharding, local_tensor
@@ -20,6 +21,7 @@ from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout
 _EXTRAS = (HISTORY_KEY, LOSS_KEY)
 
 Group = Mapping[str, Any]
+Schema = type[OptimizerConfig]
 
 
 @dataclass(eq=False)
@@ -31,6 +33,7 @@ class Slot:
         local: what this process holds of it, which kernels update; itself if it is not sharded.
         number: which of the optimizer's parameters it is.
         group: its torch param group, read at every step.
+        schema: of the group's family, which computes the scalars.
         layout: how its state is stored.
         state: its state tensors by key, and what others keep beside them; empty until
             `Optimizer2State.init_states`.
@@ -41,6 +44,7 @@ class Slot:
     name: str
     number: int
     group: dict[str, Any]
+    schema: Schema
     layout: StateLayout
     state: dict[str, Tensor] = field(default_factory=dict)
     held: Any = None
@@ -93,7 +97,7 @@ class Slot:
 def make_slots(
     groups: Sequence[dict[str, Any]],
     states: Mapping[Tensor, dict[str, Tensor]],
-    family: type[OptimizerConfig],
+    schema_of: Callable[[Group], Schema],
     old: Iterable[Slot],
 ) -> list[Slot]:
     """A slot for each parameter in order.
@@ -101,6 +105,7 @@ def make_slots(
     Groups may have been edited in place: names follow their tensors, and new ones get some.
 
     Args:
+        schema_of: the schema of a group's family.
         old: the slots so far.
 
     Raises:
@@ -112,16 +117,17 @@ def make_slots(
     for index, group in enumerate(groups):
         _realign_names(group, index, known)
         layouts: dict[tuple[Any, ...], StateLayout] = {}
+        schema = schema_of(group)
         for name, p in zip(parameter_names(group, index), group["params"], strict=True):
             facts = (tuple(p.shape), local_tensor(p).device, p.dtype)
             key = (*facts, Sharding.of(p))
             if key not in layouts:
-                layouts[key] = StateLayout.of(*facts, family, group, key[-1])
+                layouts[key] = StateLayout.of(*facts, schema, group, key[-1])
             before = known.get(id(p))
             # State of a parameter that was resized is still that of its old shape.
             resized = before is not None and bool(before.state) and before.layout.shape != facts[0]
             layout = before.layout if before is not None and resized else layouts[key]
-            slots.append(Slot(p, name, len(slots), group, layout, states.get(p, {})))
+            slots.append(Slot(p, name, len(slots), group, schema, layout, states.get(p, {})))
     return slots
 
 
@@ -162,10 +168,7 @@ def _realign_names(group: dict[str, Any], index: int, known: Mapping[int, Slot])
 
 
 def refuse_changed_storage(
-    old: Iterable[Slot],
-    groups: Sequence[Group],
-    before: Mapping[int, Group],
-    family: type[OptimizerConfig],
+    old: Iterable[Slot], groups: Sequence[Group], before: Mapping[int, Group]
 ) -> None:
     """Refuse changes of groups that the state which is there cannot follow.
 
@@ -184,7 +187,7 @@ def refuse_changed_storage(
         if not slot.state or was is None or id(now) not in numbers:
             continue
         for key in [key for key in was if was[key] != now[key]]:
-            if not _can_follow(slot, was, {**was, key: now[key]}, key, family):
+            if not _can_follow(slot, was, {**was, key: now[key]}, key):
                 problems[
                     f"param_groups[{numbers[id(now)]}].{key}: was {was[key]!r} when the state was "
                     f"made, and cannot become {now[key]!r} now; set it back, or build a new "
@@ -194,15 +197,15 @@ def refuse_changed_storage(
         raise config_error("a param group that changed", list(problems))
 
 
-def _can_follow(
-    slot: Slot, was: Group, now: Group, key: str, family: type[OptimizerConfig]
-) -> bool:
+def _can_follow(slot: Slot, was: Group, now: Group, key: str) -> bool:
     p = slot.parameter
+    if key == OPTIMIZER_KEY:
+        return False  # its fields are others, and what they mean
     if key == "page_dir":
         return slot.layout.where != placement.FILE_MAPPED
     device, sharding = slot.local.device, Sharding.of(p)
     old, new = (
-        StateLayout.of(slot.layout.shape, device, p.dtype, family, values, sharding)
+        StateLayout.of(slot.layout.shape, device, p.dtype, slot.schema, values, sharding)
         for values in (was, now)
     )
     return old.holds_state_of(new, _EXTRAS)

@@ -86,7 +86,7 @@ class Shards:
         family = self.optimizer._current_plan().config_class
         ways = [spread.shardings() for spread in spreads]
         self.plans = [
-            StepPlan([self._slot(n, own, family) for n, own in enumerate(rank)], family)
+            StepPlan([self._slot(n, own, family) for n, own in enumerate(rank)])
             for rank in zip(*ways, strict=True)
         ]
         self.backend = backends.backend_for(self.whole[0].device)
@@ -97,7 +97,7 @@ class Shards:
         layout = StateLayout.of(*facts, sharding)
         local = p.detach()[sharding.box.slices].clone(memory_format=torch.contiguous_format)
         state = layout.allocate(p.device, None)
-        return Slot(local.requires_grad_(), f"p{number}", number, group, layout, state)
+        return Slot(local.requires_grad_(), f"p{number}", number, group, family, layout, state)
 
     def slots(self, number: int) -> list[Slot]:
         """The shards of one tensor."""

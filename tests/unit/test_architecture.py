@@ -19,32 +19,36 @@ ALLOWED = {
     "plugins": {"config"},
     "families": {"config", "errors", "optimizers", "plugins", "rules"},
     "registry": {"config", "errors", "families", "plugins"},
-    "catalog": {"config", "errors", "registry", "rules"},
+    "group_schema": {"config", "registry"},
+    "rule_check": {"config", "errors", "group_schema", "registry"},
+    "catalog": {"config", "errors", "group_schema", "registry", "rules"},
     "build": {"config", "errors", "optimizers", "registry", "rules"},
     # engine
     "memory": {"errors"},
     "sharding": {"errors"},
     "state": {"config", "errors", "memory", "rules", "sharding"},
-    "groups": {"config", "errors", "rules", "sharding"},
-    "step": {"config", "errors", "groups", "memory", "rules", "sharding", "state"},
+    "groups": {"config", "errors", "group_schema", "rules", "sharding"},
+    "step": {
+        *("config", "errors", "group_schema", "groups", "memory", "rules", "sharding", "state"),
+    },
     "backends": {"build", "errors", "memory", "rules", "sharding", "state", "step"},
     "checkpoints": {
-        *("config", "errors", "groups", "memory", "registry", "rules", "sharding", "state"),
-        "step",
+        *("config", "errors", "group_schema", "groups", "memory", "registry", "rules"),
+        *("sharding", "state", "step"),
     },
     "overlooked": set(),
     "reminders": {"groups", "overlooked", "step"},
-    "group_config": {"backends", "config", "errors", "groups", "rules"},
+    "group_config": {"backends", "config", "errors", "group_schema", "groups", "rules"},
     "optimizer": {
-        *("backends", "checkpoints", "config", "errors", "group_config", "groups"),
+        *("backends", "checkpoints", "config", "errors", "group_config", "group_schema", "groups"),
         *("memory", "reminders", "sharding", "state", "step"),
     },
     # what users call
-    "factory": {"config", "errors", "groups", "optimizer", "registry"},
+    "factory": {"config", "errors", "groups", "optimizer", "registry", "rule_check"},
     "extend": {"config", "families", "optimizers", "rules"},
     "optim": {"config", "errors", "factory", "groups", "optimizer", "registry"},
     "planning": {
-        *("config", "errors", "factory", "group_config", "groups"),
+        *("config", "errors", "factory", "group_config", "group_schema", "groups"),
         *("memory", "registry", "sharding", "state", "step"),
     },
     "doctor": {"__init__", "backends", "build", "errors", "factory", "families", "memory"},
@@ -64,6 +68,7 @@ ALLOWED = {
 }
 TORCH_FREE = {
     *("errors", "rules", "config", "optimizers", "plugins", "families", "registry"),
+    *("group_schema", "rule_check"),
     *("catalog", "build"),
     *("cli", "__main__", "__init__", "_hydra_plugin"),
 }

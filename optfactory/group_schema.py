@@ -1,0 +1,93 @@
+"""Which optimizer a param group has: the config's, or another that a rule or the group names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.validation import model_or_errors, problem_text
+from optfactory.registry import OptimizerInfo, get_optimizer_info
+
+# The key of rules and of param groups.
+OPTIMIZER_KEY = "optimizer"
+
+# What a group with another optimizer still takes from the config: how far it goes, what is
+# optimized, and what others read. All else are the other name's defaults.
+SHARED_FIELDS = ("lr", "weight_decay", "maximize", "annotations")
+
+
+def schema_of(group: Mapping[str, Any], config: OptimizerConfig) -> type[OptimizerConfig]:
+    """The family's schema of a param group of an optimizer.
+
+    Args:
+        config: the optimizer's.
+
+    Raises:
+        UnknownOptimizerError: the group names an optimizer that does not exist.
+    """
+    name = group.get(OPTIMIZER_KEY, config.name)
+    return family_class(type(config)) if name == config.name else get_optimizer_info(name).base
+
+
+def base_values(
+    name: object, config: OptimizerConfig
+) -> tuple[type[OptimizerConfig], dict[str, Any]]:
+    """A family's schema, and the values of a param group that states no hyperparameter.
+
+    Args:
+        name: of the optimizer that a rule or the group states; None if none does.
+        config: the optimizer's.
+
+    Raises:
+        UnknownOptimizerError: nothing of that name.
+    """
+    own = config.model_dump(exclude={RULES_FIELD})
+    if name is None:
+        return family_class(type(config)), own
+    info = get_optimizer_info(str(name))
+    return info.base, values_of_other(info, own)
+
+
+def values_of_other(info: OptimizerInfo, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a group with another optimizer, before it states some itself.
+
+    Args:
+        own: those of the optimizer's config.
+    """
+    return {**info.defaults, **begun_anew(own), "name": info.name}
+
+
+def begun_anew(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of what a parameter was told where something states another optimizer."""
+    return {key: overrides[key] for key in SHARED_FIELDS if key in overrides}
+
+
+def family_of(name: object) -> str:
+    """The plain name of an optimizer's family, for groups that state all else.
+
+    Raises:
+        UnknownOptimizerError: nothing of that name.
+    """
+    return get_optimizer_info(str(name)).family
+
+
+def contradictions(group: Mapping[str, Any], place: str) -> list[str]:
+    """What a param group of the user's states against the name of the optimizer in it.
+
+    Rules that match the same parameters may override what a name states; one statement may not.
+
+    Args:
+        place: where the group stands, for messages.
+
+    Raises:
+        UnknownOptimizerError: nothing of that name.
+    """
+    if OPTIMIZER_KEY not in group:
+        return []
+    info = get_optimizer_info(str(group[OPTIMIZER_KEY]))
+    model = info.config_class
+    stated = {key: group[key] for key in model.locked.keys() - {"name"} if key in group}
+    _, errors = model_or_errors(model, {**info.defaults, "name": info.name, **stated})
+    return [problem_text(model, place, item) for item in errors]
