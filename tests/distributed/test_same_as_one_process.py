@@ -9,6 +9,7 @@ from torch.distributed.tensor import Replicate, Shard
 from tests.distributed.harness import PLACEMENTS, SHAPES, compare
 from tests.distributed.processes import Processes, Team
 from tests.families import NAMES, known_to
+from tests.sampling import spread
 
 OPTIONS = {
     "as it is": {},
@@ -29,8 +30,8 @@ def names_of(team: Team, names: list[str], kind: str) -> dict[str, list]:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", PLACEMENTS)
 def test_every_name(processes: Processes, world: int, kind: str) -> None:
-    # All names where shares are uneven; elsewhere those of each kind of work.
-    names = NAMES if world == 3 else ["adamw8bit", "lamb8bit", "lamb"]
+    # Names of all families where shares are uneven; elsewhere those of each kind of work.
+    names = spread(NAMES, 14) if world == 3 else ["adamw8bit", "lamb8bit", "lamb"]
     assert processes.run(names_of, world, names, kind) == [{}] * world
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from optfactory.build.processor import INSTRUCTIONS_VARIABLE, runnable_sets
+from tests.sampling import runs_all
 
 ROOT = Path(__file__).parents[2]
 SHIM = Path(__file__).with_name("avx512.h")
@@ -62,8 +63,9 @@ def trained(cache: Path, *flags: str) -> str:
 def test_the_same_bits_with_avx512(tmp_path: Path) -> None:
     shim = ("-Wno-psabi", "-include", str(SHIM))
     expected = trained(tmp_path / "avx2")
-    assert trained(tmp_path / "avx512", *shim) == expected
     assert trained(tmp_path / "vbmi", "-DSHIM_VBMI", *shim) == expected
+    if runs_all():
+        assert trained(tmp_path / "avx512", *shim) == expected
 
 
 @pytest.mark.slow
@@ -73,4 +75,5 @@ def test_the_same_bits_with_vectors_of_four(tmp_path: Path) -> None:
     """Those of NEON, here of x86; and by look-ups in tables, as x86 processors without AVX2."""
     expected = trained(tmp_path / "eight")
     assert trained(tmp_path / "four", "-mno-avx2", "-DTEST_VECTORS_OF_FOUR") == expected
-    assert trained(tmp_path / "tables", "-mno-avx2") == expected
+    if runs_all():
+        assert trained(tmp_path / "tables", "-mno-avx2") == expected

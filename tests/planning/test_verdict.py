@@ -12,6 +12,7 @@ from optfactory import plan
 from optfactory.errors import ConfigError
 from optfactory.planning.memory_plan import MemoryPlan, read_size
 from tests.planning.harness import NAMES, Odd, on_meta, sized
+from tests.sampling import spread
 
 SIZES = {
     "24GiB": 24 * 1024**3,
@@ -115,13 +116,14 @@ def test_paged_state_may_leave() -> None:
 
 
 def test_the_verdict_on_other_names_is_that_of_their_own_plan() -> None:
-    own = {name: sized_plan(name) for name in NAMES}
+    some = {*spread(NAMES, 10), "paged_adam8bit", "adam8bit", "lamb32bit"}
+    own = {name: sized_plan(name) for name in some}
     stay, leave = own["paged_adam8bit"].needed()
     seen = set()
     for memory in (stay, stay + leave, own["adam8bit"].needed()[0], 2 * (stay + leave)):
         planned = replace(own["lamb32bit"], memory=memory)
         listed = {row["name"]: row["verdict"] for row in planned.as_dict()["alternatives"]}
-        for other in planned.alternatives:
+        for other in (other for other in planned.alternatives if other.name in own):
             expected = replace(own[other.name], memory=memory)
             assert planned.needed(other.shares) == expected.needed()
             assert planned.verdict(other.shares) == listed[other.name] == expected.verdict()

@@ -10,19 +10,22 @@ folder. To run the rest there, too:
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.recipe import follow, run
+from tests.sampling import runs_all
 
 # Tests of all names or fields together, which do not bear a new name in theirs.
 LISTS = (
-    *("unit/test_registry.py", "unit/test_register.py", "unit/test_rejections.py"),
-    *("unit/test_schema.py", "unit/test_config_files.py", "unit/test_json_schema.py"),
-    *("unit/test_wheel_kernels.py", "unit/test_docstrings.py", "planning/test_alternatives.py"),
+    *("unit/test_registry.py", "unit/test_register.py", "unit/test_schema.py"),
+    *("unit/test_config_files.py", "unit/test_json_schema.py", "unit/test_docstrings.py"),
+)
+# Others, which take longer.
+LONG_LISTS = (
+    *("unit/test_wheel_kernels.py", "unit/test_rejections.py", "planning/test_alternatives.py"),
     *("planning/test_text.py", "param_groups/test_config.py", "examples/test_plan_memory.py"),
 )
 # Tests with a case of their own for each name, family or rule.
@@ -55,8 +58,9 @@ def test_a_family_added_by_the_recipe_is_green(tmp_path: Path, kernel_cache: Pat
     follow(tmp_path)
     pytest_ = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
     environment = {"OPTFACTORY_BACKEND": "reference", "OPTFACTORY_ALL_TESTS": "1"}
-    assert _passed(run(tmp_path, *pytest_, *(f"tests/{name}" for name in LISTS))) > 100
-    if not os.environ.get("OPTFACTORY_ALL_TESTS"):
+    lists = (*LISTS, *(LONG_LISTS if runs_all() else ()))
+    assert _passed(run(tmp_path, *pytest_, *(f"tests/{name}" for name in lists))) > 50
+    if not runs_all():
         return
     each = (f"tests/{name}" for name in EACH)
     assert _passed(run(tmp_path, *pytest_, "-k", CHOSEN, *each, **environment)) > 100
