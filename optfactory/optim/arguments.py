@@ -24,6 +24,8 @@ class Options(TypedDict, total=False):
     nonfinite: Literal["propagate", "skip_element", "skip_step"]
     param_rounding: Literal["nearest", "stochastic", "kahan"]
     seed: int | None
+    cautious: bool
+    cautious_weight_decay: bool
     annotations: tuple[str, ...]
     compat: Literal["none", "bitsandbytes"]
     param_groups: dict[str, dict[str, Any]]

@@ -41,7 +41,7 @@ SHARED = {
     "percentile_clipping": 100,
     "skip_zeros": False,
     "nonfinite": "propagate", "param_rounding": "nearest", "seed": None,
-    "annotations": (), "compat": "none",
+    "annotations": (), "compat": "none", "cautious": False, "cautious_weight_decay": False,
 }  # fmt: skip
 
 
