@@ -47,6 +47,25 @@ class LambOptions(Options, total=False):
     always_adapt: bool
 
 
+class LarsOptions(Options, total=False):
+    """Fields of lars, and what its classes in bitsandbytes never had as an argument."""
+
+    is_paged: bool
+    block_wise: bool
+    trust_ratio: Literal["lars", "clip"]
+    trust_ratio_bounds: tuple[float, float] | None
+    always_adapt: bool
+    trust_coefficient: float
+    eps: float
+
+
+class PytorchLarsOptions(LarsOptions, total=False):
+    """The same for the class whose arguments are those of torch's optimizers."""
+
+    min_8bit_size: int
+    percentile_clipping: int
+
+
 class PagingOptions(Options, total=False):
     """Fields of every family, for the classes without an argument `is_paged`."""
 

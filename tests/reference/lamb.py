@@ -75,6 +75,11 @@ def trust_ratio(theta: Tracked, u: Tracked, o: Options, limit: float) -> Tracked
     if o.trust_ratio == "clip":
         ratio = ratio * limit
         ratio = Tracked.exact(1.0) if ratio.value > 1 else ratio
+    return bounded(ratio, o)
+
+
+def bounded(ratio: Tracked, o: Options) -> Tracked:
+    """A ratio within its bounds."""
     if o.trust_ratio_bounds is None:
         return ratio
     low, high = o.trust_ratio_bounds

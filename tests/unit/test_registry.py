@@ -135,6 +135,9 @@ SPELLINGS = {
     "RMSprop32bit": "rmsprop32bit",
     "Adagrad8bit": "adagrad8bit",
     "SGD8bit": "sgd8bit",
+    "LARS": "lars",
+    "LARS8bit": "lars8bit",
+    "LARS32bit": "lars32bit",
     # timm's
     "bnbsgd8bit": "sgd8bit",
     "bnblion": "lion",
@@ -142,6 +145,9 @@ SPELLINGS = {
     "bnbademamix8bit": "ademamix8bit",
     "bnblamb8bit": "lamb8bit",
     "momentum": "sgd",
+    "lars": "lars",
+    "lars_bnb_8bit": "lars8bit",
+    "bnblars8bit": "lars8bit",
 }
 
 
