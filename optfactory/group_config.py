@@ -156,6 +156,8 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
         problem = "optim_bits: 8-bit state cannot be gathered from"
     elif config.rule(config.model_dump()).trust_ratio is not None:
         problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
+    elif config.cautious:
+        problem = "cautious: needs what is known of whole tensors, not of"
     elif config.percentile_clipping < 100:
         problem = "percentile_clipping: needs the norms of whole tensors, not of"
     elif config.nonfinite == "skip_step":

@@ -35,11 +35,33 @@ def families_with(*fields: str) -> list[str]:
 
 # Fields for one kind of state, by whether it can be negative: without such state they are refused.
 OF_SIGNED_STATE = {"signed_map": True, "second_moment_floor": False}
+# Settings beside which families have what such fields leave out a part of; the first that fits.
+CAUTIOUS: dict[str, list[dict[str, Any]]] = {
+    "cautious": [{}, {"momentum": 0.5}, {"trust_ratio": "clip"}],
+    "cautious_weight_decay": [
+        {"weight_decay": 0.1} | asked
+        for asked in (
+            {},
+            {"adam_w_mode": True},
+            {"decoupled_weight_decay": True},
+            {"trust_ratio": "clip"},
+        )
+    ],
+}
+
+
+def beside(name: str, field: str) -> dict[str, Any] | None:
+    """What else is set where a field acts that is refused elsewhere; None if it acts nowhere."""
+    for asked in CAUTIOUS.get(field, [{}]):
+        with suppress(ConfigError):
+            resolve(name, **asked, **({field: True} if field in CAUTIOUS else {}))
+            return asked
+    return None
 
 
 def acts_on(name: str, field: str) -> bool:
     """Whether an optimizer has a field, and the state that the field is for."""
-    if not has(name, field):
+    if not has(name, field) or beside(name, field) is None:
         return False
     signs = {state.signed for state in states_of(name)}
     return OF_SIGNED_STATE.get(field) in {None, *signs}

@@ -99,15 +99,16 @@ OPT_FN void prefetch(const Tensor& t, const Place& at) {
 struct Step {
   Scalars scalars;
   float factor;  // of gradients
-  float size;    // of the step, with the trust ratio
+  float ratio;   // of the tensor
+  float size;    // of the step, with the ratio where rules do not read that
   QuantizationMap maps[STATES];
 };
 
 OPT_FN Step make_step(const Bucket& bucket, const Chunk& chunk) {
   const Scalars& scalars = bucket.scalars[bucket.tensors[chunk.tensor].scalars];
-  const float ratio = TRUST_RATIO ? bucket.ratios[chunk.tensor] : 1.0f;
+  const float ratio = HAS_RATIO ? bucket.ratios[chunk.tensor] : 1.0f;
   const float factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
-  Step step = {scalars, factor, -scalars.step_size * ratio, {}};
+  Step step = {scalars, factor, ratio, -scalars.step_size * (RATIO_OF_GRADIENT ? 1.0f : ratio), {}};
   for (int j = 0; j < STATES; ++j) step.maps[j] = bucket.maps[j];
   return step;
 }
@@ -242,13 +243,15 @@ OPT_FN Floats without_padding(Floats x, int i, int n) {
   return lane_numbers() + i < n ? x : Floats{};
 }
 
-// The rule on one vector: new states, new parameters if kMoves, and the direction u.
+// The rule on one vector: new states; new parameters if kMoves, else what is measured.
 template <bool kStore, bool kMoves>
 OPT_FN Floats apply_rule(const Operands& o, int i, const Step& step, Floats* states) {
   const Floats p = load<Floats>(o.p + i), g = load<Floats>(o.g + i);
   const Ints stay = stays(g);
   const Floats own_g = rule_gradient(g, step.factor);
-  const Floats u = update_rule<kStore>(p, own_g, stay, states, step.scalars);
+  const Floats made =
+      update_rule<kStore, !kMoves>(p, own_g, stay, states, step.ratio, step.scalars);
+  const Floats u = cautious(made, own_g);
   if (kMoves) {
     const Floats size = Kind<Floats>::splat(step.size);
     store(o.p + i, rule::where(stay, p, moved(p, u, size, step.scalars)));

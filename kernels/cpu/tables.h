@@ -33,6 +33,7 @@ struct Tensor {
   float* history;       // squared gradient norms, if CLIPS
   int64_t element;      // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
   int64_t stride;       // and from row to row there
+  int64_t elements;     // of the whole tensor
   const Part* parts;    // of blocks, if CUTS_BLOCKS; so are the next
   float* own_scales;    // [parts][STATES]
   float* new_scales;    // [STATES][scales]
@@ -51,10 +52,10 @@ struct Bucket {
   const Tensor* tensors;
   const Chunk* chunks;
   const Scalars* scalars;
-  double* partial_sums;   // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
+  double* partial_sums;   // [chunks][kSums]: as those of tensors
   float* partial_scales;  // [chunks][STATES], if TENSOR_WISE
-  double* sums;           // [tensors][2]: of all chunks; or of g^2 [tensors]
-  float* ratios;          // [tensors]
+  double* sums;           // [tensors][kSums]: of all chunks; or of g^2 [tensors]
+  float* ratios;          // [tensors], if HAS_RATIO
   float* factors;         // [tensors]: of gradients, if CLIPS
   float* scales;          // [tensors][STATES]: of the new states, if TENSOR_WISE
   int64_t tensor_count;

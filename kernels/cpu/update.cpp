@@ -1,9 +1,10 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
-// STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO and those of
-// element.cuh, the struct Scalars, kSigned[SLOTS], the rule texts as update_rule() and
-// trust_ratio(), and then element.cuh, codec.h, tables.h and blocks.h.
+// STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO,
+// RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars, kSigned[SLOTS], the rule texts as
+// update_rule() and trust_ratio(), and then element.cuh, codec.h, tables.h, blocks.h and
+// statistics.h.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
@@ -64,84 +65,6 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, con
 OPT_FN void finish(const Step&, Workspace&) {}
 #endif
 
-// Running sums of squares of a chunk. Each lane sums every kLanes-th element of a block, and the
-// lanes are added up in order at the end: the same bits for every instruction set.
-constexpr int kLanes = 16;
-struct Squares {
-  Doubles lanes[kLanes / kDoubles] = {};
-
-  // Adds those of kStride numbers.
-  OPT_MEMBER void add(const float* x) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kStride; i += kDoubles) {
-      Doubles& sum = lanes[i % kLanes / kDoubles];
-      sum = plus_square(sum, load<HalfFloats>(x + i));
-    }
-  }
-
-  OPT_MEMBER double sum() const {
-    double total = 0.0;
-    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane / kDoubles][lane % kDoubles];
-    return total;
-  }
-};
-
-// Statistics of a chunk: sums over parameters and directions, the greatest of the new states.
-struct Statistics {
-  Squares p, u;
-  float scales[STATES] = {};
-};
-
-OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
-                             Statistics& statistics, Workspace& work) {
-  float scales[STATES];
-  Extremes extremes[STATES];
-  prefetch(t, at);
-  const Operands o = operands(t, at, work.buffers);
-  read_scales(t, at, scales);
-  for (int i = 0; i < at.n; i += kStride) {
-    Strides states;
-    alignas(64) float u[kStride];
-    read_states(step, o, scales, i, states);
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const int first = i + v * kWidth;
-      Floats x[STATES];
-#pragma GCC unroll 4
-      for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
-      const Floats own_u = apply_rule<SCALES_FIRST, false>(o, first, step, x);
-      store(u + v * kWidth, without_padding(own_u, first, at.n));
-#if SCALES_FIRST
-#pragma GCC unroll 4
-      for (int j = 0; j < STATES; ++j) {
-        x[j] = without_padding(x[j], first, at.n);
-        store(work.pending[0].x[j] + first, x[j]);
-        extremes[j].add(x[j], kSigned[j]);
-      }
-#endif
-    }
-#if TRUST_RATIO
-    statistics.p.add(o.p + i);
-    statistics.u.add(u);
-#endif
-  }
-#if SCALES_FIRST
-  Magnitudes found[STATES];
-  find_magnitudes(extremes, work.pending[0].x, at.n, found);
-  for (int j = 0; j < STATES; ++j) {
-    const float scale = found[j].scale(kSigned[j], step.maps[j]);
-    if (CUTS_BLOCKS) t.own_scales[STATES * at.part + j] = scale;
-    statistics.scales[j] = rule::max(statistics.scales[j], scale);
-  }
-#endif
-}
-
-OPT_FN void block_norm(const Tensor& t, const Place& at, Squares& squares, float* g) {
-  read_elements(t.g, t.g_view, at.first, at.n, g);
-  for (int i = at.n; i < whole(at.n); ++i) g[i] = 0.0f;
-  for (int i = 0; i < at.n; i += kStride) squares.add(g + i);
-}
-
 // ---- passes ----------------------------------------------------------------------------------
 
 // Runs body(chunk index, chunk, tensor, workspace) on all chunks, over the bucket's threads.
@@ -179,16 +102,16 @@ OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
 OPT_FN double sum_of(const Bucket& bucket, const Tensor& t, int k) {
   double sum = 0.0;
   for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
-    sum += bucket.partial_sums[2 * c + k];
+    sum += bucket.partial_sums[kSums * c + k];
   return sum;
 }
 
-#if NEEDS_STATISTICS
+#if HAS_RATIO || SCALES_FIRST
 // From the statistics of chunks those of tensors.
 OPT_FN void gather(const Bucket& bucket) {
   for (int64_t i = 0; i < bucket.tensor_count; ++i) {
     const Tensor& t = bucket.tensors[i];
-    for (int k = 0; TRUST_RATIO && k < 2; ++k) bucket.sums[2 * i + k] = sum_of(bucket, t, k);
+    for (int k = 0; HAS_RATIO && k < kSums; ++k) bucket.sums[kSums * i + k] = sum_of(bucket, t, k);
     for (int j = 0; TENSOR_WISE && j < STATES; ++j) {
       float scale = 0.0f;
       for (int64_t c = t.first_chunk; c < t.first_chunk + t.chunks; ++c)
@@ -232,7 +155,7 @@ void optfactory_square_gradients(const Bucket* bucket) {
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
       block_norm(t, at, squares, work.buffers.g);
     });
-    bucket->partial_sums[2 * c] = squares.sum();
+    bucket->partial_sums[kSums * c] = squares.sum();
   });
   for (int64_t i = 0; i < bucket->tensor_count; ++i)
     bucket->sums[i] = sum_of(*bucket, bucket->tensors[i], 0);
@@ -255,6 +178,20 @@ void optfactory_clip(const Bucket* bucket) {
 }
 #endif
 
+#if RATIO_OF_GRADIENT
+void optfactory_norms(const Bucket* bucket) {
+  for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t, Workspace& work) {
+    Statistics statistics;
+    const Step step = make_step(*bucket, chunk);
+    for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
+      block_norms(t, at, step, statistics, work);
+    });
+    statistics.write_sums(bucket->partial_sums + kSums * c);
+  });
+  gather(*bucket);
+}
+#endif
+
 #if NEEDS_STATISTICS
 void optfactory_statistics(const Bucket* bucket) {
   for_each_chunk(*bucket, [&](int64_t c, const Chunk& chunk, const Tensor& t, Workspace& work) {
@@ -263,23 +200,22 @@ void optfactory_statistics(const Bucket* bucket) {
     for_each_block(t, chunk, [&](const Place& at) __attribute__((always_inline)) {
       block_statistics(t, at, step, statistics, work);
     });
-    bucket->partial_sums[2 * c] = statistics.p.sum();
-    bucket->partial_sums[2 * c + 1] = statistics.u.sum();
+    statistics.write_sums(bucket->partial_sums + kSums * c);
     for (int j = 0; TENSOR_WISE && j < STATES; ++j)
       bucket->partial_scales[STATES * c + j] = statistics.scales[j];
   });
   gather(*bucket);
 }
 
-void optfactory_finalize(const Bucket* bucket) {
-#if TRUST_RATIO
-  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
-    const float p_norm = float(std::sqrt(bucket->sums[2 * i]));
-    const float u_norm = float(std::sqrt(bucket->sums[2 * i + 1]));
-    const Scalars& scalars = bucket->scalars[bucket->tensors[i].scalars];
-    bucket->ratios[i] = trust_ratio(p_norm, u_norm, scalars);
-  }
 #endif
+
+#if HAS_RATIO
+void optfactory_finalize(const Bucket* bucket) {
+  for (int64_t i = 0; i < bucket->tensor_count; ++i) {
+    const Tensor& t = bucket->tensors[i];
+    const Scalars& scalars = bucket->scalars[t.scalars];
+    bucket->ratios[i] = tensor_ratio(bucket->sums + kSums * i, t.elements, scalars);
+  }
 }
 #endif
 

@@ -10,14 +10,16 @@ struct Elements {
 };
 
 // All reads come before the first use, so that they wait for memory together. Elements that the
-// block does not have are zero: they then add nothing to norms and scales.
+// block does not have are zero: they then add nothing to norms and scales. Without kStates, state
+// need not be in device memory.
+template <bool kStates>
 OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elements& e) {
   if (is_full(at)) {
     e.p = read_pack(work.p, at);
     if (KAHAN) e.loss = read_pack(work.loss, at);
     e.g = read_pack(work.g, at);
 #pragma unroll
-    for (int j = 0; j < STATES; ++j) e.states[j] = read_pack(work.states->state[j], at);
+    for (int j = 0; kStates && j < STATES; ++j) e.states[j] = read_pack(work.states->state[j], at);
   } else {
     const int64_t* p_view = bucket.p_view[work.tensor];
     const int64_t* g_view = bucket.g_view[work.tensor];
@@ -29,13 +31,13 @@ OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elemen
       if (KAHAN) set(e.loss, i, exists ? work.loss[element] : PARAM{});
       set(e.g, i, exists ? work.g[offset_of(g_view, element)] : GRAD{});
 #pragma unroll
-      for (int j = 0; j < STATES; ++j)
+      for (int j = 0; kStates && j < STATES; ++j)
         set(e.states[j], i, exists ? work.states->state[j][element] : zero_of(kSigned[j]));
     }
   }
 #if QUANTIZED
 #pragma unroll
-  for (int j = 0; j < STATES; ++j)
+  for (int j = 0; kStates && j < STATES; ++j)
     e.scales[j] = at.n > 0 ? work.states->absmax[j][TENSOR_WISE ? 0 : at.block] : 0.0f;
 #endif
 }
@@ -81,7 +83,7 @@ OPT_FN void unscale(const Bucket& bucket, float* g) {
   for (int i = 0; i < kVector; ++i) g[i] *= factor;
 }
 
-OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e, Values& x) {
+OPT_FN void decode_operands(const Bucket& bucket, const Elements& e, Values& x) {
   unpack(e.p, x.p);
   unpack(e.g, x.g);
 #if KAHAN
@@ -89,6 +91,10 @@ OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e
   for (int i = 0; i < kVector; ++i) x.p[i] += to_float(get(e.loss, i));
 #endif
   unscale(bucket, x.g);
+}
+
+OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e, Values& x) {
+  decode_operands(bucket, e, x);
 #pragma unroll
   for (int j = 0; j < STATES; ++j)
     decode_state(shared, kSigned[j], e.states[j], e.scales[j], x.states[j]);

@@ -19,6 +19,7 @@ struct Tensor {
   float* history;     // squared gradient norms, if CLIPS
   int64_t element;    // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
   int64_t stride;     // and from row to row there
+  int64_t elements;   // of the whole tensor
   const Part* parts;  // of blocks, if CUTS_BLOCKS; so are the next
   float* own_scales;  // [parts][STATES]
   float* new_scales;  // [STATES][scales]
@@ -50,10 +51,10 @@ struct Bucket {
   const int64_t* const* g_view;
   const int64_t* scalar_row;
   const Scalars* scalars;
-  double* partial_sums;      // [chunks][2]: sums of p^2 and u^2, or of g^2 and 0
+  double* partial_sums;      // [chunks][kSums]: as those of tensors
   uint32_t* partial_scales;  // [chunks][STATES]: patterns of float32, if TENSOR_WISE
-  double* sums;              // [tensors][2]: of all chunks; or of g^2 [tensors]
-  float* ratios;             // [tensors]
+  double* sums;              // [tensors][kSums]: of all chunks; or of g^2 [tensors]
+  float* ratios;             // [tensors], if HAS_RATIO
   float* factors;            // [tensors]: of gradients, if CLIPS
   float* scales;             // [tensors][STATES]: of the new states, if TENSOR_WISE
   int64_t tensor_count;
@@ -73,6 +74,7 @@ struct Work {
   PARAM* loss;
   const float* new_scales;
   float factor;  // of the gradient
+  float ratio;   // of the tensor
   uint32_t key;  // of random bits
   int64_t numel;
   int64_t cols;
@@ -96,6 +98,7 @@ OPT_FN Work open_chunk(const Bucket& bucket, const Chunk& chunk) {
   work.loss = tensor.loss;
   work.new_scales = CUTS_BLOCKS ? tensor.new_scales : bucket.scales + STATES * chunk.tensor;
   work.factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
+  work.ratio = HAS_RATIO ? bucket.ratios[chunk.tensor] : 1.0f;
   work.key = NUMBERS_ELEMENTS ? random_key(tensor.number, *work.scalars) : 0u;
   work.numel = tensor.rows * tensor.cols;
   work.cols = tensor.cols;

@@ -2,9 +2,9 @@
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
 // STATES (number of states), SLOTS (at least one, as CUDA has no empty arrays), BLOCK (elements of
-// a block), QUANTIZED, TRUST_RATIO and those of element.cuh, the struct Scalars, kSigned[SLOTS],
-// and the rule texts as update_rule() and trust_ratio(); then scaling.cuh, element.cuh, memory.cuh,
-// maps.cuh, codec.cuh, tables.cuh and elements.cuh.
+// a block), QUANTIZED, TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars,
+// kSigned[SLOTS], and the rule texts as update_rule() and trust_ratio(); then scaling.cuh,
+// element.cuh, memory.cuh, maps.cuh, codec.cuh, tables.cuh and elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
 // thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring
@@ -16,7 +16,7 @@
 OPT_FN double sum_of_chunks(const Bucket& bucket, const Tensor& tensor, SumBuffer& buffer, int k) {
   double sum = 0.0, none = 0.0;
   for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS)
-    sum += bucket.partial_sums[2 * (tensor.first_chunk + c) + k];
+    sum += bucket.partial_sums[kSums * (tensor.first_chunk + c) + k];
   sum_over_threads(buffer, &sum, &none);
   return sum;
 }
@@ -27,18 +27,31 @@ OPT_FN bool is_skipped(const Bucket& bucket) {
 
 // ---- passes -------------------------------------------------------------------------------------
 
-// The rule on element i of a thread: new states, and the direction u.
-template <bool kStore>
+// The rule on element i of a thread: new states, and the direction u or what is measured.
+template <bool kStore, bool kMeasures>
 OPT_FN float apply_rule(const Work& work, Values& x, int i, bool stay) {
   float states[SLOTS];
 #pragma unroll
   for (int j = 0; j < STATES; ++j) states[j] = x.states[j][i];
   const float g = rule_gradient(x.g[i], work.factor);
-  const float u = update_rule<kStore>(x.p[i], g, stay, states, *work.scalars);
+  const float u =
+      update_rule<kStore, kMeasures>(x.p[i], g, stay, states, work.ratio, *work.scalars);
   const bool keep = !QUANTIZED || are_finite(states);
 #pragma unroll
   for (int j = 0; kStore && j < STATES; ++j) x.states[j][i] = keep ? states[j] : 0.0f;
-  return u;
+  return cautious(u, g);
+}
+
+// Writes the sums of a chunk: of two squares, and of elements that agree with their gradients.
+OPT_FN void write_sums(const Bucket& bucket, int64_t chunk, SumBuffer& buffer, double p, double x,
+                       double agreeing) {
+  double* const sums = bucket.partial_sums + kSums * chunk;
+  double none = 0.0;
+  if (TRUST_RATIO) sum_over_threads(buffer, &p, &x);
+  if (CAUTIOUS) sum_over_threads(buffer, &agreeing, &none);
+  if (threadIdx.x != 0) return;
+  if (TRUST_RATIO) sums[0] = p, sums[1] = x;
+  if (CAUTIOUS) sums[kSquares] = agreeing;
 }
 
 extern "C" {
@@ -55,7 +68,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_square_gradients(const 
       for (int i = 0; i < kVector; ++i) g_sum += double(g[i]) * double(g[i]);
     });
     sum_over_threads(sums, &g_sum, &none);
-    if (threadIdx.x == 0) bucket.partial_sums[2 * c] = g_sum;
+    if (threadIdx.x == 0) bucket.partial_sums[kSums * c] = g_sum;
   }
 }
 
@@ -92,6 +105,29 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_clip(const Bucket bucke
 }
 #endif
 
+#if RATIO_OF_GRADIENT
+// Norms of parameters and of gradients as rules get them.
+__global__ void __launch_bounds__(THREADS, 2) optfactory_norms(const Bucket bucket) {
+  OPT_SHARED(SumBuffer, sums);
+  for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
+    double p_sum = 0.0, g_sum = 0.0;
+    for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
+      Elements elements;
+      Values x;
+      read<false>(bucket, work, at, elements);
+      decode_operands(bucket, elements, x);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const double g = stays(x.g[i]) ? 0.0f : rule_gradient(x.g[i], work.factor);
+        p_sum += double(x.p[i]) * double(x.p[i]);
+        g_sum += g * g;
+      }
+    });
+    write_sums(bucket, c, sums, p_sum, g_sum, 0.0);
+  }
+}
+#endif
+
 #if NEEDS_STATISTICS
 __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket bucket) {
   OPT_SHARED(Shared, shared);
@@ -99,19 +135,20 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
   load_maps(shared, bucket.maps);
   int turn = 0;
   for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
-    double p_sum = 0.0, u_sum = 0.0;
+    double p_sum = 0.0, u_sum = 0.0, agreeing = 0.0;
     uint32_t scales[SLOTS] = {};
     for_each_block(bucket, bucket.chunks[c], [&](const Work& work, const Place& at) {
       Elements elements;
       Values x;
-      read(bucket, work, at, elements);
+      read<true>(bucket, work, at, elements);
       decode(shared, bucket, elements, x);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        const bool stay = stays(x.g[i]), exists = position(at, i) < at.n;
-        const double u = apply_rule<SCALES_FIRST>(work, x, i, stay);
+        const bool exists = position(at, i) < at.n, counts = exists && !stays(x.g[i]);
+        const double u = apply_rule<SCALES_FIRST, true>(work, x, i, stays(x.g[i]));
         p_sum += exists ? double(x.p[i]) * double(x.p[i]) : 0.0;
-        u_sum += exists && !stay ? u * u : 0.0;
+        u_sum += counts ? u * u : 0.0;
+        agreeing += counts && (u > 0.0 || u < 0.0) ? 1.0 : 0.0;
       }
 #if TENSOR_WISE
 #pragma unroll
@@ -134,17 +171,12 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_statistics(const Bucket
     if (threadIdx.x == 0)
       for (int j = 0; j < STATES; ++j) bucket.partial_scales[STATES * c + j] = scales[j];
 #endif
-#if TRUST_RATIO
-    sum_over_threads(sums, &p_sum, &u_sum);
-    if (threadIdx.x == 0) {
-      bucket.partial_sums[2 * c] = p_sum;
-      bucket.partial_sums[2 * c + 1] = u_sum;
-    }
-#endif
+    if (!RATIO_OF_GRADIENT) write_sums(bucket, c, sums, p_sum, u_sum, agreeing);
   }
 }
+#endif
 
-#if TRUST_RATIO || TENSOR_WISE
+#if HAS_RATIO || TENSOR_WISE
 // From the statistics of chunks those of tensors.
 __global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket bucket) {
   OPT_SHARED(Shared, shared);
@@ -152,14 +184,10 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket buc
   int turn = 0;
   for (int64_t t = blockIdx.x; t < bucket.tensor_count; t += gridDim.x) {
     const Tensor& tensor = bucket.tensors[t];
-#if TRUST_RATIO
-    const double p_sum = sum_of_chunks(bucket, tensor, sums, 0);
-    const double u_sum = sum_of_chunks(bucket, tensor, sums, 1);
-    if (threadIdx.x == 0) {
-      bucket.sums[2 * t] = p_sum;
-      bucket.sums[2 * t + 1] = u_sum;
+    for (int k = 0; HAS_RATIO && k < kSums; ++k) {
+      const double sum = sum_of_chunks(bucket, tensor, sums, k);
+      if (threadIdx.x == 0) bucket.sums[kSums * t + k] = sum;
     }
-#endif
 #if TENSOR_WISE
     uint32_t scales[SLOTS] = {};
     for (int64_t c = threadIdx.x; c < tensor.chunks; c += THREADS) {
@@ -175,15 +203,13 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_gather(const Bucket buc
   }
 }
 #endif
-#endif
 
-#if TRUST_RATIO
+#if HAS_RATIO
 __global__ void __launch_bounds__(THREADS, 2) optfactory_finalize(const Bucket bucket) {
   for (int64_t t = int64_t(blockIdx.x) * THREADS + threadIdx.x; t < bucket.tensor_count;
        t += int64_t(gridDim.x) * THREADS) {
     const Scalars& scalars = bucket.scalars[bucket.scalar_row[t]];
-    const double p_norm = ::sqrt(bucket.sums[2 * t]), u_norm = ::sqrt(bucket.sums[2 * t + 1]);
-    bucket.ratios[t] = trust_ratio(float(p_norm), float(u_norm), scalars);
+    bucket.ratios[t] = tensor_ratio(bucket.sums + kSums * t, bucket.tensors[t].elements, scalars);
   }
 }
 #endif
@@ -195,21 +221,16 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_update(const Bucket buc
   int turn = 0;
   for (int64_t c = bucket.begin_chunk + blockIdx.x; c < bucket.end_chunk; c += gridDim.x) {
     const Chunk chunk = bucket.chunks[c];
-#if TRUST_RATIO
-    const float ratio = bucket.ratios[chunk.tensor];
-#else
-    const float ratio = 1.0f;
-#endif
     for_each_block(bucket, chunk, [&](const Work& work, const Place& at) {
       Elements elements;
       Values x;
-      read(bucket, work, at, elements);
+      read<true>(bucket, work, at, elements);
       decode(shared, bucket, elements, x);
-      const float step = -work.scalars->step_size * ratio;
+      const float step = -work.scalars->step_size * (RATIO_OF_GRADIENT ? 1.0f : work.ratio);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
         const bool stay = stays(x.g[i]);
-        const float u = apply_rule<true>(work, x, i, stay);
+        const float u = apply_rule<true, false>(work, x, i, stay);
         x.p[i] = stay ? x.p[i] : moved(x.p[i], u, step, *work.scalars);
       }
       encode_params(work, at, x.p, elements);

@@ -1,14 +1,22 @@
 // What happens to one element around the rule, the same on CPUs and GPUs. optfactory.rules.codegen
 // defines the macros: MAXIMIZES, CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC,
-// KAHAN, RANDOM_CODES, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS; optfactory/rules/options.py
-// says what they mean.
+// KAHAN, RANDOM_CODES, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS, CAUTIOUS, CAUTIOUS_DECAY;
+// optfactory/rules/options.py says what they mean.
 
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
 // New scales are known before the update.
 #define SCALES_FIRST (TENSOR_WISE || CUTS_BLOCKS)
 // Random bits depend on the number of an element in the whole tensor.
 #define NUMBERS_ELEMENTS (STOCHASTIC || RANDOM_CODES)
-#define NEEDS_STATISTICS (TRUST_RATIO || SCALES_FIRST)
+// The norm of what the rule makes is needed, and not of what it is given.
+#define MEASURES_RULE (TRUST_RATIO && !RATIO_OF_GRADIENT)
+#define NEEDS_STATISTICS (MEASURES_RULE || CAUTIOUS || SCALES_FIRST)
+// Each tensor has a number by which its steps, or what its rule wants, are multiplied.
+#define HAS_RATIO (TRUST_RATIO || CAUTIOUS)
+
+// What passes sum up of a tensor: squares of two things, elements that agree with their gradients.
+constexpr int kSquares = TRUST_RATIO ? 2 : 0;
+constexpr int kSums = HAS_RATIO ? kSquares + CAUTIOUS : 1;
 
 // Whether an element with this gradient, as it came, stays out of the step.
 template <class F>
@@ -45,11 +53,41 @@ OPT_FN typename Kind<F>::Mask are_finite(const F* states) {
   return finite;
 }
 
-// The parameter after a step; bitsandbytes rounds it once more before the decay.
+// Whether two numbers have the same sign. Their product could underflow.
+template <class F>
+OPT_FN typename Kind<F>::Mask same_signs(F a, F b) {
+  return ((a > 0.0f) & (b > 0.0f)) | ((a < 0.0f) & (b < 0.0f));
+}
+
+// The direction without elements that disagree with the gradient (Liang et al. 2024,
+// arXiv:2411.16085); by products, so that one that is not finite stays so.
+template <class F>
+OPT_FN F cautious(F u, F g) {
+  using K = Kind<F>;
+  return CAUTIOUS ? u * rule::where(same_signs(u, g), K::splat(1.0f), K::splat(0.0f)) : u;
+}
+
+#if HAS_RATIO
+// A tensor's number, from its sums and how many elements it has in all processes. Cautious steps
+// are as long as if all elements took part.
+OPT_FN float tensor_ratio(const double* sums, int64_t elements, const Scalars& k) {
+  const double share = CAUTIOUS ? double(elements) / (sums[kSquares] + 1.0) : 1.0;
+#if TRUST_RATIO
+  return float(share) * trust_ratio(float(::sqrt(sums[0])), float(share * ::sqrt(sums[1])), k);
+#else
+  return float(share);
+#endif
+}
+#endif
+
+// The parameter after a step; bitsandbytes rounds it once more before the decay. Cautious decay
+// is only where the step shrinks the parameter too (Chen et al. 2025, arXiv:2510.12402, Alg. 1).
 template <class F>
 OPT_FN F moved(F p, F u, F step, const Scalars& k) {
 #if BITSANDBYTES
   return Kind<F>::each(rule::fma(step, u, p), rounded_to_param) * k.decay;
+#elif CAUTIOUS_DECAY
+  return rule::fma(step, u, rule::where(same_signs(-u, p), p, p * k.decay));
 #else
   return rule::fma(step, u, p * k.decay);
 #endif

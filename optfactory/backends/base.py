@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from optfactory.errors import StateError
+from optfactory.rules.passes import Stage
 from optfactory.step.buckets import Bucket
 
 # Step counters are float64, which count exactly up to here.
@@ -22,13 +22,6 @@ WARM_UP = (
 )
 
 
-class Stage(IntEnum):
-    """What a pass over the bucket's elements found out, in the order of the passes."""
-
-    GRADIENTS = 0  # sums of g^2, for percentile clipping
-    TENSORS = 1  # norms for trust ratios; scales of tensor-wise state and of cut blocks
-
-
 @dataclass(frozen=True)
 class Findings:
     """What a pass found in the parts of tensors that are here.
@@ -38,7 +31,8 @@ class Findings:
 
     Attributes:
         sums: float64 [slots, n], contiguous, on the bucket's device (float32 where there is no
-            float64): sums of g^2, or of p^2 and u^2; None if the stage needs none.
+            float64): sums of g^2, of p^2 and g^2, or of p^2, u^2 and elements that agree with
+            their gradients; None if the stage needs none.
         maxima: numbers of slots that are sharded, each with float32 numbers from 0 on, of which
             the greatest of all parts is needed: the new scales, state by state.
     """

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import Findings, Stage
+from optfactory.backends.base import Findings
+from optfactory.rules.passes import Stage, sums_of
 from optfactory.sharding.reduction import Reduction, agree, mesh_groups
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
@@ -16,9 +17,6 @@ from optfactory.step.slots import Slot
 _WORDS: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
 
 Found = Sequence[tuple[Bucket, Findings]]
-
-# Numbers of one tensor: of squared gradients; of squared parameters and directions.
-_SUMS = {Stage.GRADIENTS: 1, Stage.TENSORS: 2}
 
 
 class Exchange:
@@ -105,13 +103,13 @@ class Exchange:
 
 
 def _sums(sharded: Sequence[Slot], stage: Stage) -> Reduction:
-    groups = {}
+    sizes, groups = {}, {}
     for slot in sharded:
         layout = slot.layout
-        needed = layout.options.clips if stage == Stage.GRADIENTS else layout.rule.trust_ratio
+        needed = sums_of(layout.rule, layout.options).get(stage, 0)
         if layout.piece is not None and needed and layout.piece.sharding.cuts:
-            groups[slot] = layout.piece.sharding.groups
-    return Reduction(dict.fromkeys(groups, _SUMS[stage]), groups, maximum=False)
+            sizes[slot], groups[slot] = needed, layout.piece.sharding.groups
+    return Reduction(sizes, groups, maximum=False)
 
 
 def _maxima(sharded: Sequence[Slot]) -> Reduction:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optfactory import backends
-from optfactory.backends.base import Backend, Findings, Stage
+from optfactory.backends.base import Backend, Findings
 from optfactory.backends.exchange import Exchange
+from optfactory.rules.passes import Stage
 from optfactory.sharding.dtensors import local_values
 from optfactory.step import gradients, skipping
 from optfactory.step.buckets import Bucket
@@ -115,15 +116,10 @@ def _up_to_update(work: list[tuple[Backend, Bucket]], exchange: Exchange) -> Pas
     """
     passes = [(bucket, backend.update(bucket)) for backend, bucket in work]
     for stage in Stage:
-        here = [(bucket, next(rest, None)) for bucket, rest in passes if stage in stages(bucket)]
+        paused = [(bucket, rest) for bucket, rest in passes if stage in bucket.key.sums]
+        here = [(bucket, next(rest, None)) for bucket, rest in paused]
         exchange.complete(stage, [(bucket, found) for bucket, found in here if found is not None])
     return passes
-
-
-def stages(bucket: Bucket) -> list[Stage]:
-    """Those at which the backend's update of a bucket pauses."""
-    clips, measures = bucket.key.options.clips, bucket.key.needs_statistics
-    return [Stage.GRADIENTS] * clips + [Stage.TENSORS] * measures
 
 
 def _increment_versions(tensors: list[Tensor]) -> None:

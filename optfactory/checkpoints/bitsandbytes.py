@@ -37,7 +37,7 @@ _OLD_BLOCK_SIZE = 2048
 # Of the base class with two states; only AdEMAMix reads them.
 _UNUSED: dict[str, Any] = {"alpha": 0.0, "t_alpha": None, "t_beta3": None}
 
-# Of Adam and LAMB; `write_problems` says which values of these have no counterpart.
+# Of Adam, LAMB and LARS; `write_problems` says which values of these have no counterpart.
 _REFUSED = ("adam_w_mode", "amsgrad", "trust_ratio", "max_unorm")
 
 _SCRATCH = ("new_max1", "new_max2", "unorm_vec")
@@ -95,7 +95,7 @@ class BitsandbytesLayout:
         families = self._possible(saved)
         if not families:
             kind = f"{self._states} state{'s' * (self._states > 1)}"
-            norm = " and the norm of an update (as LARS has)" * self._norm
+            norm = " and the norm of an update" * self._norm
             problem = f"of an optimizer of bitsandbytes with {kind}{norm} that is not known here"
             return GroupRecord("", saved, [f"optimizer: the checkpoint is {problem}"])
         family = "" if len(families) > 1 else families[0]
@@ -139,11 +139,13 @@ class BitsandbytesLayout:
             )
         if group.get("trust_ratio", "clip") != "clip":
             problems.append(
-                f"trust_ratio: {group['trust_ratio']!r} here, and bitsandbytes' LAMB clips; "
+                f"trust_ratio: {group['trust_ratio']!r} here, and bitsandbytes' "
+                f"{self._family.upper()} clips; "
                 "set the group's trust_ratio to 'clip'"
             )
-        if self._family == "sgd" and not group["momentum"]:
-            problems.append("momentum: 0 here, and bitsandbytes has no SGD without momentum")
+        if "momentum" in self._peers[self._family].betas and not group["momentum"]:
+            name = self._family.upper()
+            problems.append(f"momentum: 0 here, and bitsandbytes has no {name} without momentum")
         return problems
 
     def write_group(self, group: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ STORAGE = (
 # ... and what it does around the rule.
 AROUND = (
     *("percentile_clipping", "skip_zeros", "nonfinite", "state_rounding", "param_rounding"),
-    *("seed", "annotations"),
+    *("seed", "annotations", "cautious", "cautious_weight_decay"),
 )
 # What else a group holds beside its hyperparameters and its users' labels.
 MARKS = ("params", "param_names", "optimizer", "format_version")

@@ -6,8 +6,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import Self
 
+from optfactory.config.cautious import CAUTIOUS, CAUTIOUS_WEIGHT_DECAY, refuse_idle
 from optfactory.config.fields import Bits, BlockSize, Count, Number
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.plain import plain
@@ -119,6 +128,8 @@ class OptimizerConfig(BaseModel):
         description="seed of stochastic rounding; null: of parameters one drawn from torch's "
         "generator when built, of state 0",
     )
+    cautious: bool = CAUTIOUS
+    cautious_weight_decay: bool = CAUTIOUS_WEIGHT_DECAY
     annotations: tuple[str, ...] = Field(
         default=(), description="keys of param groups that other tools read; they are carried along"
     )
@@ -224,12 +235,24 @@ class OptimizerConfig(BaseModel):
             "skip_zeros": False,
             "nonfinite": "propagate",
             "param_rounding": "nearest",
+            "cautious": False,
+            "cautious_weight_decay": False,
         }
         fixed["state_rounding"] = cls.model_fields["state_rounding"].default
         other = [key for key, kept in fixed.items() if info.data.get(key, kept) != kept]
         if other:
             raise ValueError(f"compat: bitsandbytes decides {', '.join(other)} itself; drop them")
         return value
+
+    @model_validator(mode="after")
+    def _cautious_where_it_acts(self) -> Self:
+        """What other fields decide, those of families too: the rule and its decay."""
+        if self.cautious or self.cautious_weight_decay:
+            group = self.model_dump()
+            # Of a step behind the first, which may be another.
+            decaying = self.scalars({**group, "lr": 0.5, "weight_decay": 0.5}, 2.0)
+            refuse_idle(self.family, group, self.rule(group), decaying["decay"])
+        return self
 
     def __hash__(self) -> int:
         # Rules for param groups are a mapping, which has no hash. Equal configs still have one.

@@ -13,9 +13,9 @@ refused with a ValueError; that differs from bitsandbytes, where
   (L2): the Adam classes here take none until `adam_w_mode` says which (True: decoupled);
 * `optim_bits` and `is_paged` do nothing where the class's name says otherwise;
 * `amsgrad`, `bias_correction`, `adam_w_mode` and more are accepted and ignored;
-* the LAMB classes only clip the update's norm. These do so too (`trust_ratio="clip"`), at 8 bits as
-  well, and take the paper's ratio with `trust_ratio="lamb"`;
-* SGD has no `dampening` and no `nesterov`, RMSprop no `momentum`: they are ignored there.
+* the LAMB and LARS classes only clip the update's norm. These do so too (`trust_ratio="clip"`), at
+  8 bits as well, and take the papers' ratios with `trust_ratio="lamb"` and `"lars"`;
+* SGD and LARS have no `dampening` and no `nesterov`, RMSprop no `momentum`: they are ignored there.
 """
 
 from optfactory.optim import missing
@@ -43,6 +43,7 @@ from optfactory.optim.ademamix import (
     PagedAdEMAMix32bit,
 )
 from optfactory.optim.lamb import LAMB, LAMB8bit, LAMB32bit
+from optfactory.optim.lars import LARS, LARS8bit, LARS32bit, PytorchLARS
 from optfactory.optim.lion import (
     Lion,
     Lion8bit,
@@ -56,6 +57,7 @@ from optfactory.optim.sgd import SGD, SGD8bit, SGD32bit
 
 __all__ = [
     "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdEMAMix8bit",
@@ -71,6 +73,8 @@ __all__ = [
     "AdamW32bit",
     "LAMB8bit",
     "LAMB32bit",
+    "LARS8bit",
+    "LARS32bit",
     "Lion",
     "Lion8bit",
     "Lion32bit",
@@ -86,6 +90,7 @@ __all__ = [
     "PagedLion",
     "PagedLion8bit",
     "PagedLion32bit",
+    "PytorchLARS",
     "RMSprop",
     "RMSprop8bit",
     "RMSprop32bit",
@@ -98,5 +103,5 @@ def __getattr__(name: str) -> object:
     # Who looks for what Python keeps in modules wants no advice, and quickly.
     private = name.startswith("_")
     text = f"module '{__name__}' has no attribute '{name}'" if private else ""
-    # Of a named object Python would print the name that looks most alike: for LARS8bit, LAMB8bit.
+    # Of a named object Python would print the name that looks most alike: for NAdam8bit, Adam8bit.
     raise AttributeError(text or missing.message(name, __all__), name=name, obj=None)

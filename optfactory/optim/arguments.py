@@ -24,6 +24,8 @@ class Options(TypedDict, total=False):
     nonfinite: Literal["propagate", "skip_element", "skip_step"]
     param_rounding: Literal["nearest", "stochastic", "kahan"]
     seed: int | None
+    cautious: bool
+    cautious_weight_decay: bool
     annotations: tuple[str, ...]
     compat: Literal["none", "bitsandbytes"]
     param_groups: dict[str, dict[str, Any]]
@@ -43,6 +45,25 @@ class LambOptions(Options, total=False):
     trust_ratio: Literal["lamb", "clip"]
     trust_ratio_bounds: tuple[float, float] | None
     always_adapt: bool
+
+
+class LarsOptions(Options, total=False):
+    """Fields of lars, and what its classes in bitsandbytes never had as an argument."""
+
+    is_paged: bool
+    block_wise: bool
+    trust_ratio: Literal["lars", "clip"]
+    trust_ratio_bounds: tuple[float, float] | None
+    always_adapt: bool
+    trust_coefficient: float
+    eps: float
+
+
+class PytorchLarsOptions(LarsOptions, total=False):
+    """The same for the class whose arguments are those of torch's optimizers."""
+
+    min_8bit_size: int
+    percentile_clipping: int
 
 
 class PagingOptions(Options, total=False):

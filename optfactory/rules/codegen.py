@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from optfactory.rules.language import RuleText, UpdateRule, read_trust_ratio_text, read_update_text
+from optfactory.rules.language import (
+    RuleText,
+    UpdateRule,
+    norms_of,
+    read_trust_ratio_text,
+    read_update_text,
+)
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.resources import data_dir
 
@@ -70,7 +76,7 @@ def cpp_source(variant: KernelVariant) -> str:
             *_texts(
                 "shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/random_codes.h"
             ),
-            *_texts("cpu/tables.h", "cpu/blocks.h", "cpu/update.cpp"),
+            *_texts("cpu/tables.h", "cpu/blocks.h", "cpu/statistics.h", "cpu/update.cpp"),
         ]
     )
 
@@ -125,6 +131,7 @@ def specialization(variant: KernelVariant) -> str:
         f"#define BLOCK {variant.block_size}",
         f"#define QUANTIZED {int(variant.quantized)}",
         f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
+        f"#define RATIO_OF_GRADIENT {int(rule.ratio_of == 'g')}",
         f"#define ANY_SIGNED {int('true' in signed)}",
         f"#define ANY_UNSIGNED {int('false' in signed)}",
         *(f"#define {name} {int(value)}" for name, value in _switches(variant.options).items()),
@@ -151,6 +158,8 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
         "FLOORS": options.floors,
         "BITSANDBYTES": options.bitsandbytes,
         "CUTS_BLOCKS": options.cuts_blocks,
+        "CAUTIOUS": options.cautious,
+        "CAUTIOUS_DECAY": options.cautious_decay,
         "COMPUTES_SIGNED": options.map_kind == "lines",
         "COMPUTES_UNSIGNED": options.map_kind != "table",
     }
@@ -159,16 +168,22 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
 def _update_function(variant: KernelVariant) -> list[str]:
     """The rule on one element, or on a vector of them: changes its states if asked to, returns u.
 
-    An element that stays out of the step keeps the states it had, or gets zeros.
+    Where a trust ratio's norm is taken (kMeasures), it returns what that is of. An element that
+    stays out of the step keeps the states it had, or gets zeros.
     """
     rule = variant.rule
     names = [state.name for state in rule.states]
     known = {name: name for name in ("p", "g", *names)}
     scalars = {name: f"K::splat(k.{name})" for name in rule.scalars}
+    measured = "u"
+    if rule.ratio_of == "g":
+        scalars["ratio"] = "K::splat(own_ratio)"
+    else:
+        measured = rule.ratio_of
     zero = "K::splat(0.0f)"
     return [
-        "template <bool kStore, class F>",
-        "OPT_FN F update_rule(F p, F g, typename Kind<F>::Mask stay, F* states,",
+        "template <bool kStore, bool kMeasures, class F>",
+        "OPT_FN F update_rule(F p, F g, typename Kind<F>::Mask stay, F* states, float own_ratio,",
         "                     const Scalars& k) {",
         "  using K = Kind<F>;",
         *(f"  F {name} = states[{j}];" for j, name in enumerate(names)),
@@ -180,7 +195,7 @@ def _update_function(variant: KernelVariant) -> list[str]:
         ),
         *(f"    states[{j}] = {name};" for j, name in enumerate(names)),
         "  }",
-        "  return u;",
+        f"  return kMeasures ? {measured} : u;",
         "}",
     ]
 
@@ -189,9 +204,10 @@ def _trust_ratio_function(rule: UpdateRule) -> list[str]:
     if rule.trust_ratio is None:
         return []
     text = read_trust_ratio_text(rule)
-    known = {"p_norm": "p_norm", "u_norm": "u_norm"}
+    norms = norms_of(rule)
+    known = {name: name for name in norms}
     return [
-        "OPT_FN float trust_ratio(float p_norm, float u_norm, const Scalars& k) {",
+        f"OPT_FN float trust_ratio(float {norms[0]}, float {norms[1]}, const Scalars& k) {{",
         "  using F = float;",
         "  using K = Kind<F>;",
         *_cpp_statements(text, known | {name: f"K::splat(k.{name})" for name in rule.scalars}),

@@ -38,12 +38,12 @@ SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 _STATE_KEYS = ("gnorm_vec", "compensation")
 
 # What rule texts read and assign beside states and scalars.
-_VARIABLES = ("g", "p", "u", "p_norm", "u_norm", "ratio")
+_VARIABLES = ("g", "p", "u", "p_norm", "u_norm", "g_norm", "ratio")
 
 # Names that the generated functions use themselves, and words of C++ that Python does not have.
 # Names with capitals are refused altogether: the macros and types of kernels have them.
 _WORDS = """
-    k stay states
+    k stay states own_ratio
     alignas alignof and_eq asm auto bitand bitor bool case catch char char16_t char32_t compl
     const const_cast constexpr decltype default delete do double dynamic_cast enum explicit export
     extern false float friend goto inline int long mutable namespace new noexcept not_eq nullptr
@@ -107,6 +107,10 @@ class UpdateRule:
         scalars: names of the float32 scalars the text reads; computed on the host in float64.
         trust_ratio: the stem of ``kernels/trust_ratios/<name>.cuh``, or None. A rule with a
             trust ratio runs in two passes: statistics (norms), then update.
+        ratio_of: whose norm the trust ratio compares with that of the parameter. ``u`` is the
+            direction, whose step the ratio scales; another name that the text assigns stands for
+            the direction. ``g`` is the gradient as the rule gets it: the ratio is known before
+            the rule runs, whose text reads ``ratio`` and scales by it what it wants to.
         text: the rule text itself; None where it is the file.
 
     >>> states = (StateSpec("momentum_buffer", signed=True),)
@@ -120,6 +124,7 @@ class UpdateRule:
     states: tuple[StateSpec, ...]
     scalars: tuple[str, ...]
     trust_ratio: str | None = None
+    ratio_of: str = "u"
     text: str | None = None
 
     @property
@@ -139,8 +144,8 @@ class RuleText:
 def read_update_text(rule: UpdateRule) -> RuleText:
     """Read and check ``kernels/rules/<rule.name>.cuh``, or the rule's own text.
 
-    The text may read the states, the scalars, the gradient ``g`` and the parameter ``p``; it
-    must assign every state and the update direction ``u``.
+    The text may read the states, the scalars, the gradient ``g`` and the parameter ``p``, and
+    ``ratio`` if that is of the gradient; it must assign every state and the update direction ``u``.
 
     Raises:
         ConfigError: a state or scalar has a name that means something else; the file is missing or
@@ -149,6 +154,14 @@ def read_update_text(rule: UpdateRule) -> RuleText:
     states = tuple(state.name for state in rule.states)
     _check_names(rule.name, states, rule.scalars)
     inputs, outputs = ("g", "p", *states, *rule.scalars), (*states, "u")
+    if rule.trust_ratio is None and rule.ratio_of != "u":
+        raise ConfigError(
+            f"the rule '{rule.name}' says what its ratio is of, and has no trust_ratio"
+        )
+    if rule.ratio_of == "g":
+        inputs += ("ratio",)
+    elif rule.ratio_of != "u":
+        outputs += (rule.ratio_of,)
     if rule.text is not None:
         return _parse(Path(f"<rule text of {rule.name}>"), rule.text, inputs, outputs)
     return _read(f"rules/{rule.name}.cuh", inputs, outputs)
@@ -179,10 +192,16 @@ def _is_name(name: str) -> bool:
 def read_trust_ratio_text(rule: UpdateRule) -> RuleText:
     """Read and check ``kernels/trust_ratios/<rule.trust_ratio>.cuh``.
 
-    The text may read ``p_norm``, ``u_norm`` and the rule's scalars and must assign ``ratio``.
+    The text may read ``p_norm``, ``u_norm`` (``g_norm`` if the ratio is of the gradient) and the
+    rule's scalars and must assign ``ratio``.
     """
     path = f"trust_ratios/{rule.trust_ratio}.cuh"
-    return _read(path, ("p_norm", "u_norm", *rule.scalars), ("ratio",))
+    return _read(path, (*norms_of(rule), *rule.scalars), ("ratio",))
+
+
+def norms_of(rule: UpdateRule) -> tuple[str, str]:
+    """What trust ratios call the norms that they compare."""
+    return ("p_norm", "g_norm" if rule.ratio_of == "g" else "u_norm")
 
 
 @cache

@@ -42,6 +42,9 @@ class KernelOptions:
         random_codes: 8-bit codes are rounded at random instead of to the nearest value.
         cuts_blocks: other processes hold parts of the same blocks of 8-bit state, so that scales
             are known to none of them alone.
+        cautious: steps are by those elements of the direction whose sign is the gradient's, longer
+            by as much as the others are many.
+        cautious_decay: decoupled weight decay spares elements whose sign is not the direction's.
     """
 
     maximizes: bool = False
@@ -55,6 +58,8 @@ class KernelOptions:
     bitsandbytes: bool = False
     random_codes: bool = False
     cuts_blocks: bool = False
+    cautious: bool = False
+    cautious_decay: bool = False
 
     @property
     def numbers_elements(self) -> bool:
@@ -97,6 +102,8 @@ class KernelOptions:
             bitsandbytes=compatible,
             random_codes=quantized and rounds_codes_at_random(group),
             cuts_blocks=cuts_blocks,
+            cautious=group["cautious"],
+            cautious_decay=group["cautious_weight_decay"],
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions, common_scalars
+from optfactory.rules.passes import Stage, sums_of
 from optfactory.step.slots import Slot
 
 # Elements that kernels take at a time where state has no blocks.
@@ -32,10 +34,10 @@ class BucketKey:
     device_step: bool
     turn: int = 0  # parameters on the same memory are updated one after the other
 
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether something about whole tensors must be known before they can be updated."""
-        return self.rule.trust_ratio is not None or self.options.scales_first
+    @cached_property
+    def sums(self) -> dict[Stage, int]:
+        """The passes that look at whole tensors before they can be updated; as `sums_of`."""
+        return sums_of(self.rule, self.options)
 
 
 def bucket_key(slot: Slot, gradient: Tensor) -> BucketKey:

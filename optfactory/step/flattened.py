@@ -51,6 +51,8 @@ def _needs(group: Group, family: type[OptimizerConfig]) -> str:
     """What of a group's hyperparameters asks for whole tensors; empty if nothing does."""
     if family.rule(group).trust_ratio is not None:
         return f"'{family.family}' needs the norms of whole tensors"
+    if group["cautious"]:
+        return "cautious steps need what is known of whole tensors"
     if group["percentile_clipping"] < 100:
         return "percentile_clipping needs the norms of whole tensors"
     if group["optim_bits"] == 8 and not group["block_wise"]:

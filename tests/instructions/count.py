@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from optfactory import build_optimizer
+from optfactory.rules.passes import Stage
 
 SIZES = (1024, 2048)
 TRACE_ME, SINGLE_STEP = 0, 9
@@ -60,7 +61,9 @@ def kernel_calls(name: str, numel: int) -> list[Callable[[], object]]:
     (bucket,) = optimizer._current_plan()._buckets.values()
     tables = bucket.tables
     calls = [tables.library.optfactory_update]
-    if bucket.key.needs_statistics:
+    if Stage.NORMS in bucket.key.sums:
+        calls.append(tables.library.optfactory_norms)
+    if Stage.TENSORS in bucket.key.sums:
         calls.append(tables.library.optfactory_statistics)
     keep = (optimizer, p.grad)
     return [lambda call=call, keep=keep: call(tables.bucket) for call in calls]

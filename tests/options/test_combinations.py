@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import known_to
+from tests.families import CAUTIOUS, beside, known_to
 from tests.numerics.harness import DTYPES, Twin, gradient, parameters
 from tests.options.tools import SHAPES, assert_resumes, families, trained
 
@@ -32,6 +32,14 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "amsgrad": True, "percentile_clipping": 5, "skip_zeros": True,
         "param_rounding": "stochastic", "seed": 0, "lr": 0.01,
     },
+    "cautious_clip_skip_whole": {
+        "cautious": True, "optim_bits": 8, "block_wise": False, "percentile_clipping": 20,
+        "skip_zeros": True, "nonfinite": "skip_element", "maximize": True, "min_8bit_size": 1,
+    },
+    "cautious_decay_kahan": {
+        "cautious": True, "cautious_weight_decay": True, "optim_bits": 8, "lr": 0.01,
+        "param_rounding": "kahan",
+    },
     "compat_clip_whole": {
         "compat": "bitsandbytes", "optim_bits": 8, "block_wise": False, "percentile_clipping": 5,
         "adam_w_mode": True, "weight_decay": 0.1, "lr": 0.01,
@@ -45,7 +53,10 @@ LAMB: dict[str, dict[str, Any]] = {
 
 def _asked(family: str, combination: str) -> dict[str, Any]:
     extra = LAMB.get(combination, {}) if family == "lamb" else {}
-    return known_to(family, COMBINATIONS[combination]) | extra
+    known = known_to(family, COMBINATIONS[combination])
+    for field in CAUTIOUS.keys() & known.keys():
+        known |= beside(family, field) or {}
+    return known | extra
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])

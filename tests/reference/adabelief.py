@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, decayed, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped, with_decay
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
 
@@ -25,12 +25,12 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     theta <- theta - lr * m_hat / (sqrt(s_hat) + eps), after the decoupled decay.
     """
     start, (beta1, beta2), t = enter(p, g, state, o), o.betas, state.step + 1
-    theta, grad = decayed(start, o)
+    grad = with_decay(start, o)
     before = {name: Tracked.exact(moment) for name, moment in state.moments.items()}
     with np.errstate(all="ignore"):
         m = (before["exp_avg"] * beta1 + grad * (1 - beta1)).saturated()
         off = grad - m
         s = (before["exp_avg_var"] * beta2 + (off * (1 - beta2)) * off + o.eps).saturated()
         m_hat, s_hat = m / (1 - beta1**t), s / (1 - beta2**t)
-        new = theta - m_hat * o.lr / (s_hat.sqrt() + o.eps)
+        new = stepped(start, o, m_hat / (s_hat.sqrt() + o.eps), o.lr)
     return leave(start, state, o, {"exp_avg": m, "exp_avg_var": s}, new)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
 
@@ -62,5 +62,5 @@ def step(p: Values, g: ArrayLike, state: State, o: AdagradOptions) -> Update:
             grad = grad + start.theta * o.weight_decay
         s = (before + grad * grad).saturated()
         direction = (grad / (s.sqrt() + o.eps)).saturated()
-        new = start.theta - direction * (o.lr / (1 + state.step * o.lr_decay))
+        new = stepped(start, o, direction, o.lr / (1 + state.step * o.lr_decay))
     return leave(start, state, o, {"sum": s}, new)

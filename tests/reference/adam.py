@@ -12,9 +12,10 @@ from tests.reference.base import (
     Update,
     Values,
     advance,
-    early_decay,
     enter,
     leave,
+    stepped,
+    with_decay,
 )
 
 DEFAULTS = Options(weight_decay=0.0, adam_w_mode=False)
@@ -29,12 +30,7 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     theta by 1 - lr * wd before the step instead.
     """
     start = enter(p, g, state, o)
-    shrunk, grad = start.theta, start.grad
     with np.errstate(all="ignore"):
-        if early_decay(o):
-            shrunk = shrunk * (1 - o.lr * early_decay(o))
-        elif o.weight_decay and not o.adam_w_mode:
-            grad = grad + start.theta * o.weight_decay
-        e = advance(grad, state, o)
-        new = shrunk - (e.m_hat * o.lr) / (e.v_hat.sqrt() + o.eps)
+        e = advance(with_decay(start, o), state, o)
+        new = stepped(start, o, e.m_hat / (e.v_hat.sqrt() + o.eps), o.lr)
     return leave(start, state, o, e.kept, new)

@@ -12,9 +12,10 @@ from tests.reference.base import (
     Update,
     Values,
     advance,
-    early_decay,
     enter,
     leave,
+    stepped,
+    with_decay,
 )
 
 DEFAULTS = Options(weight_decay=0.01, adam_w_mode=True)
@@ -29,14 +30,8 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     `adam_w_mode` off is the paper's line 6 with L2 regularisation in the gradient.
     """
     start = enter(p, g, state, o)
-    theta, grad, decoupled = start.theta, start.grad, early_decay(o)
-    l2 = 0.0 if o.adam_w_mode else o.weight_decay
     with np.errstate(all="ignore"):
-        if l2:
-            grad = grad + theta * l2
-        e = advance(grad, state, o)
-        direction = e.m_hat / (e.v_hat.sqrt() + o.eps)
+        e = advance(with_decay(start, o), state, o)
         # An infinite theta must stay infinite, so the decay is a factor and no difference.
-        kept = theta * (1 - o.lr * decoupled) if decoupled else theta
-        new = kept - direction * o.lr
+        new = stepped(start, o, e.m_hat / (e.v_hat.sqrt() + o.eps), o.lr)
     return leave(start, state, o, e.kept, new)

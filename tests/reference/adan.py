@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
 
@@ -60,7 +60,8 @@ def step(p: Values, g: ArrayLike, state: State, o: AdanOptions) -> Update:
         d = (before["exp_avg_diff"] * beta2 + change * (1 - beta2)).saturated()
         n = (before["exp_avg_sq"] * beta3 + (looked * (1 - beta3)) * looked).saturated()
         ahead = m / (1 - beta1**t) + d * beta2 / (1 - beta2**t)
-        new = start.theta - ahead * o.lr / ((n / (1 - beta3**t)).sqrt() + o.eps)
-        new = new if o.bitsandbytes else new * o.shrinking
+        shrinking = 1.0 if o.bitsandbytes else o.shrinking
+        u = ahead / ((n / (1 - beta3**t)).sqrt() + o.eps)
+        new = stepped(start, o, u, o.lr * shrinking, shrinking)
     kept = {"exp_avg": m, "exp_avg_diff": d, "exp_avg_sq": n, "previous_grad": grad}
     return leave(start, state, o, kept, new)

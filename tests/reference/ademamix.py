@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, decayed, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped, with_decay
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
 
@@ -69,7 +69,7 @@ def step(p: Values, g: ArrayLike, state: State, o: AdEMAMixOptions) -> Update:
     theta <- theta - lr * ((m1_hat + alpha(t) * m2) / (sqrt(v_hat) + eps) + wd * theta).
     """
     start, (beta1, beta2, _), t = enter(p, g, state, o), o.betas, state.step + 1
-    theta, grad = decayed(start, o)
+    grad = with_decay(start, o)
     alpha, beta3 = _scheduled(o, t)
     before = {name: Tracked.exact(moment) for name, moment in state.moments.items()}
     with np.errstate(all="ignore"):
@@ -77,5 +77,5 @@ def step(p: Values, g: ArrayLike, state: State, o: AdEMAMixOptions) -> Update:
         slow = (before["exp_avg_slow"] * beta3 + grad * (1 - beta3)).saturated()
         v = (before["exp_avg_sq"] * beta2 + (grad * (1 - beta2)) * grad).saturated()
         mixed = fast / (1 - beta1**t) + slow * alpha
-        new = theta - mixed * o.lr / ((v / (1 - beta2**t)).sqrt() + o.eps)
+        new = stepped(start, o, mixed / ((v / (1 - beta2**t)).sqrt() + o.eps), o.lr)
     return leave(start, state, o, {"exp_avg": fast, "exp_avg_slow": slow, "exp_avg_sq": v}, new)

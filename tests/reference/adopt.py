@@ -13,9 +13,10 @@ from tests.reference.base import (
     State,
     Update,
     Values,
-    decayed,
     enter,
     leave,
+    stepped,
+    with_decay,
 )
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
@@ -47,7 +48,7 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     """
     t, (beta1, beta2) = state.step, o.betas
     start = enter(p, g, state, o)
-    theta, grad = decayed(start, o)
+    grad = with_decay(start, o)
     before = {name: Tracked.exact(moment) for name, moment in state.moments.items()}
     m, v = before["exp_avg"], before["exp_avg_sq"]
     with np.errstate(all="ignore"):
@@ -57,7 +58,7 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
         scaled = grad / v.sqrt().maximum(Tracked.of(o.eps))
         m = (m * beta1 + _clipped(scaled, t**0.25) * (1 - beta1)).saturated()
         v = (v * beta2 + (grad * (1 - beta2)) * grad).saturated()
-        new = theta - m * o.lr
+        new = stepped(start, o, m, o.lr)
     return leave(start, state, o, {"exp_avg": m, "exp_avg_sq": v}, new)
 
 

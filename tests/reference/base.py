@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tests.reference.clipping import clip
-from tests.reference.tracked import Tracked
+from tests.reference.tracked import UNIT, Tracked
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -45,6 +45,8 @@ class Options:
     nonfinite: str = "propagate"
     param_rounding: str = "nearest"
     seed: int = 0
+    cautious: bool = False
+    cautious_weight_decay: bool = False
     compat: str = "none"
 
     @property
@@ -177,11 +179,46 @@ def early_decay(o: Options) -> float:
     return o.weight_decay if o.decoupled and not o.bitsandbytes else 0.0
 
 
-def decayed(start: Entry, o: Options) -> tuple[Tracked, Tracked]:
-    """The parameter that decoupled decay leaves, and the gradient to which other decay is added."""
+def with_decay(start: Entry, o: Options) -> Tracked:
+    """The gradient, to which weight decay is added that is not decoupled."""
     if o.decoupled or not o.weight_decay:
-        return start.theta * (1 - o.lr * early_decay(o)), start.grad
-    return start.theta, start.grad + start.theta * o.weight_decay
+        return start.grad
+    return start.grad + start.theta * o.weight_decay
+
+
+def stepped(
+    start: Entry, o: Options, u: Tracked, size: float | Tracked, left: float | None = None
+) -> Tracked:
+    """theta <- left * theta - size * u, without what is left out cautiously.
+
+    `left` is what decoupled decay leaves of a parameter: 1 - lr * wd if nothing else is said.
+    """
+    u = masked(start, o, u)
+    factor = 1 - o.lr * early_decay(o) if left is None else left
+    kept = start.theta if factor == 1 else start.theta * factor
+    if o.cautious_weight_decay:
+        kept = Tracked.choose(u.value * start.theta.value >= 0, kept, start.theta)
+        unsure = (np.abs(u.value) <= 2 * u.error) & (u.error > 0)
+        either = kept.error + np.abs(start.theta.value * (1 - factor))
+        kept = Tracked(kept.value, np.where(unsure, either, kept.error))
+    return kept - u * size
+
+
+def masked(start: Entry, o: Options, u: Tracked) -> Tracked:
+    """C-Optim's phi * u * d / (|phi|_0 + 1) with phi = 1[u * g > 0] (Liang et al. 2024, Alg. 1).
+
+    Elements whose sign rounding errors may decide are counted, or not, and move, or not.
+    """
+    if not o.cautious:
+        return u
+    agrees = np.sign(u.value) * np.sign(start.grad.value) > 0
+    unsure = (np.abs(u.value) <= 2 * u.error) & (start.grad.value != 0) & (u.error > 0)
+    count = np.sum(agrees & ~start.held)
+    share = np.asarray(u.value.size / (count + 1.0))
+    doubt = np.sum(unsure & ~start.held) / (count + 1.0)
+    phi = np.where(agrees, 1.0, 0.0)
+    error = np.where(unsure, np.abs(u.value) + u.error, phi * u.error)
+    return Tracked(phi * u.value, error) * Tracked(share, share * (doubt + UNIT))
 
 
 def advance(g: Tracked, state: State, o: Options) -> Moments:

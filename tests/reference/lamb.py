@@ -15,6 +15,8 @@ from tests.reference.base import (
     early_decay,
     enter,
     leave,
+    masked,
+    stepped,
 )
 from tests.reference.facts import Facts
 from tests.reference.tracked import Tracked
@@ -43,25 +45,24 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
             grad = grad + theta * o.weight_decay
         e = advance(grad, state, o)
         u = e.m_hat / (e.v_hat.sqrt() + o.eps)
-        shrunk, decay = theta, early_decay(o)
-        if decay and o.trust_ratio == "lamb":
-            u = u + theta * decay
-        elif decay:
-            shrunk = theta * (1 - o.lr * decay)
+        decay, left = early_decay(o), None
+        if o.trust_ratio == "lamb":
+            u, left = u + theta * decay if decay else u, 1.0
         u = Tracked.choose(start.held, 0.0, u)
-        ratio = _ratio(theta, u, o)
-        new = shrunk - (u * o.lr if ratio is None else u * (ratio * o.lr))
+        ratio = trust_ratio(theta, masked(start, o, u), o, 1.0)
+        new = stepped(start, o, u, o.lr if ratio is None else ratio * o.lr, left)
     taken = 1.0 if ratio is None else float(ratio.value)
     return leave(start, state, o, e.kept, new, taken)
 
 
-def _ratio(theta: Tracked, u: Tracked, o: Options) -> Tracked | None:
+def trust_ratio(theta: Tracked, u: Tracked, o: Options, limit: float) -> Tracked | None:
     """The trust ratio within its bounds; None, i.e. exactly 1 and unbounded, if there is none.
 
-    That is so unless both norms are positive: a NaN norm takes 1, as in timm and apex, and harms
-    no finite element. bitsandbytes gives a tensor of norm zero the ratio 0.
+    `limit` stands for a max_unorm that was not given. There is no ratio unless both norms are
+    positive: a NaN norm takes 1, as in timm and apex, and harms no finite element. bitsandbytes
+    gives a tensor of norm zero the ratio 0.
     """
-    limit = 1.0 if o.max_unorm is None else o.max_unorm
+    limit = limit if o.max_unorm is None else o.max_unorm
     off = o.trust_ratio == "none" or (o.trust_ratio == "clip" and limit == 0)
     if off or (o.weight_decay == 0 and not o.always_adapt):
         return None
@@ -74,6 +75,11 @@ def _ratio(theta: Tracked, u: Tracked, o: Options) -> Tracked | None:
     if o.trust_ratio == "clip":
         ratio = ratio * limit
         ratio = Tracked.exact(1.0) if ratio.value > 1 else ratio
+    return bounded(ratio, o)
+
+
+def bounded(ratio: Tracked, o: Options) -> Tracked:
+    """A ratio within its bounds."""
     if o.trust_ratio_bounds is None:
         return ratio
     low, high = o.trust_ratio_bounds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, early_decay, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped
 from tests.reference.tracked import Tracked
 
 DEFAULTS = Options(lr=1e-4, betas=(0.9, 0.99), adam_w_mode=True)  # decay apart from the gradient
@@ -19,5 +19,5 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     with np.errstate(all="ignore"):
         direction = (before * beta1 + start.grad * (1 - beta1)).sign()
         m = (before * beta2 + start.grad * (1 - beta2)).saturated()
-        new = start.theta * (1 - o.lr * early_decay(o)) - direction * o.lr
+        new = stepped(start, o, direction, o.lr)
     return leave(start, state, o, {"exp_avg": m}, new)

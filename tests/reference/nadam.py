@@ -13,9 +13,10 @@ from tests.reference.base import (
     State,
     Update,
     Values,
-    decayed,
     enter,
     leave,
+    stepped,
+    with_decay,
 )
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
@@ -65,9 +66,9 @@ def step(p: Values, g: ArrayLike, state: State, o: NAdamOptions) -> Update:
     mu = beta1 * (1 - 0.5 * 0.96 ** (np.arange(1.0, t + 2) * o.momentum_decay))
     before = {name: Tracked.exact(moment) for name, moment in state.moments.items()}
     with np.errstate(all="ignore"):
-        theta, grad = decayed(start, o)
+        grad = with_decay(start, o)
         m = (before["exp_avg"] * beta1 + grad * (1 - beta1)).saturated()
         v = (before["exp_avg_sq"] * beta2 + (grad * (1 - beta2)) * grad).saturated()
         ahead = m * (mu[t] / (1 - mu.prod())) + grad * ((1 - mu[t - 1]) / (1 - mu[:t].prod()))
-        new = theta - ahead * o.lr / ((v / (1 - beta2**t)).sqrt() + o.eps)
+        new = stepped(start, o, ahead / ((v / (1 - beta2**t)).sqrt() + o.eps), o.lr)
     return leave(start, state, o, {"exp_avg": m, "exp_avg_sq": v}, new)

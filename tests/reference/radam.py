@@ -11,9 +11,10 @@ from tests.reference.base import (
     State,
     Update,
     Values,
-    decayed,
     enter,
     leave,
+    stepped,
+    with_decay,
 )
 from tests.reference.facts import Facts, Flip, flip
 from tests.reference.tracked import Tracked
@@ -56,13 +57,13 @@ def step(p: Values, g: ArrayLike, state: State, o: Options) -> Update:
     rho = 2 / (1 - beta2) - 1
     rho_t = rho - 2 * t * beta2**t / (1 - beta2**t)
     with np.errstate(all="ignore"):
-        theta, grad = decayed(start, o)
+        grad = with_decay(start, o)
         m = (before["exp_avg"] * beta1 + grad * (1 - beta1)).saturated()
         v = (before["exp_avg_sq"] * beta2 + (grad * (1 - beta2)) * grad).saturated()
         m_hat = m / (1 - beta1**t)
         if rho_t > 5:
             r = np.sqrt((rho_t - 4) * (rho_t - 2) * rho / ((rho - 4) * (rho - 2) * rho_t))
-            new = theta - m_hat * (o.lr * r * np.sqrt(1 - beta2**t)) / (v.sqrt() + o.eps)
+            new = stepped(start, o, m_hat * (r * np.sqrt(1 - beta2**t)) / (v.sqrt() + o.eps), o.lr)
         else:
-            new = theta - m_hat * o.lr
+            new = stepped(start, o, m_hat, o.lr)
     return leave(start, state, o, {"exp_avg": m, "exp_avg_sq": v}, new)

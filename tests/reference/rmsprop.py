@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
 
@@ -69,5 +69,5 @@ def step(p: Values, g: ArrayLike, state: State, o: RMSpropOptions) -> Update:
         if o.momentum:
             direction = (before["momentum_buffer"] * o.momentum + direction).saturated()
             kept["momentum_buffer"] = direction
-        new = start.theta - direction * o.lr
+        new = stepped(start, o, direction, o.lr)
     return leave(start, state, o, kept, new)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tests.reference.base import Options, State, Update, Values, enter, leave
+from tests.reference.base import Options, State, Update, Values, enter, leave, stepped
 from tests.reference.facts import Facts, flip
 from tests.reference.tracked import Tracked
 
@@ -66,10 +66,10 @@ def step(p: Values, g: ArrayLike, state: State, o: SGDOptions) -> Update:
             grad = grad + start.theta * o.weight_decay
         b = grad.saturated()
         if not o.momentum:
-            return leave(start, state, o, {}, start.theta - b * o.lr)
+            return leave(start, state, o, {}, stepped(start, o, b, o.lr))
         if state.step:
             before = Tracked.exact(state.moments["momentum_buffer"])
             b = (before * o.momentum + grad * (1 - o.dampening)).saturated()
         direction = (grad + b * o.momentum).saturated() if o.nesterov else b
-        new = start.theta - direction * o.lr
+        new = stepped(start, o, direction, o.lr)
     return leave(start, state, o, {"momentum_buffer": b}, new)

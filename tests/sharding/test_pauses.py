@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from optfactory import backends, build_optimizer
-from optfactory.backends.base import Stage
 from optfactory.errors import ConfigError
 from optfactory.memory import placement
+from optfactory.rules.passes import Stage
 from optfactory.state.layout import HISTORY_KEY
 from optfactory.step.buckets import Bucket
 from tests.emulation.driver import EmulatedDriver
@@ -47,6 +47,7 @@ def held(shards: Shards) -> list[Tensor]:
         ("lamb", ROWS, {}, [Stage.TENSORS]),
         ("adamw", ROWS, {"percentile_clipping": 5}, [Stage.GRADIENTS]),
         ("lamb8bit", VECTOR, {"percentile_clipping": 5}, [Stage.GRADIENTS, Stage.TENSORS]),
+        ("lion", ROWS, {"cautious": True}, [Stage.TENSORS]),
     ],
     ids=str,
 )
@@ -59,7 +60,8 @@ def test_a_pause_for_each_stage_that_is_needed(
     found = run_together(shards.backend, ranks)
     assert [item.stage for item in found] == stages
     has_norms = [item.sums is not None for item in found]
-    assert has_norms == [stage is Stage.GRADIENTS or "lamb" in name for stage in stages]
+    has_sums = any(word in (name, *asked) for word in ("lamb", "lamb8bit", "cautious"))
+    assert has_norms == [stage is Stage.GRADIENTS or has_sums for stage in stages]
 
 
 def test_what_is_found_is_of_the_part_that_is_here(backend: str) -> None:
@@ -73,7 +75,7 @@ def test_what_is_found_is_of_the_part_that_is_here(backend: str) -> None:
             assert x is not None
             assert findings.sums is not None
             assert findings.sums.dtype == torch.float64
-            assert findings.sums.shape == (1, 1 + findings.stage)
+            assert findings.sums.shape == (1, 1 if findings.stage is Stage.GRADIENTS else 2)
             torch.testing.assert_close(findings.sums[0, 0], x.detach().double().square().sum())
         ((number, maxima),) = findings.maxima
         assert number == 0

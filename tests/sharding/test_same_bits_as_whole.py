@@ -119,6 +119,8 @@ def test_random_bits_are_those_of_the_whole_tensor(
         {"block_size": 4096},
         {"skip_zeros": True},
         {"maximize": True},
+        {"cautious": True},
+        {"cautious": True, "cautious_weight_decay": True, "block_wise": False, "skip_zeros": True},
         {"block_wise": False, "param_rounding": "stochastic"},
         {"percentile_clipping": 5, "param_rounding": "stochastic", "nonfinite": "skip_element"},
     ],

@@ -25,7 +25,7 @@ THEIRS = {
 }
 
 # The classes of bitsandbytes that are missing here.
-MISSING = {"GlobalOptimManager", "LARS", "LARS8bit", "LARS32bit", "PytorchLARS"}
+MISSING = {"GlobalOptimManager"}
 
 # Arguments that only its older API had, and what a name states there.
 OLDER = {"percentile_clipping", "block_wise", "is_paged", "options"}
@@ -36,7 +36,11 @@ LEFT_OPEN = {"optim_bits", "is_paged", "max_unorm"}
 OTHER_DEFAULTS = dict.fromkeys(["Adam", "AdamW"], LEFT_OPEN | {"weight_decay"})
 
 # What a class wants beside the parameters.
-WANTED = {"SGD": {"lr": 0.01, "momentum": 0.9}}
+WANTED = {
+    "SGD": {"lr": 0.01, "momentum": 0.9},
+    "LARS": {"lr": 0.01, "momentum": 0.9},
+    "PytorchLARS": {"momentum": 0.9},
+}
 
 
 def parameter() -> torch.Tensor:
@@ -70,7 +74,7 @@ def test_a_class_is_its_name(name: str) -> None:
     paged, bits = optimizer.config.is_paged, optimizer.config.optim_bits
     assert (paged, bits) == (name.startswith("Paged"), WIDTHS[name])
     plain = optimizer.config.name.replace("_", "")
-    assert plain == name.lower()
+    assert plain == {"PytorchLARS": "lars32bit"}.get(name, name.lower())
     stepped(optimizer)
     (state,) = optimizer.state.values()
     assert any(key.endswith("_q8") for key in state) == (bits == 8)
@@ -98,7 +102,9 @@ def test_arguments_keep_bitsandbytes_order_and_defaults(name: str) -> None:
             assert ours[key].default == theirs[key].default, key
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if "AdEMAMix" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSES if not ("AdEMAMix" in name or "LARS" in name)]
+)
 def test_the_older_arguments_stand_behind_min_8bit_size(name: str) -> None:
     ours = list(inspect.signature(CLASSES[name].__init__).parameters)
     at = ours.index("min_8bit_size")
@@ -109,8 +115,8 @@ def test_the_older_arguments_stand_behind_min_8bit_size(name: str) -> None:
     ("name", "expected"),
     [
         ("Foo", "no optimizer of that name; the classes are .*Adam.*list_optimizers.*register"),
-        ("LARS8bit", "no optimizer of that name; the classes are"),
-        ("PytorchLARS", "no optimizer of that name; the classes are"),
+        ("LARC8bit", "no optimizer of that name; the classes are"),
+        ("PytorchLARC", "no optimizer of that name; the classes are"),
         ("GlobalOptimManager", "a rule of param_groups"),
         ("NAdam8bit", r"build_optimizer\('nadam8bit', params\)"),
         ("PagedRAdam", r"build_optimizer\('paged_radam', params\)"),
@@ -169,6 +175,9 @@ def test_the_defaults_in_a_signature_state_nothing(name: str) -> None:
         ("LAMB32bit", {"block_wise": False}),
         ("LAMB", {"block_wise": False}),
         ("LAMB", {"trust_ratio": "lamb", "max_unorm": 1.0}),
+        ("LARS8bit", {"lr": 0.1, "momentum": 0.9, "trust_ratio": "lars", "max_unorm": 0.02}),
+        ("LARS", {"lr": 0.1, "momentum": 0.9, "trust_coefficient": 0.02}),
+        ("PytorchLARS", {"nesterov": True}),
         ("AdamW", {"block_wise": False}),
         ("Lion", {"block_wise": False}),
         ("SGD", {"lr": 0.1, "nesterov": True}),
@@ -257,6 +266,9 @@ def test_defaults_of_the_families() -> None:
     assert optim.LAMB8bit([parameter()]).config.block_wise is False
     assert optim.LAMB([parameter()], optim_bits=8).config.block_wise is False
     assert optim.LAMB([parameter()], trust_ratio="lamb").config.max_unorm is None
+    lars = optim.LARS8bit([parameter()], 0.1, 0.9).config
+    assert (lars.trust_ratio, lars.max_unorm, lars.block_wise) == ("clip", None, False)
+    assert optim.PytorchLARS([parameter()]).config.momentum == 0
 
 
 @pytest.mark.parametrize(
@@ -276,6 +288,12 @@ def test_defaults_of_the_families() -> None:
         ("RMSprop8bit", {"block_wise": False}),
         ("PagedLion8bit", {"percentile_clipping": 5}),
         ("SGD", {"dampening": 0.5}),
+        ("LARS8bit", {"max_unorm": 0.001}),
+        ("LARS8bit", {"block_wise": True}),
+        ("LARS", {"nesterov": True}),
+        ("LARS32bit", {"trust_ratio": "lars"}),
+        ("PytorchLARS", {"dampening": 0.5}),
+        ("PytorchLARS", {"max_unorm": 0.001}),
         ("SGD", {"nesterov": True}),
         ("SGD8bit", {"nesterov": True}),
         ("SGD32bit", {"weight_decay": 0.1}),

@@ -41,7 +41,7 @@ SHARED = {
     "percentile_clipping": 100,
     "skip_zeros": False,
     "nonfinite": "propagate", "param_rounding": "nearest", "seed": None,
-    "annotations": (), "compat": "none",
+    "annotations": (), "compat": "none", "cautious": False, "cautious_weight_decay": False,
 }  # fmt: skip
 
 
@@ -135,6 +135,9 @@ SPELLINGS = {
     "RMSprop32bit": "rmsprop32bit",
     "Adagrad8bit": "adagrad8bit",
     "SGD8bit": "sgd8bit",
+    "LARS": "lars",
+    "LARS8bit": "lars8bit",
+    "LARS32bit": "lars32bit",
     # timm's
     "bnbsgd8bit": "sgd8bit",
     "bnblion": "lion",
@@ -142,6 +145,9 @@ SPELLINGS = {
     "bnbademamix8bit": "ademamix8bit",
     "bnblamb8bit": "lamb8bit",
     "momentum": "sgd",
+    "lars": "lars",
+    "lars_bnb_8bit": "lars8bit",
+    "bnblars8bit": "lars8bit",
 }
 
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from optfactory import build_optimizer, get_optimizer_info, resolve
 from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
-from tests.families import acts_on, known_to
+from tests.families import acts_on, beside, known_to
 from tests.reference import reference_of
 from tests.reference.facts import Facts
 from tests.unit.harness import BLOCK_SIZES, NAMES, NUMBERS, refusal
@@ -75,6 +75,8 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "nonfinite": st.sampled_from(["propagate", "skip_element", "skip_step"]),
     "param_rounding": st.sampled_from(["nearest", "stochastic", "kahan"]),
     "seed": st.none() | st.integers(0, 2**24 - 1),
+    "cautious": st.booleans(),
+    "cautious_weight_decay": st.booleans(),
     "annotations": st.lists(st.sampled_from(["layer_id", "swa_lr"])).map(tuple),
     "compat": st.just("none"),  # tests/options/test_compat.py
     "trust_ratio_bounds": st.none() | st.just((0.0, 10.0)),
@@ -84,6 +86,13 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "trust_ratio": st.sampled_from(["lamb", "clip"]),
     "max_unorm": st.none() | finite,
 }
+# Beside these settings there is nothing to be cautious of.
+IDLE = {
+    "cautious": {"momentum": 0.0, "trust_ratio": "lars"},
+    "cautious_weight_decay": {
+        "adam_w_mode": False, "decoupled_weight_decay": False, "trust_ratio": "lamb",
+    },
+}  # fmt: skip
 garbage = (
     st.floats(max_value=-1e-9)
     | st.sampled_from([math.nan, math.inf, -math.inf, "nan", "-inf", 7, -3, "", "a", "1e", "[1"])
@@ -141,6 +150,12 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
             values.pop(key, None)
     for key in ("signed_map", "second_moment_floor"):
         if not acts_on(name, key):
+            values.pop(key, None)
+    stated = get_optimizer_info(name).defaults | values
+    for key, idle in IDLE.items():
+        if beside(name, key) is None or any(
+            stated.get(other) == value for other, value in idle.items()
+        ):
             values.pop(key, None)
     if not values.get("block_wise", True):
         values.pop("block_size", None)

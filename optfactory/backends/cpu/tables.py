@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import Findings, Stage, steps_problem
+from optfactory.backends.base import Findings, steps_problem
 from optfactory.backends.held import Held, HeldStates, state_pointers
 from optfactory.backends.walk import Walk, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
+from optfactory.rules.passes import Stage
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.step.buckets import Bucket
@@ -28,7 +30,7 @@ _CHUNK_NUMEL = 65_536
 
 # Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
 _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
-_NUMBER, _LOSS, _HISTORY, _ELEMENT, _STRIDE, _PARTS = range(9, 15)
+_NUMBER, _LOSS, _HISTORY, _ELEMENT, _STRIDE, _ELEMENTS, _PARTS = range(9, 16)
 _PART_COLUMNS = 4
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
@@ -79,9 +81,10 @@ class Tables:
                 self.cut.pointers(), **_WORDS
             )
         self.chunks = self._chunk_table(walks, bucket.key.block_size)
-        self.partial_sums = torch.zeros(len(self.chunks), 2, dtype=torch.float64, device="cpu")
+        sums = max([1, *bucket.key.sums.values()])
+        self.partial_sums = torch.zeros(len(self.chunks), sums, dtype=torch.float64, device="cpu")
         self.partial_scales = torch.zeros(len(self.chunks), states, **_FLOATS)
-        self.sums = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
+        self.sums = torch.zeros(count, sums, dtype=torch.float64, device="cpu")
         self.ratios = torch.ones(count, **_FLOATS)
         self.factors = torch.ones(count, **_FLOATS)
         self.scales = torch.zeros(count, states, **_FLOATS)
@@ -168,17 +171,22 @@ class Tables:
             self.scalar_indices = indices
         self.bucket[_BUCKET_SCALARS] = self.scalar_rows.data_ptr()
         self.bucket[_THREADS] = max(1, min(_thread_count(), len(self.chunks)))
-        if bucket.key.options.clips:
+        stages = bucket.key.sums
+        if Stage.GRADIENTS in stages:
             self.library.optfactory_square_gradients(self.bucket)
             yield Findings(Stage.GRADIENTS, self.sums.view(-1, 1)[: len(bucket.slots)], [])
             self.library.optfactory_clip(self.bucket)
-        if bucket.key.needs_statistics:
+        if Stage.NORMS in stages:
+            self.library.optfactory_norms(self.bucket)
+            yield Findings(Stage.NORMS, self.sums, [])
+            self.library.optfactory_finalize(self.bucket)
+        if Stage.TENSORS in stages:
             self.library.optfactory_statistics(self.bucket)
             if self.cut:
                 self.cut.gather()
-            sums = self.sums if bucket.key.rule.trust_ratio is not None else None
-            yield Findings(Stage.TENSORS, sums, self.maxima)
-            self.library.optfactory_finalize(self.bucket)
+            yield Findings(Stage.TENSORS, self.sums if stages[Stage.TENSORS] else None, self.maxima)
+            if stages[Stage.TENSORS]:
+                self.library.optfactory_finalize(self.bucket)
         self.library.optfactory_advance(self.steps, self.step_values, count)
         self.library.optfactory_update(self.bucket)
 
@@ -237,7 +245,7 @@ class _Row:
         row = [0] * (_PARTS + _PART_COLUMNS)
         row[_ROWS], row[_COLS] = walk.rows, walk.cols
         row[_ELEMENT], row[_STRIDE] = walk.element, walk.stride
-        row[_NUMBER] = slot.number
+        row[_NUMBER], row[_ELEMENTS] = slot.number, math.prod(slot.layout.shape)
         for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
             row[column] = slot.state[key].data_ptr() if key in slot.state else 0
         row += state_pointers(slot)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from optfactory.backends.base import LAST_STEP, WARM_UP, Findings, Stage, steps_problem
+from optfactory.backends.base import LAST_STEP, WARM_UP, Findings, steps_problem
 from optfactory.backends.cuda.driver import CudaDriver, CudaModule
 from optfactory.backends.cuda.paging import conveyors
 from optfactory.backends.cuda.tables import (
@@ -31,6 +31,7 @@ from optfactory.rules.codegen import (
     cuda_tables_source,
     dtype_name,
 )
+from optfactory.rules.passes import Stage
 from optfactory.step.buckets import Bucket, BucketKey
 
 
@@ -154,20 +155,26 @@ class _Tables:
         live.refresh(bucket)
         steps = self._set_scalars(bucket, live)
         tensors, static = range(len(bucket.slots)), self.static
-        if bucket.key.options.clips:
+        stages = bucket.key.sums
+        if Stage.GRADIENTS in stages:
             self._launch("optfactory_square_gradients", bucket, live, self.chunks)
             self._launch("optfactory_sum_gradients", bucket, live, tensors)
             yield Findings(Stage.GRADIENTS, static.sums.view(-1, 1)[: len(tensors)], [])
             self._launch("optfactory_clip", bucket, live, tensors)
-        if bucket.key.needs_statistics:
-            has_ratio = bucket.key.rule.trust_ratio is not None
+        if Stage.NORMS in stages:
+            self._launch("optfactory_norms", bucket, live, self.chunks)
+            self._launch("optfactory_gather", bucket, live, tensors)
+            yield Findings(Stage.NORMS, static.sums, [])
+            self._launch("optfactory_finalize", bucket, live, tensors)
+        if Stage.TENSORS in stages:
+            sums = static.sums if stages[Stage.TENSORS] else None
             self._pass("optfactory_statistics", bucket, live, writes=False)
-            if has_ratio or bucket.key.options.tensor_wise:
+            if sums is not None or bucket.key.options.tensor_wise:
                 self._launch("optfactory_gather", bucket, live, tensors)
             if static.cut:
                 static.cut.gather()
-            yield Findings(Stage.TENSORS, static.sums if has_ratio else None, static.maxima)
-            if has_ratio:
+            yield Findings(Stage.TENSORS, sums, static.maxima)
+            if sums is not None:
                 self._launch("optfactory_finalize", bucket, live, tensors)
         self._count(bucket, steps)
         self._pass("optfactory_update", bucket, live, writes=True)
@@ -178,7 +185,7 @@ class _Tables:
         """Make the scalars of the coming step; returns its number for each tensor."""
         if self.device_steps is not None:
             values = torch.empty(len(bucket.slots), dtype=torch.float64, device=bucket.key.device)
-            self._advance(bucket, values, counts=not _pauses(bucket.key))
+            self._advance(bucket, values, counts=not bucket.key.sums)
             live.set_device_scalars(bucket.device_scalars(values))
             return values
         steps = [counter.value + 1 for counter in self.host_steps]
@@ -190,7 +197,7 @@ class _Tables:
         if not isinstance(steps, Tensor):
             for counter, value in zip(self.host_steps, steps, strict=True):
                 counter.value = value
-        elif _pauses(bucket.key):
+        elif bucket.key.sums:  # a step that pauses, for others to complete what it found
             self._advance(bucket, steps, counts=True)
 
     def _advance(self, bucket: Bucket, values: Tensor, counts: bool) -> None:
@@ -218,11 +225,6 @@ class _Tables:
             return
         argument = bucket_argument(bucket, self.static, live, work)
         self.kernels.launch(kernel, min(self.grid, len(work)), [argument])
-
-
-def _pauses(key: BucketKey) -> bool:
-    """Whether a step has passes whose findings others may complete."""
-    return key.options.clips or key.needs_statistics
 
 
 def _chunk_ranges(bucket: Bucket) -> list[ChunkRange]:

@@ -7,6 +7,7 @@ outlive the call, nothing waits, and a CUDA graph that is being captured records
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -216,7 +217,7 @@ class StaticTables:
         tensors = [
             [
                 *(item.rows, item.cols, first, item.count, slot.number, *_extra_pointers(slot)),
-                *(item.walk.element, item.walk.stride, *pieces),
+                *(item.walk.element, item.walk.stride, math.prod(slot.layout.shape), *pieces),
             ]
             for slot, item, first, pieces in zip(
                 bucket.slots, ranges, first_chunk, cut, strict=True
@@ -225,16 +226,16 @@ class StaticTables:
         self.tensors = upload(torch.tensor(tensors, dtype=torch.int64, device="cpu"), device)
         self.states = upload(torch.tensor(pointers, dtype=torch.int64, device="cpu"), device)
         self.chunks = upload(chunks, device)
-        options, ratio = bucket.key.options, bucket.key.rule.trust_ratio is not None
-        sums = self.chunk_count if ratio or options.clips else 0
-        self.partial_sums = torch.zeros(sums, 2, dtype=torch.float64, device=device)
+        options, sums = bucket.key.options, max([*bucket.key.sums.values(), 0])
+        chunks_with_sums = self.chunk_count if sums else 0
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        self.partial_sums = torch.zeros(chunks_with_sums, sums, **wide)
         scales = self.chunk_count if options.tensor_wise else 0
         self.partial_scales = torch.zeros(scales, states, dtype=torch.int32, device=device)
         count = len(ranges)
         kind: dict[str, Any] = {"dtype": torch.float32, "device": device}
-        tensors_with_sums = count if ratio or options.clips else 0
-        self.sums = torch.zeros(tensors_with_sums, 2, dtype=torch.float64, device=device)
-        self.ratios = torch.ones(count if ratio else 0, **kind)
+        self.sums = torch.zeros(count if sums else 0, sums, **wide)
+        self.ratios = torch.ones(count if sums else 0, **kind)
         self.factors = torch.ones(count if options.clips else 0, **kind)
         self.scales = torch.zeros(count if options.tensor_wise else 0, states, **kind)
         self.maxima = self.cut.maxima if self.cut else tensor_maxima(bucket, self.scales)

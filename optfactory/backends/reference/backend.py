@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from optfactory.backends.base import LAST_STEP, Findings, Stage, steps_problem
+from optfactory.backends.base import LAST_STEP, Findings, steps_problem
 from optfactory.backends.reference.program import torch_update
 from optfactory.backends.reference.work import Work
 from optfactory.backends.walk import Walk
+from optfactory.rules.passes import Stage
 from optfactory.step.buckets import Bucket
 
 
@@ -36,19 +37,24 @@ class ReferenceBackend:
     def update(self, bucket: Bucket) -> Iterator[Findings]:
         if bucket.must_skip():
             return
-        work = _work(bucket)
-        if bucket.key.options.clips:
+        work, stages = _work(bucket), bucket.key.sums
+        if Stage.GRADIENTS in stages:
             sums = torch.stack([item.sum_of_gradient() for item in work]).view(-1, 1)
             yield Findings(Stage.GRADIENTS, sums, [])
             for item, row in zip(work, sums, strict=True):
                 item.clip(row[0])
-        if bucket.key.needs_statistics:
+        if Stage.NORMS in stages:
+            sums = torch.stack([item.norms() for item in work])
+            yield Findings(Stage.NORMS, sums, [])
+            for item, row in zip(work, sums, strict=True):
+                item.find_ratio(row)
+        if Stage.TENSORS in stages:
             found = [item.statistics() for item in work]
             sums = torch.stack([row for row, _ in found])
             maxima = [(index, scales) for index, (_, scales) in enumerate(found)]
             yield Findings(
                 Stage.TENSORS,
-                None if bucket.key.rule.trust_ratio is None else sums,
+                sums if stages[Stage.TENSORS] else None,
                 [(n, m) for n, m in maxima if bucket.slots[n].layout.piece is not None and len(m)],
             )
             for item, row, (_, scales) in zip(work, sums, maxima, strict=True):

@@ -45,6 +45,11 @@ def stays(gradient: Tensor, options: KernelOptions) -> Tensor | None:
     return None if not masks else torch.stack(masks).any(dim=0)
 
 
+def same_signs(a: Tensor, b: Tensor) -> Tensor:
+    """Where two numbers have the same sign; their product could underflow."""
+    return ((a > 0) & (b > 0)) | ((a < 0) & (b < 0))
+
+
 def stored_value(slot: Slot) -> Tensor:
     """The parameter in float32, with what earlier stores lost of it."""
     p = slot.local.detach().float()

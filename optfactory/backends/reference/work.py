@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,12 +12,13 @@ from torch import Tensor
 from optfactory.backends.reference.options import (
     clip_factor,
     random_bits,
+    same_signs,
     stays,
     store,
     stored_value,
 )
 from optfactory.backends.reference.program import torch_trust_ratio, torch_update
-from optfactory.rules.language import StateSpec
+from optfactory.rules.language import StateSpec, norms_of
 from optfactory.state.codec import (
     decode,
     dequantize,
@@ -33,10 +35,15 @@ from optfactory.step.slots import Slot
 
 @dataclass(frozen=True)
 class Computed:
-    """What the rule makes of a parameter: its value before, states and direction behind it."""
+    """What the rule makes of a parameter: its value before, states and direction behind it.
+
+    `u` is the direction, `measured` what a trust ratio's norm is of.
+    """
 
     p: Tensor
     values: dict[str, Tensor]
+    u: Tensor
+    measured: Tensor
     stay: Tensor | None
 
 
@@ -50,7 +57,7 @@ class Work:
     Attributes:
         slot, gradient, scalars: the parameter, and what the step reads.
         factor: of the gradient.
-        ratio: of the step's size.
+        ratio: of the step's size, or what the rule reads.
         scales: those of the new state that have been found beforehand: [states, scales].
     """
 
@@ -70,10 +77,14 @@ class Work:
         self.factor = clip_factor(self.slot, squares, self.scalars)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """The sums of p^2 and u^2, and the scales that the new states need, if they share some."""
+        """The sums of p^2, u^2 and what agrees; the scales that new states need, if shared."""
         found, options = self._compute(), self.slot.layout.options
-        # The root of a square is the number itself: the norm stays what it is.
-        norms = [_norm(x).square() for x in (found.p, found.values["u"])]
+        sums: list[Tensor] = []
+        if self._has_ratio and not self._reads_ratio:
+            sums += _squares(found.p, found.measured)
+        if options.cautious:
+            agreeing = (found.measured > 0) | (found.measured < 0)
+            sums.append(agreeing.sum().to(_wide(found.p)))
         scales = torch.empty(0, dtype=torch.float32, device=found.p.device)
         if options.scales_first:
             states = self._finite_states(found.values)
@@ -84,21 +95,43 @@ class Work:
                     for state, x in states.items()
                 ]
             )
-        return torch.stack(norms), scales
+        empty = torch.empty(0, dtype=_wide(found.p), device=found.p.device)
+        return torch.stack(sums) if sums else empty, scales
+
+    def norms(self) -> Tensor:
+        """The sums of p^2 and g^2, of gradients as the rule gets them."""
+        raw = self.gradient.float()
+        stay = stays(raw, self.slot.layout.options)
+        g = self._rule_gradient(raw)
+        return torch.stack(
+            _squares(stored_value(self.slot), torch.where(stay, 0.0, g) if stay is not None else g)
+        )
 
     def complete(self, sums: Tensor, scales: Tensor) -> None:
         """Take what `statistics` found in all parts of the tensor."""
-        rule = self.slot.layout.rule
-        if rule.trust_ratio is not None:
-            norms = dict(zip(("p_norm", "u_norm"), sums.sqrt().float(), strict=True))
-            self.ratio = torch_trust_ratio(rule)({**norms, **self.scalars})["ratio"]
+        if len(sums):
+            self.find_ratio(sums)
         if len(scales):
-            self.scales = scales.view(len(rule.states), -1)
+            self.scales = scales.view(len(self.slot.layout.rule.states), -1)
+
+    def find_ratio(self, sums: Tensor) -> None:
+        """Follow from sums over the whole tensor its ratio; `tensor_ratio` of the kernels."""
+        layout = self.slot.layout
+        share = torch.ones_like(sums[0])
+        if layout.options.cautious:
+            share = math.prod(layout.shape) / (sums[-1] + 1.0)
+        self.ratio = share.float()
+        if self._has_ratio:
+            values = (sums[0].sqrt().float(), (share * sums[1].sqrt()).float())
+            norms = dict(zip(norms_of(layout.rule), values, strict=True))
+            self.ratio = (
+                share.float() * torch_trust_ratio(layout.rule)({**norms, **self.scalars})["ratio"]
+            )
 
     def update(self) -> None:
         """Write the parameter and its states."""
         found = self._compute()
-        step = self.scalars["step_size"] * self.ratio
+        step = self.scalars["step_size"] * (1.0 if self._reads_ratio else self.ratio)
         new = self._moved(found, step)
         stay = found.stay
         store(self.slot, new if stay is None else torch.where(stay, found.p, new), self.scalars)
@@ -107,23 +140,51 @@ class Work:
     def _compute(self) -> Computed:
         rule, options = self.slot.layout.rule, self.slot.layout.options
         p, raw = stored_value(self.slot), self.gradient.float()
-        g = raw if self.factor is None else raw * self.factor
-        g = -g if options.maximizes else g
-        old = self._load_states()
-        values = torch_update(rule)({"p": p, "g": g, **old, **self.scalars})
+        g, old = self._rule_gradient(raw), self._load_states()
+        ratio = {"ratio": self.ratio} if self._reads_ratio else {}
+        values = torch_update(rule)({"p": p, "g": g, **old, **self.scalars, **ratio})
         stay = stays(raw, options)
+        u = measured = self._direction(values["u"], g, stay)
+        if self._measured != "u":
+            measured = self._direction(values[self._measured], g, stay)
         if stay is not None:
-            values["u"] = torch.where(stay, 0.0, values["u"])
             kept = {
                 name: torch.zeros_like(x) if options.nonfinite == "reset" else x
                 for name, x in old.items()
             }
             values |= {name: torch.where(stay, kept[name], values[name]) for name in old}
-        return Computed(p, values, stay)
+        return Computed(p, values, u, measured, stay)
+
+    @property
+    def _has_ratio(self) -> bool:
+        return self.slot.layout.rule.trust_ratio is not None
+
+    @property
+    def _reads_ratio(self) -> bool:
+        """Whether the rule reads its ratio, so that steps are not scaled by it."""
+        return self.slot.layout.rule.ratio_of == "g"
+
+    @property
+    def _measured(self) -> str:
+        """What the rule calls that whose norm is taken."""
+        return "u" if self._reads_ratio else self.slot.layout.rule.ratio_of
+
+    def _rule_gradient(self, raw: Tensor) -> Tensor:
+        """The gradient that the rule gets."""
+        g = raw if self.factor is None else raw * self.factor
+        return -g if self.slot.layout.options.maximizes else g
+
+    def _direction(self, u: Tensor, g: Tensor, stay: Tensor | None) -> Tensor:
+        """A direction without elements that stay, or, if cautious, disagree with the gradient."""
+        if self.slot.layout.options.cautious:
+            u = u * same_signs(u, g)
+        return u if stay is None else torch.where(stay, 0.0, u)
 
     def _moved(self, found: Computed, step: Tensor | float) -> Tensor:
         """The parameter after a step; bitsandbytes rounds it once more before the decay."""
-        p, u, decay = found.p, found.values["u"], self.scalars["decay"]
+        p, u, decay = found.p, found.u, self.scalars["decay"]
+        if self.slot.layout.options.cautious_decay:
+            return torch.where(same_signs(-u, p), p, p * decay) - step * u
         if self.slot.layout.options.bitsandbytes:
             return (p - step * u).to(self.slot.local.dtype).float() * decay
         return p * decay - step * u
@@ -196,6 +257,6 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
-    return norm
+def _squares(*tensors: Tensor) -> list[Tensor]:
+    """Sums of squares; the root of such a square is the norm itself."""
+    return [torch.linalg.vector_norm(x, dtype=_wide(x)).square() for x in tensors]
