@@ -32,6 +32,7 @@ ALLOWED = {
         *("config", "errors", "groups", "memory", "registry", "rules", "sharding", "state"),
         "step",
     },
+    "matrix": {"errors"},
     "overlooked": set(),
     "reminders": {"groups", "overlooked", "step"},
     "group_config": {"backends", "config", "errors", "groups", "rules"},
