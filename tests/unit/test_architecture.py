@@ -36,6 +36,7 @@ ALLOWED = {
         *("config", "errors", "group_schema", "groups", "memory", "registry", "rules"),
         *("sharding", "state", "step"),
     },
+    "matrix": {"errors"},
     "overlooked": set(),
     "reminders": {"groups", "overlooked", "step"},
     "group_config": {"backends", "config", "errors", "group_schema", "groups", "rules"},

@@ -1,0 +1,1 @@
+"""Directions made of whole matrices: orthogonalization by matrix products, in bounded memory."""

@@ -1,0 +1,137 @@
+"""The memory that an orthogonalization needs beside its matrices, and batches that fit into it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optfactory.matrix.products import multiplies_rounded
+
+Shape = tuple[int, int]
+
+# Tensors begin at multiples of this many bytes, as those of torch's allocators do.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of one call, by shape and dtype, one behind the other in scratch memory.
+
+    Matrices are [batch, rows, cols], squares [batch, n, n] with n = min(rows, cols).
+
+    Attributes:
+        matrices: dtypes of the tensors of the matrices' shape.
+        squares: dtypes of the square tensors.
+    """
+
+    batch: int
+    rows: int
+    cols: int
+    matrices: tuple[torch.dtype, ...]
+    squares: tuple[torch.dtype, ...]
+
+    @classmethod
+    def of(cls, batch: int, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Layout:
+        """What matrices need whose products have operands of this dtype, on this device."""
+        rounded: tuple[torch.dtype, ...] = ()
+        squares = 4
+        if dtype != torch.float32:
+            rounded = (dtype,) if multiplies_rounded(device) else (dtype, torch.float32)
+            squares = 2
+        floats = (torch.float32,)
+        return cls(batch, *shape, floats + rounded, floats * squares + rounded)
+
+    @property
+    def shapes(self) -> Iterator[tuple[tuple[int, int, int], torch.dtype]]:
+        """The shape and dtype of every tensor: the matrices' first."""
+        side = min(self.rows, self.cols)
+        for dtype in self.matrices:
+            yield (self.batch, self.rows, self.cols), dtype
+        for dtype in self.squares:
+            yield (self.batch, side, side), dtype
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes, with the gaps that align each tensor."""
+        return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in self.shapes)
+
+    def carve(self, scratch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The matrices and the squares, as views into a uint8 tensor of at least `nbytes`."""
+        views, start = [], 0
+        for shape, dtype in self.shapes:
+            size = math.prod(shape) * dtype.itemsize
+            views.append(scratch[start : start + size].view(dtype).view(shape))
+            start += _aligned(size)
+        return views[: len(self.matrices)], views[len(self.matrices) :]
+
+
+def scratch_bytes(
+    batch: int, shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> int:
+    """Bytes that `orthogonalize` needs beside x and its result, to the byte.
+
+    Args:
+        batch: the number of matrices.
+        shape: rows and columns of each.
+        dtype: of the products' operands, float32 or bfloat16.
+        device: the matrices' own.
+    """
+    return Layout.of(batch, shape, dtype, device).nbytes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Matrices of one shape that are transformed together.
+
+    Attributes:
+        shape: rows and columns of each.
+        indices: of the matrices, ascending.
+        nbytes: the float32 matrices themselves and their scratch memory.
+    """
+
+    shape: Shape
+    indices: tuple[int, ...]
+    nbytes: int
+
+
+def batches(
+    shapes: Sequence[Shape],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    limit: int | None = None,
+) -> list[Batch]:
+    """Pack matrices of equal shapes into batches, each within a limit of bytes.
+
+    A batch counts its matrices in float32 and their `scratch_bytes`; one matrix is always taken.
+    Batches come in the order of their first matrix, and matrices in the order of `shapes`.
+
+    Args:
+        shapes: rows and columns of every matrix.
+        limit: bytes; by default what the largest single matrix needs.
+    """
+    single = {shape: _batch_bytes(1, shape, dtype, device) for shape in shapes}
+    limit = max(single.values(), default=0) if limit is None else limit
+    members: dict[Shape, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        members.setdefault(shape, []).append(index)
+    packed = []
+    for shape, indices in members.items():
+        size = 1
+        while size < len(indices) and _batch_bytes(size + 1, shape, dtype, device) <= limit:
+            size += 1
+        for start in range(0, len(indices), size):
+            chosen = tuple(indices[start : start + size])
+            packed.append(Batch(shape, chosen, _batch_bytes(len(chosen), shape, dtype, device)))
+    return sorted(packed, key=lambda batch: batch.indices[0])
+
+
+def _batch_bytes(batch: int, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> int:
+    return _aligned(4 * batch * math.prod(shape)) + scratch_bytes(batch, shape, dtype, device)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
