@@ -116,6 +116,12 @@ def _check_rule(config_class: type[OptimizerConfig]) -> None:
     group = config_class(name=config_class.family).model_dump()
     rule = config_class.rule(group)
     read_update_text(rule)
+    if (rule.transform is not None) != config_class.of_matrices:
+        raise ConfigError(
+            f"{config_class.__qualname__}: a rule with transform='orthogonalize' needs the fields "
+            "of optfactory.extend.MatrixConfig, and these such a rule; inherit from it, or drop "
+            "the transform"
+        )
     if rule.trust_ratio is not None:
         read_trust_ratio_text(rule)
     expected = {"decay", "step_size", *rule.scalars}

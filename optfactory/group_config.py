@@ -17,6 +17,7 @@ from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.group_schema import OPTIMIZER_KEY, base_values
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece, is_scattered
+from optfactory.matrix.stacks import stack_of
 from optfactory.rules.options import draws_random_numbers
 
 
@@ -51,6 +52,7 @@ def group_config(
     problem = problem or _backend_problem(checked, devices if planned is None else set())
     problem = problem or _rounding_problem(checked, group)
     problem = problem or _pieces_problem(checked, group["params"])
+    problem = problem or _matrix_problem(checked, group)
     if problem:
         raise config_error(title, [f"{place}.{problem}"])
     return checked
@@ -156,6 +158,8 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
         problem = "optim_bits: 8-bit state cannot be gathered from"
     elif config.rule(config.model_dump()).trust_ratio is not None:
         problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
+    elif config.of_matrices:
+        problem = f"name: '{config.family}' needs whole matrices, not"
     elif config.cautious:
         problem = "cautious: needs what is known of whole tensors, not of"
     elif config.percentile_clipping < 100:
@@ -167,4 +171,24 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     return (
         f"{problem} the flat pieces that FullyShardedDataParallel (FSDP1) makes; use 32-bit Adam "
         "or AdamW without it, shard with fully_shard (FSDP2), or train without sharding"
+    )
+
+
+def _matrix_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:
+    """Which parameters of a group are no matrices, where these are needed; empty if all are."""
+    if not config.of_matrices:
+        return ""
+    values, params = config.model_dump(), group["params"]
+    names = group.get("param_names") or [f"params[{n}]" for n in range(len(params))]
+    wrong = [
+        f"{name} {tuple(p.shape)}"
+        for name, p in zip(names, params, strict=True)
+        if p.requires_grad and p.numel() and stack_of(p.shape, values) is None
+    ]
+    if not wrong:
+        return ""
+    return (
+        f"params: '{config.name}' trains matrices, and stacks of them, which these are not: "
+        f"{', '.join(wrong[:5])}; put them into a group with another optimizer, such as "
+        '"optimizer": "adamw8bit", or set flatten, or a split that divides their rows'
     )

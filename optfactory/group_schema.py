@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.group_rules import OTHERS_FIELD, WHOLE_FIELDS, GroupRule
+from optfactory.config.names import OptimizerName
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import model_or_errors, problem_text
 from optfactory.registry import OptimizerInfo, get_optimizer_info
@@ -43,7 +44,7 @@ def base_values(
     Raises:
         UnknownOptimizerError: nothing of that name.
     """
-    own = config.model_dump(exclude={RULES_FIELD})
+    own = config.model_dump(exclude=set(WHOLE_FIELDS))
     if name is None:
         return family_class(type(config)), own
     info = get_optimizer_info(str(name))
@@ -57,6 +58,29 @@ def values_of_other(info: OptimizerInfo, own: Mapping[str, Any]) -> dict[str, An
         own: those of the optimizer's config.
     """
     return {**info.defaults, **begun_anew(own), "name": info.name}
+
+
+def others_name(values: Mapping[str, Any]) -> str:
+    """The optimizer of what is no hidden matrix, where `others` does not name it: AdamW, as wide.
+
+    >>> others_name({"optim_bits": 8, "is_paged": True})
+    'paged_adamw8bit'
+
+    Args:
+        values: of the optimizer for matrices.
+    """
+    bits = 8 if str(values.get("optim_bits")) == "8" else None
+    return str(OptimizerName("adamw", bits, values.get("is_paged") is True))
+
+
+def others_rule(config: OptimizerConfig) -> dict[str, GroupRule]:
+    """The rule for what is no hidden matrix, by its label; none where all can be trained alike."""
+    given = getattr(config, OTHERS_FIELD, None)
+    if given is None:
+        return {}
+    own = {key: value for key, value in given.items() if key != "name"}
+    name = given.get("name", others_name(config.model_dump()))
+    return {OTHERS_FIELD: GroupRule(hidden=False, optional=True, optimizer=name, **own)}
 
 
 def begun_anew(overrides: Mapping[str, Any]) -> dict[str, Any]:

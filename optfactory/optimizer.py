@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, overload
@@ -16,7 +17,7 @@ from optfactory.backends.running import is_only_for_state, run_step
 from optfactory.checkpoints import layouts, reading, swap, writing
 from optfactory.checkpoints.carry import carried_over
 from optfactory.checkpoints.own import FORMAT_VERSION
-from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.group_rules import WHOLE_FIELDS
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
@@ -85,6 +86,8 @@ class Optimizer2State(Optimizer):
         name_all_or_none(grouping.groups)
         check_groups(grouping, config)
         super().__init__(grouping.groups, self._hyperparameters(config))
+        if grouping.warning:
+            warnings.warn(grouping.warning, stacklevel=3)
         self._built = Built(self.param_groups)
         self._reminders = Reminders(self.param_groups, grouping.models)
         self._follow_settings()
@@ -122,7 +125,7 @@ class Optimizer2State(Optimizer):
 
     def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
         """A group's hyperparameters as plain values; its `name` stays free for users' labels."""
-        values = config.model_dump(exclude={"name", RULES_FIELD})
+        values = config.model_dump(exclude={"name", *WHOLE_FIELDS})
         marks = {OPTIMIZER_KEY: config.name, "format_version": FORMAT_VERSION}
         return {**values, **marks}
 

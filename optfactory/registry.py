@@ -17,7 +17,13 @@ from typing import Any, Literal, overload
 from pydantic import Field, create_model
 
 from optfactory import plugins
-from optfactory.config.group_rules import RULES_FIELD, GroupRules
+from optfactory.config.group_rules import (
+    OTHERS_FIELD,
+    RULES_FIELD,
+    WHOLE_FIELDS,
+    GroupRules,
+    Others,
+)
 from optfactory.config.names import (
     OptimizerName,
     alias_table,
@@ -70,7 +76,7 @@ class OptimizerInfo:
         return {
             key: item.get_default()
             for key, item in self.config_class.model_fields.items()
-            if key not in ("name", RULES_FIELD)
+            if key not in ("name", *WHOLE_FIELDS)
         }
 
     @property
@@ -122,6 +128,9 @@ def _config_class(info: OptimizerInfo, family: type[OptimizerConfig]) -> type[Op
         locked_field.default = value
         fields[key] = (locked_field.annotation, locked_field)
     fields[RULES_FIELD] = (GroupRules, Field(default={}, description="rules for param groups"))
+    if family.of_matrices:
+        told = "what is no hidden matrix: {name: adamw8bit, ...}; by default AdamW of these bits"
+        fields[OTHERS_FIELD] = (Others, Field(default={}, description=told))
     model = create_model(_class_name(info.name), __base__=family, __module__=__name__, **fields)
     model.locked = locked
     model.__doc__ = family.__doc__

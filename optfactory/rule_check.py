@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from optfactory.config.group_rules import RULES_FIELD, GroupRule, read_rules, rules_of
+from optfactory.config.group_rules import (
+    OTHERS_FIELD,
+    RULES_FIELD,
+    WHOLE_FIELDS,
+    GroupRule,
+    read_rules,
+    rules_of,
+)
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, model_or_errors, overridden, problem_text
 from optfactory.errors import UnknownOptimizerError
-from optfactory.group_schema import OPTIMIZER_KEY, values_of_other
+from optfactory.group_schema import OPTIMIZER_KEY, others_name, values_of_other
 from optfactory.registry import get_optimizer_info
 
 Config = TypeVar("Config", bound=OptimizerConfig)
@@ -26,63 +33,104 @@ def validate_with_rules(
     """
     config, errors = model_or_errors(model, values)
     problems = [problem_text(model, path, item) for item in errors]
-    checked, wrong = _checked_rules(model, values, path)
-    problems += wrong
+    check = _Check(model, values, path)
+    rules = check.rules(values.get(RULES_FIELD))
+    others = check.others(values.get(OTHERS_FIELD)) if model.of_matrices else {}
+    problems += check.problems
     if config is None or problems:
         raise config_error(title, problems)
-    rules = rules_of(config)
-    if not rules:
-        return config
-    plain = {label: _plain(rule, checked[label]) for label, rule in rules.items()}
-    return config.model_copy(update={RULES_FIELD: plain})
+    update: dict[str, Any] = {}
+    if rules:
+        update[RULES_FIELD] = {k: _plain(rule, rules[k]) for k, rule in rules_of(config).items()}
+    if others:
+        update[OTHERS_FIELD] = others
+    return config.model_copy(update=update) if update else config
 
 
-def _checked_rules(
-    model: type[OptimizerConfig], values: Mapping[str, Any], path: str
-) -> tuple[dict[str, OptimizerConfig], list[str]]:
-    """Each rule's hyperparameters beside what the config says, and what is wrong with them.
+class _Check:
+    """Checks what a config says of some parameters, beside what it says of all.
 
-    Matchers are fields and have been checked. What is wrong with the config alone is not repeated.
+    Attributes:
+        problems: what was found so far. What is wrong with the config alone is not repeated.
     """
-    try:
-        rules = read_rules(values.get(RULES_FIELD))
-    except ValueError:  # the model says so
-        rules = None
-    if not isinstance(rules, Mapping):
-        return {}, []
-    family = family_class(model)
-    own = {**model.locked, **{key: values[key] for key in values if key != RULES_FIELD}}
-    _, errors = model_or_errors(family, own)
-    known = {(item["loc"], item["msg"]) for item in errors}
-    checked: dict[str, OptimizerConfig] = {}
-    problems: list[str] = []
-    for label, rule in rules.items():
-        given = rule.model_dump() if isinstance(rule, GroupRule) else rule
-        if not isinstance(given, Mapping):
-            continue
-        place = ".".join(filter(None, (path, RULES_FIELD, str(label))))
-        overrides = {key: given[key] for key in given if key not in GroupRule.model_fields}
+
+    def __init__(self, model: type[OptimizerConfig], values: Mapping[str, Any], path: str) -> None:
+        self.problems: list[str] = []
+        self._path = path
+        self._family = family_class(model)
+        own = {key: value for key, value in values.items() if key not in WHOLE_FIELDS}
+        self._own = {**model.locked, **own}
+        _, errors = model_or_errors(self._family, self._own)
+        self._known = {(item["loc"], item["msg"]) for item in errors}
+
+    def rules(self, given: object) -> dict[str, OptimizerConfig]:
+        """The hyperparameters that each rule leads to. Matchers are fields, and checked there."""
         try:
-            judge, base = _judge(given.get(OPTIMIZER_KEY), family, own)
-        except UnknownOptimizerError as error:
-            problems.append(f"{place}.{OPTIMIZER_KEY}: {error}")
-            continue
-        config, errors = model_or_errors(
-            judge, overridden(base, {**overrides, "name": base.get("name")})
-        )
-        if config is not None:
-            checked[str(label)] = config
-        problems += [
-            problem_text(judge, place, item, GroupRule.model_fields)
-            for item in errors
-            if item["loc"][0] in overrides or (item["loc"], item["msg"]) not in known
-        ]
-        if "name" in overrides:
-            problems.append(
-                f"{place}.name: is the optimizer's own; another one for what the rule matches is "
-                f"{OPTIMIZER_KEY}: {overrides['name']}"
+            rules = read_rules(given)
+        except ValueError:  # the model says so
+            return {}
+        checked = {}
+        for label, rule in rules.items() if isinstance(rules, Mapping) else ():
+            stated = rule.model_dump() if isinstance(rule, GroupRule) else rule
+            if not isinstance(stated, Mapping):
+                continue
+            place = self._place(RULES_FIELD, str(label))
+            overrides = {k: stated[k] for k in stated if k not in GroupRule.model_fields}
+            if "name" in overrides:
+                self.problems.append(
+                    f"{place}.name: is the optimizer's own; another one for what the rule matches "
+                    f"is {OPTIMIZER_KEY}: {overrides.pop('name')}"
+                )
+            more = tuple(GroupRule.model_fields)
+            config = self._check(stated.get(OPTIMIZER_KEY), overrides, place, OPTIMIZER_KEY, more)
+            if config is not None:
+                checked[str(label)] = config
+        return checked
+
+    def others(self, given: object) -> dict[str, Any]:
+        """What `others` says, as plain values."""
+        if not isinstance(given, Mapping):
+            return {}  # the model says so, if it is not null
+        overrides = {key: value for key, value in given.items() if key != "name"}
+        name = given.get("name", others_name(self._own))
+        place = self._place(OTHERS_FIELD)
+        config = self._check(name, overrides, place, "name", ())
+        if config is None:
+            return {}
+        if config.of_matrices:
+            self.problems.append(
+                f"{place}.name: '{config.name}' trains matrices alone; name one "
+                "for vectors and embeddings, such as adamw8bit"
             )
-    return checked, problems
+        values = config.model_dump()
+        named = {"name": config.name} if "name" in given else {}
+        return {**named, **{key: values[key] for key in overrides}}
+
+    def _place(self, *keys: str) -> str:
+        return ".".join(filter(None, (self._path, *keys)))
+
+    def _check(
+        self, name: object, overrides: Mapping[str, Any], place: str, key: str, more: Iterable[str]
+    ) -> OptimizerConfig | None:
+        """The config of some parameters; None if it is refused, with the problems noted.
+
+        Args:
+            name: of the optimizer that is stated there, under `key`.
+            more: keys that are known there beside hyperparameters.
+        """
+        try:
+            judge, base = _judge(name, self._family, self._own)
+        except UnknownOptimizerError as error:
+            self.problems.append(f"{place}.{key}: {error}")
+            return None
+        values = overridden(base, {**overrides, "name": base.get("name")})
+        config, errors = model_or_errors(judge, values)
+        self.problems += [
+            problem_text(judge, place, item, more)
+            for item in errors
+            if item["loc"][0] in overrides or (item["loc"], item["msg"]) not in self._known
+        ]
+        return config
 
 
 def _judge(

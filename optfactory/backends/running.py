@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ from optfactory.sharding.dtensors import local_values
 from optfactory.step import gradients, skipping
 from optfactory.step.buckets import Bucket
 from optfactory.step.interrupts import Uninterrupted
+from optfactory.step.matrices import MatrixWork
 from optfactory.step.plan import StepPlan
+from optfactory.step.scratch import Scratch
 
 
 def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
@@ -36,7 +39,7 @@ def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
     exchange = exchange_of(plan)
     skips = _hand_over(optimizer, buckets, exchange)
     try:
-        _run(buckets, exchange, skips)
+        _run(buckets, plan.scratch, exchange, skips)
     finally:
         # Buckets outlive the step; a gradient they kept would stay in memory behind zero_grad.
         for bucket in buckets:
@@ -90,23 +93,39 @@ def _hand_over(optimizer: Optimizer, buckets: list[Bucket], exchange: Exchange) 
     return agreed is not None and exchange.waits_on_host and float(agreed) != 0
 
 
-def _run(buckets: list[Bucket], exchange: Exchange, skips: bool) -> None:
+def _run(buckets: list[Bucket], scratch: Scratch, exchange: Exchange, skips: bool) -> None:
     """Prepare all buckets, then update them: what can fail, fails before anything is written."""
-    work = [(backends.backend_for(bucket.key.device), bucket) for bucket in buckets]
+    works = scratch.works(buckets)
+    first = [part.direction if isinstance(part, MatrixWork) else part for part in works]
+    last = [part.step for part in works if isinstance(part, MatrixWork)]
+    work = [(backends.backend_for(bucket.key.device), bucket) for bucket in (*first, *last)]
     for backend in {id(backend): backend for backend, _ in work}.values():
         backend.prepare([bucket for chosen, bucket in work if chosen is backend])
+    before = work[: len(first)]
     if exchange.has_stages and not skips:
-        passes = _up_to_update(work, exchange)
+        passes = _up_to_update(before, exchange)
     else:
-        passes = [(bucket, backend.update(bucket)) for backend, bucket in work]
+        passes = [backend.update(bucket) for backend, bucket in before]
     with Uninterrupted():
-        for bucket, rest in passes:
-            for _ in rest:
-                pass
+        for part, rest in zip(works, passes, strict=True):
+            _finish(part, rest)
+        for bucket in buckets:
             _increment_versions([*bucket.parameters, *bucket.wrappers])
 
 
-Passes = list[tuple[Bucket, Iterator[Findings]]]
+def _finish(part: Bucket | MatrixWork, rest: Iterator[Findings]) -> None:
+    """The rest of an update; of matrices, the products and the step behind it too."""
+    if not isinstance(part, MatrixWork):
+        deque(rest, maxlen=0)
+        return
+    part.begin()
+    deque(rest, maxlen=0)
+    part.transform()
+    deque(backends.backend_for(part.step.key.device).update(part.step), maxlen=0)
+    part.end()
+
+
+Passes = list[Iterator[Findings]]
 
 
 def _up_to_update(work: list[tuple[Backend, Bucket]], exchange: Exchange) -> Passes:
@@ -114,9 +133,11 @@ def _up_to_update(work: list[tuple[Backend, Bucket]], exchange: Exchange) -> Pas
 
     Signals may interrupt here: nothing was written yet, and another process may never answer.
     """
-    passes = [(bucket, backend.update(bucket)) for backend, bucket in work]
+    passes = [backend.update(bucket) for backend, bucket in work]
+    buckets = [bucket for _, bucket in work]
     for stage in Stage:
-        paused = [(bucket, rest) for bucket, rest in passes if stage in bucket.key.sums]
+        pairs = zip(buckets, passes, strict=True)
+        paused = [(bucket, rest) for bucket, rest in pairs if stage in bucket.key.sums]
         here = [(bucket, next(rest, None)) for bucket, rest in paused]
         exchange.complete(stage, [(bucket, found) for bucket, found in here if found is not None])
     return passes

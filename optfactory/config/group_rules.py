@@ -88,6 +88,10 @@ class GroupRule(BaseModel):
         default=None,
         description="a method of the model that returns names: no_weight_decay (timm)",
     )
+    hidden: bool | None = Field(
+        default=None,
+        description="whether it is a matrix inside the model: no vector, embedding or output head",
+    )
     optional: bool = Field(default=False, description="whether it may match nothing")
     optimizer: str | None = Field(
         default=None, description="another optimizer, e.g. lion8bit, with defaults of its own"
@@ -122,7 +126,8 @@ class GroupRule(BaseModel):
     def _is_a_rule(self) -> GroupRule:
         if not self.matchers and self.layer_decay is None:
             raise ValueError(
-                "has no matcher; give at least one of match, regex, modules, ndim, listed_by"
+                "has no matcher; give at least one of match, regex, modules, ndim, listed_by, "
+                "hidden"
             )
         if self.lr_scale is not None and "lr" in self.overrides:
             raise ValueError("has both lr and lr_scale; keep one of them")
@@ -152,7 +157,7 @@ class GroupRule(BaseModel):
     @property
     def matchers(self) -> list[str]:
         """The keys of its matchers."""
-        keys = ("match", "regex", "modules", "ndim", "listed_by")
+        keys = ("match", "regex", "modules", "ndim", "listed_by", "hidden")
         return [key for key in keys if self._says(key)]
 
     def fits_ndim(self, ndim: int) -> bool:
@@ -189,6 +194,15 @@ GroupRules = Annotated[dict[str, GroupRule], BeforeValidator(read_rules)]
 # The field of configs that holds them. Families do not have it, only the configs of names: a
 # param group has no rules of its own.
 RULES_FIELD = "param_groups"
+
+
+# The field of configs whose optimizer is for matrices: what all else is trained with.
+OTHERS_FIELD = "others"
+
+# Fields of configs, and not of param groups.
+WHOLE_FIELDS = (RULES_FIELD, OTHERS_FIELD)
+
+Others = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
 def rules_of(config: BaseModel) -> dict[str, GroupRule]:

@@ -70,6 +70,8 @@ class OptimizerConfig(BaseModel):
     torch_peer: ClassVar[TorchPeer | None] = None  # whose checkpoints are read and written
     bitsandbytes_peer: ClassVar[BitsandbytesPeer | None] = None
     locked: ClassVar[Mapping[str, object]] = {}
+    # Whether directions are made of whole matrices; other parameters need another optimizer.
+    of_matrices: ClassVar[bool] = False
 
     name: str = Field(description="canonical optimizer name")
     lr: Number = Field(default=1e-3, description="learning rate")

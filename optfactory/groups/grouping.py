@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optfactory.config.group_rules import RULES_FIELD, GroupRule, rules_of
+from optfactory.config.group_rules import OTHERS_FIELD, RULES_FIELD, GroupRule, rules_of
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import UnknownOptimizerError
-from optfactory.group_schema import OPTIMIZER_KEY, begun_anew, contradictions
+from optfactory.group_schema import OPTIMIZER_KEY, begun_anew, contradictions, others_rule
 from optfactory.groups.matching import Matcher
 from optfactory.groups.origins import Origins
 from optfactory.groups.parameters import Params, read_params
@@ -26,6 +26,13 @@ from optfactory.groups.parameters import Params, read_params
 DEFAULT = "default"
 
 _SHOWN_NAMES = 5
+
+_NAMELESS = (
+    "the parameters have no names, so that embeddings and the output head cannot be told from hidden "
+    "matrices, and all of two dimensions are trained as such; pass the model or "
+    "model.named_parameters(), or put the others into a group with another optimizer, such as "
+    '{"params": ..., "optimizer": "adamw8bit"}'
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Grouping:
         unmatched: what to say of rules that match nothing and are not optional, by label.
         idle: other rules that change nothing here, by label, and why.
         models: the Modules that the parameters were taken from.
+        reasons: why parameters are no hidden matrices, by the tensor's id, where that matters.
+        warning: what could not be told of parameters; else empty.
     """
 
     groups: list[dict[str, Any]]
@@ -45,43 +54,78 @@ class Grouping:
     unmatched: dict[str, str] = field(default_factory=dict)
     idle: dict[str, str] = field(default_factory=dict)
     models: tuple[nn.Module, ...] = ()
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Parameters as they were handed over.
+
+    Attributes:
+        groups: param groups of the user's, with lists of tensors.
+        origins: names and modules of the parameters, as far as they are known.
+    """
+
+    groups: list[dict[str, Any]]
+    origins: Origins
+
+    @classmethod
+    def read(cls, params: Params) -> Given:
+        """Read parameters of any accepted form.
+
+        Raises:
+            ConfigError: nothing to optimize, or parameters that cannot be.
+        """
+        origins = Origins()
+        return cls(read_params(params, origins), origins)
+
+    @property
+    def named(self) -> bool:
+        """Whether all parameters have names."""
+        return all("param_names" in group for group in self.groups if group["params"])
 
 
 def group_parameters(params: Params, config: OptimizerConfig, lr: Tensor | None = None) -> Grouping:
-    """Read parameters and sort them into groups by the config's rules.
+    """Read parameters and sort them into groups by the config's rules; see `Given`, `sort`."""
+    return sort(Given.read(params), config, lr)
+
+
+def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Grouping:
+    """Sort parameters into groups by the config's rules; what is wrong with rules is returned.
 
     Args:
         lr: the learning rate as a tensor, instead of the config's.
-
-    Raises:
-        ConfigError: nothing to optimize, or parameters that cannot be. What is wrong with rules is
-            returned instead.
     """
-    origins = Origins()
-    groups = read_params(params, origins)
-    problems = _contradictions(groups)
-    rules = rules_of(config)
+    origins = given.origins
+    models = tuple(origins.models)
+    problems = _contradictions(given.groups)
+    implied, stated = others_rule(config), rules_of(config)
+    if implied.keys() & stated.keys():
+        problems.append(f"{RULES_FIELD}.{OTHERS_FIELD}: is what `{OTHERS_FIELD}` makes; rename it")
+    rules = {**implied, **stated}
     if not rules:
         live = {} if lr is None else {"lr": lr}
-        with_rates = own_rates([{**live, **group} for group in groups])
-        return Grouping(with_rates, problems, models=tuple(origins.models))
-    named = all("param_names" in group for group in groups if group["params"])
-    matchers = {label: Matcher(rule, origins) for label, rule in rules.items()}
+        with_rates = own_rates([{**live, **group} for group in given.groups])
+        return Grouping(with_rates, problems, models=models)
+    flattens = bool(getattr(config, "flatten", False))
+    matchers = {label: Matcher(rule, origins, flattens) for label, rule in rules.items()}
+    reasons = matchers[OTHERS_FIELD].reasons if OTHERS_FIELD in implied else {}
     for label, matcher in list(matchers.items()):
-        found = matcher.problems(named)
+        found = matcher.problems(given.named)
         problems += [f"{RULES_FIELD}.{label}.{problem}" for problem in found]
         if found:
             del matchers[label]  # it cannot match anything, and that has been said
     base = config.lr if lr is None else lr
     sorted_groups: list[dict[str, Any]] = []
     used: set[str] = set()
-    for group in groups:
+    for group in given.groups:
         parts, hit = _split(group, matchers, base, problems)
         sorted_groups += parts
         used |= hit
-    unmatched, idle = _without_effect(matchers, used, origins)
-    models = tuple(origins.models)
-    return Grouping(own_rates(sorted_groups), problems, unmatched, idle, models)
+    unmatched, idle = _without_effect(matchers, used | implied.keys(), origins)
+    warning = _NAMELESS if implied and not given.named else ""
+    return Grouping(own_rates(sorted_groups), problems, unmatched, idle, models, reasons, warning)
 
 
 def _contradictions(groups: list[dict[str, Any]]) -> list[str]:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase, translate
 from torch import Tensor
 
 from optfactory.config.group_rules import GroupRule
+from optfactory.groups.hidden import HiddenMatrices
 from optfactory.groups.layers import LayerNumbers
 from optfactory.groups.origins import Origin, Origins
 
@@ -16,10 +17,21 @@ _NO_MODEL = "needs the model; pass it in place of its parameters"
 
 
 class Matcher:
-    """One rule, prepared to be asked about many parameters."""
+    """One rule, prepared to be asked about many parameters.
 
-    def __init__(self, rule: GroupRule, origins: Origins) -> None:
+    Args:
+        flattens: whether convolutions count as matrices, unless the rule says so.
+
+    Attributes:
+        reasons: why tensors that were asked about are no hidden matrices, by their ids.
+    """
+
+    def __init__(self, rule: GroupRule, origins: Origins, flattens: bool = False) -> None:
         self.rule = rule
+        self.reasons: dict[int, str] = {}
+        self._hidden: HiddenMatrices | None = None
+        if rule.hidden is not None:
+            self._hidden = HiddenMatrices(origins, bool(rule.overrides.get("flatten", flattens)))
         self._origins = origins
         # A name must pass one test of each kind.
         globs = [re.compile(translate(text)).match for text in rule.match]
@@ -76,7 +88,15 @@ class Matcher:
             return False
         if self.rule.listed_by is not None and self._listed.isdisjoint(names):
             return False
-        return not self.rule.modules or _owned_by(origin, self.rule.modules)
+        if self.rule.modules and not _owned_by(origin, self.rule.modules):
+            return False
+        return self._hidden is None or self._is_hidden(tensor, self._hidden) == self.rule.hidden
+
+    def _is_hidden(self, tensor: Tensor, matrices: HiddenMatrices) -> bool:
+        reason = matrices.reason(tensor)
+        if reason:
+            self.reasons[id(tensor)] = reason
+        return not reason
 
     def layer(self, tensor: Tensor) -> tuple[int, int]:
         """The layer of a parameter, by its first name, and the last one; 0 without layers."""

@@ -9,7 +9,7 @@ from typing import Any
 from optfactory.config.schema import OptimizerConfig
 from optfactory.memory import placement
 from optfactory.planning.copies import Copies
-from optfactory.planning.sizes import STATE, Share
+from optfactory.planning.sizes import OF_OPTIMIZERS, STATE, Share
 from optfactory.step.report import MemoryReport
 
 
@@ -22,12 +22,14 @@ class PlannedGroup:
         parameters: their names.
         elements: how many elements they have together.
         overrides: hyperparameters that differ from the optimizer's.
+        reasons: why each parameter is no hidden matrix, where that matters; else empty.
     """
 
     name: str
     parameters: tuple[str, ...]
     elements: int
     overrides: Mapping[str, Any]
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Alternative:
 
     Attributes:
         name: of the optimizer.
-        ranks: bytes of its state, for each of the plan's `ranks`.
+        ranks: bytes of its state and scratch memory, for each of the plan's `ranks`.
         problem: why the config cannot have this name; else empty.
     """
 
@@ -46,13 +48,13 @@ class Alternative:
 
     @property
     def shares(self) -> tuple[Share, ...]:
-        """Bytes of its state, on the rank that has the most of it."""
+        """Bytes of its state and scratch memory, on the rank that has the most of it."""
         return max(self.ranks, key=total, default=())
 
     @property
     def state_bytes(self) -> int:
         """Bytes of all state, on the rank that has the most of it."""
-        return total(self.shares)
+        return total(share for share in self.shares if share.what == STATE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class RankFigures:
     Attributes:
         ranks: their numbers.
         report: bits, bytes and place of every parameter's state, as `memory_report()` gives it.
-        shares: bytes of parameters, buffers, gradients and state. Activations come on top.
+        shares: bytes of parameters, buffers, gradients, state and scratch memory. Activations
+            come on top.
     """
 
     ranks: tuple[int, ...]
@@ -161,7 +164,8 @@ class PlanFigures:
 
     def _needed(self, shares: tuple[Share, ...], state: tuple[Share, ...]) -> tuple[int, int]:
         device = shares[0].device if shares else "cpu"
-        all_shares = [s for s in shares if s.what != STATE] + [s for s in state if s.what == STATE]
+        all_shares = [s for s in shares if s.what not in OF_OPTIMIZERS]
+        all_shares += [s for s in state if s.what in OF_OPTIMIZERS]
         here = [s for s in all_shares if s.device == device]
         stay = total(s for s in here if s.place == placement.RESIDENT)
         return stay, total(here) - stay

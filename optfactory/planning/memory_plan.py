@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from optfactory.config.group_rules import RULES_FIELD
+from optfactory.config.group_rules import WHOLE_FIELDS
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.factory import resolve
 from optfactory.group_schema import OPTIMIZER_KEY, base_values
-from optfactory.groups.grouping import Grouping, group_parameters
+from optfactory.groups.grouping import Given, Grouping, sort
 from optfactory.groups.origins import without_wrappers
 from optfactory.groups.parameters import Params, parameter_names
 from optfactory.planning.copies import copies
@@ -102,7 +102,8 @@ def plan(
     target = _read_device(device)
     sizes = read_mesh(mesh)
     scheme = read_scheme(shard, sizes)
-    grouping = group_parameters(model, config)
+    given = Given.read(model)
+    grouping = sort(given, config)
     module = model if isinstance(model, nn.Module) else None
     tensors = _named_tensors(grouping, module)
     holders: Sequence[Holder] = [Holder()]
@@ -125,7 +126,7 @@ def plan(
         ranks=tuple(figures[i] for i in order),
         copies=copies(holders[order[0]], tensors.values(), laid_out.ranks[order[0]]),
         alternatives=tuple(
-            _alternative(name, config, grouping, target, [holders[i] for i in order])
+            _alternative(name, config, given, grouping, target, [holders[i] for i in order])
             for name in list_optimizers()
         ),
         mesh=sizes or (),
@@ -161,7 +162,7 @@ def _figures(
         report=report(slots),
         shares=(
             *model_shares(module, trained, device, holder),
-            *laid_out.state_shares(slots),
+            *laid_out.optimizer_shares(slots),
         ),
     )
 
@@ -210,6 +211,9 @@ def _groups(laid_out: LaidOut, config: OptimizerConfig) -> tuple[PlannedGroup, .
                 parameters=tuple(slot.name for slot in slots),
                 elements=sum(slot.parameter.numel() for slot in slots),
                 overrides={**({OPTIMIZER_KEY: other} if other else {}), **differing},
+                reasons=tuple(
+                    laid_out.grouping.reasons.get(id(slot.parameter), "") for slot in slots
+                ),
             )
         )
     return tuple(groups)
@@ -221,6 +225,7 @@ _NONE = object()
 def _alternative(
     name: str,
     config: OptimizerConfig,
+    given: Given,
     grouping: Grouping,
     device: torch.device | None,
     holders: Sequence[Holder],
@@ -229,7 +234,7 @@ def _alternative(
     # What two families share by name alone, as a momentum or betas, need not mean the same.
     schema = get_optimizer_info(name).config_class
     shared = next(base for base in type(config).__mro__ if issubclass(schema, base))
-    known = {*getattr(shared, "model_fields", ()), RULES_FIELD}
+    known = {*getattr(shared, "model_fields", ()), *WHOLE_FIELDS} & schema.model_fields.keys()
     # Where all keys are stated, as Hydra does, a name's defaults are no wish for another name.
     own = get_optimizer_info(config.name).defaults
     values = {
@@ -237,8 +242,10 @@ def _alternative(
     }
     try:
         other = config if name == config.name else resolve({**values, "name": name})
+        if other.of_matrices or config.of_matrices:  # what is for vectors is for their own groups
+            grouping = sort(given, other)
         laid_out = lay_out(grouping, other, device, holders)
     except ConfigError as error:
         problem = error.problems[0] if error.problems else str(error)
         return Alternative(name, (), problem)
-    return Alternative(name, tuple(map(laid_out.state_shares, laid_out.ranks)))
+    return Alternative(name, tuple(map(laid_out.optimizer_shares, laid_out.ranks)))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from optfactory.memory import placement
 from optfactory.planning.figures import Alternative, PlanFigures
-from optfactory.planning.sizes import STATE, Share
+from optfactory.planning.sizes import OF_OPTIMIZERS, STATE, Share
 from optfactory.planning.text import headline
 
 # Okabe & Ito's colors, which color-blind readers can tell apart.
@@ -21,6 +21,7 @@ _COLORS = {
     "parameters": "#999999",
     "buffers": "#666666",
     "gradients": "#56B4E9",
+    "scratch": "#CC79A7",
     "32-bit state": "#D55E00",
     "8-bit state": "#E69F00",
     "paged 32-bit state": "#0072B2",
@@ -69,7 +70,7 @@ def _title(plan: PlanFigures, model: str) -> str:
 
 def _draw_bars(axes: Axes, plan: PlanFigures, bars: Sequence[Alternative]) -> list[float]:
     """The bars with their sums, which are returned."""
-    base = [share for share in plan.shares if share.what != STATE]
+    base = [share for share in plan.shares if share.what not in OF_OPTIMIZERS]
     ends = [0.0] * len(bars)
     for kind, color in _COLORS.items():
         sizes = [_size([*base, *other.shares], kind) / _GIB for other in bars]

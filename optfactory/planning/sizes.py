@@ -21,9 +21,13 @@ from optfactory.memory.managed import concurrent_managed_access
 from optfactory.planning.spread import Holder
 from optfactory.sharding.dtensors import local_tensor
 from optfactory.state.layout import StateLayout
+from optfactory.step.scratch import scratch_bytes
 from optfactory.step.slots import Slot
 
 PARAMETERS, BUFFERS, GRADIENTS, STATE = "parameters", "buffers", "gradients", "state"
+SCRATCH = "scratch"
+# What depends on the optimizer.
+OF_OPTIMIZERS = (STATE, SCRATCH)
 
 
 # Bytes by the attributes of a Share.
@@ -35,7 +39,8 @@ class Share:
     """One part of the memory.
 
     Attributes:
-        what: ``parameters``, ``buffers``, ``gradients`` or ``state``.
+        what: ``parameters``, ``buffers``, ``gradients``, ``state``, or ``scratch``: memory for
+            directions of whole matrices.
         device: the type of the device where it lives, or is paged to.
         bits: bits of an element; of state its width, scales and step counters included.
         place: ``resident``, or the kind of memory that makes room for other data.
@@ -65,8 +70,8 @@ class LaidOut:
     devices: list[torch.device]
     _sizes: dict[tuple[int, torch.device], Sizes] = field(default_factory=dict, repr=False)
 
-    def state_shares(self, slots: Sequence[Slot]) -> tuple[Share, ...]:
-        """The bytes of all states on one of the ranks."""
+    def optimizer_shares(self, slots: Sequence[Slot]) -> tuple[Share, ...]:
+        """The bytes of all states and of scratch memory on one of the ranks."""
         sizes: Sizes = Counter()
         for slot, device in zip(slots, self.devices, strict=True):
             layout = slot.layout
@@ -75,7 +80,17 @@ class LaidOut:
                 self._sizes[key] = _state_sizes(layout, device)
             for kind, nbytes in self._sizes[key].items():
                 sizes[kind] += nbytes
-        return tuple(_shares(sizes))
+        return (*_shares(sizes), *self._scratch_shares(slots))
+
+    def _scratch_shares(self, slots: Sequence[Slot]) -> list[Share]:
+        sizes: Sizes = Counter()
+        values = [checked.model_dump() for checked in self.configs]
+        places = {id(group): index for index, group in enumerate(self.grouping.groups)}
+        whole = [replace(slot, group=values[places[id(slot.group)]]) for slot in slots]
+        for device in dict.fromkeys(self.devices):
+            here = [s for s, home in zip(whole, self.devices, strict=True) if home == device]
+            sizes[SCRATCH, device.type, 32, placement.RESIDENT] += scratch_bytes(here, device)
+        return _shares(sizes)
 
 
 def lay_out(

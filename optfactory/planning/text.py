@@ -17,6 +17,7 @@ def render(plan: PlanFigures) -> str:
     parts = [
         headline(plan),
         _groups(plan),
+        _others_than_matrices(plan),
         _shares(plan),
         _copies(plan),
         _wide(plan),
@@ -60,6 +61,21 @@ def _groups(plan: PlanFigures) -> str:
         for group in plan.groups
     ]
     return _table(["group", "tensors", "elements", "overrides"], rows, "<>><")
+
+
+def _others_than_matrices(plan: PlanFigures) -> str:
+    """What an optimizer for matrices leaves to another one, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for group in plan.groups:
+        for name, reason in zip(group.parameters, group.reasons, strict=False):
+            if reason:
+                reasons.setdefault(reason, []).append(name)
+    rows = [[str(len(names)), reason, _shortened(names)] for reason, names in reasons.items()]
+    return _table(["tensors", "no hidden matrix, because it is", ""], rows, "><<") if rows else ""
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if names[_SHOWN:] else "")
 
 
 def _shares(plan: PlanFigures) -> str:
@@ -121,10 +137,7 @@ def _wide(plan: PlanFigures) -> str:
     for row in plan.report.rows:
         if row.reason:
             reasons.setdefault(_kind(row.reason), []).append(row.name)
-    rows = [
-        [str(len(names)), reason, ", ".join(names[:_SHOWN]) + (", ..." if names[_SHOWN:] else "")]
-        for reason, names in reasons.items()
-    ]
+    rows = [[str(len(names)), reason, _shortened(names)] for reason, names in reasons.items()]
     return (
         _table(["tensors", "not 8-bit, or not paged, because of", ""], rows, "><<") if rows else ""
     )

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from textwrap import dedent
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 from optfactory.errors import ConfigError
 from optfactory.rules.options import COMMON_SCALARS
@@ -111,6 +111,9 @@ class UpdateRule:
             direction, whose step the ratio scales; another name that the text assigns stands for
             the direction. ``g`` is the gradient as the rule gets it: the ratio is known before
             the rule runs, whose text reads ``ratio`` and scales by it what it wants to.
+        transform: ``orthogonalize`` if the direction is made of whole matrices: u is made
+            orthogonal by `optfactory.matrix`, as the group's fields say
+            (`optfactory.optimizers.matrices`), before the step; None if u is the direction.
         text: the rule text itself; None where it is the file.
 
     >>> states = (StateSpec("momentum_buffer", signed=True),)
@@ -125,6 +128,7 @@ class UpdateRule:
     scalars: tuple[str, ...]
     trust_ratio: str | None = None
     ratio_of: str = "u"
+    transform: Literal["orthogonalize"] | None = None
     text: str | None = None
 
     @property

@@ -144,16 +144,16 @@ class StateLayout:
         global shape alone, whatever part of it a process holds.
         """
         rule = config_class.rule(group)
-        layout = cls._with_rule(shape, device, dtype, rule, group, sharding)
+        layout = cls.of_rule(shape, device, dtype, rule, group, sharding)
         if layout.quantized or group["optim_bits"] == 32:
             return layout
         wide = config_class.rule({**group, "optim_bits": 32})
         if wide == rule:
             return layout
-        return cls._with_rule(shape, device, dtype, wide, group, sharding)
+        return cls.of_rule(shape, device, dtype, wide, group, sharding)
 
     @classmethod
-    def _with_rule(
+    def of_rule(
         cls,
         shape: tuple[int, ...],
         device: torch.device,
@@ -162,6 +162,7 @@ class StateLayout:
         group: Mapping[str, Any],
         sharding: Sharding | None,
     ) -> StateLayout:
+        """As `of`, with a rule of the caller's."""
         whole = not group["block_wise"]
         flat = group["compat"] == "bitsandbytes"
         grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)

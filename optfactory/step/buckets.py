@@ -69,6 +69,7 @@ class Bucket:
             the one, change nothing if the other is not 0.
         strides: as `Facts.strides`, of this step's parameters and gradients.
         tables: what the backend keeps between steps while the slots stay the same.
+        matrices: what `optfactory.step.scratch` keeps of it.
     """
 
     key: BucketKey
@@ -81,6 +82,7 @@ class Bucket:
     found_inf: Tensor | None = None
     strides: Any = None
     tables: Any = None
+    matrices: Any = None
 
     def __post_init__(self) -> None:
         keys = list(self.slots[0].layout.tensors)
@@ -131,7 +133,7 @@ class Bucket:
             row_of = {}
             values = dict(group, lr=float(group["lr"]))
             for step in own[:1] if own.count(own[0]) == len(own) else dict.fromkeys(own):
-                scalars = slot.schema.scalars(values, int(step))
+                scalars = self._rule_scalars(slot, values, int(step))
                 scalars |= common_scalars(group, step)
                 row_of[step] = len(rows)
                 rows.append([scalars[name] for name in names])
@@ -158,11 +160,15 @@ class Bucket:
             values = dict(group)
             if isinstance(group["lr"], Tensor):
                 values["lr"] = group["lr"].to(steps.device, torch.float64, non_blocking=True)
-            scalars = slot.schema.scalars(values, steps[part])
+            scalars = self._rule_scalars(slot, values, steps[part])
             scalars |= common_scalars(group, steps[part])
             for column, name in enumerate(names):
                 table[part, column] = scalars[name]
         return table
+
+    def _rule_scalars(self, slot: Slot, group: dict[str, Any], step: Any) -> dict[str, Any]:
+        """What the schema of a parameter's family computes for its group."""
+        return slot.schema.scalars(group, step)
 
     def must_skip(self) -> bool:
         """Whether the GradScaler found gradients that are not finite; waits for its device."""

@@ -51,6 +51,8 @@ def _needs(group: Group, family: type[OptimizerConfig]) -> str:
     """What of a group's hyperparameters asks for whole tensors; empty if nothing does."""
     if family.rule(group).trust_ratio is not None:
         return f"'{family.family}' needs the norms of whole tensors"
+    if family.of_matrices:
+        return f"'{family.family}' needs whole matrices"
     if group["cautious"]:
         return "cautious steps need what is known of whole tensors"
     if group["percentile_clipping"] < 100:

@@ -17,6 +17,7 @@ from optfactory.step.buckets import Bucket, BucketKey
 from optfactory.step.facts import Facts
 from optfactory.step.gradients import computed
 from optfactory.step.keys import Keys
+from optfactory.step.scratch import Scratch
 from optfactory.step.slots import Slot
 from optfactory.step.states import LiveStates
 from optfactory.step.usable import refuse_unusable
@@ -34,6 +35,7 @@ class StepPlan:
         self._locals = list(map(local_tensor, self.parameters))
         self.devices = {p.device for p in self._locals}
         self.live = LiveStates(self.slots)
+        self.scratch = Scratch(self.slots)
         self.exchange: Any = None  # what a backend's step keeps for processes to tell each other
         self._facts: Facts | None = None
         self._lazy: list[int] = []  # whose gradients are computed when they are read

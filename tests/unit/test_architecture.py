@@ -15,7 +15,7 @@ ALLOWED = {
     # configuration: no torch
     "rules": {"errors"},
     "config": {"errors", "rules"},
-    "optimizers": {"config", "rules"},
+    "optimizers": {"config", "matrix", "rules"},
     "plugins": {"config"},
     "families": {"config", "errors", "optimizers", "plugins", "rules"},
     "registry": {"config", "errors", "families", "plugins"},
@@ -29,7 +29,8 @@ ALLOWED = {
     "state": {"config", "errors", "memory", "rules", "sharding"},
     "groups": {"config", "errors", "group_schema", "rules", "sharding"},
     "step": {
-        *("config", "errors", "group_schema", "groups", "memory", "rules", "sharding", "state"),
+        *("config", "errors", "group_schema", "groups", "matrix", "memory", "rules"),
+        *("sharding", "state"),
     },
     "backends": {"build", "errors", "memory", "rules", "sharding", "state", "step"},
     "checkpoints": {
@@ -39,7 +40,9 @@ ALLOWED = {
     "matrix": {"errors"},
     "overlooked": set(),
     "reminders": {"groups", "overlooked", "step"},
-    "group_config": {"backends", "config", "errors", "group_schema", "groups", "rules"},
+    "group_config": {
+        *("backends", "config", "errors", "group_schema", "groups", "matrix", "rules"),
+    },
     "optimizer": {
         *("backends", "checkpoints", "config", "errors", "group_config", "group_schema", "groups"),
         *("memory", "reminders", "sharding", "state", "step"),
