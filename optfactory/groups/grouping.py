@@ -28,8 +28,8 @@ DEFAULT = "default"
 _SHOWN_NAMES = 5
 
 _NAMELESS = (
-    "the parameters have no names, so that embeddings and the output head cannot be told from hidden "
-    "matrices, and all of two dimensions are trained as such; pass the model or "
+    "the parameters have no names, so that embeddings and the output head cannot be told from "
+    "hidden matrices, and all of two dimensions are trained as such; pass the model or "
     "model.named_parameters(), or put the others into a group with another optimizer, such as "
     '{"params": ..., "optimizer": "adamw8bit"}'
 )
