@@ -10,7 +10,7 @@ from optfactory.config.hydra_keys import MADE_FOR, NODE_KEYS, renamed_problem, t
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error, validate
 from optfactory.errors import ConfigError, UnknownOptimizerError
-from optfactory.registry import canonical_name, get_optimizer_info
+from optfactory.registry import canonical_name, get_optimizer_info, implied_fields
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -188,13 +188,15 @@ def _checked(values: dict[str, Any], path: str) -> OptimizerConfig:
     if not isinstance(values["name"], str):
         raise ConfigError(f"the optimizer's name must be a string, got {values['name']!r}")
     try:
-        name = values["name"] = canonical_name(values["name"])
+        name = canonical_name(values["name"])
     except UnknownOptimizerError as error:
         raise UnknownOptimizerError(f"{path}.name: {error}") from None
+    implied = implied_fields(values["name"], name)
+    values["name"] = name
     problem = renamed_problem(values, path)
     if problem:
         raise ConfigError(problem)
-    own = {key: value for key, value in values.items() if key not in NODE_KEYS}
+    own = implied | {key: value for key, value in values.items() if key not in NODE_KEYS}
     config = validate(get_optimizer_info(name).config_class, own, path, f"optimizer '{name}'")
     return _without_defaults(config) if MADE_FOR in values else config
 
