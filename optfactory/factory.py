@@ -10,7 +10,7 @@ from optfactory.config.hydra_keys import MADE_FOR, NODE_KEYS, renamed_problem, t
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, UnknownOptimizerError
-from optfactory.registry import canonical_name, get_optimizer_info
+from optfactory.registry import canonical_name, get_optimizer_info, implied_fields
 from optfactory.rule_check import validate_with_rules
 
 if TYPE_CHECKING:
@@ -189,13 +189,15 @@ def _checked(values: dict[str, Any], path: str) -> OptimizerConfig:
     if not isinstance(values["name"], str):
         raise ConfigError(f"the optimizer's name must be a string, got {values['name']!r}")
     try:
-        name = values["name"] = canonical_name(values["name"])
+        name = canonical_name(values["name"])
     except UnknownOptimizerError as error:
         raise UnknownOptimizerError(f"{path}.name: {error}") from None
+    implied = implied_fields(values["name"], name)
+    values["name"] = name
     problem = renamed_problem(values, path)
     if problem:
         raise ConfigError(problem)
-    own = {key: value for key, value in values.items() if key not in NODE_KEYS}
+    own = implied | {key: value for key, value in values.items() if key not in NODE_KEYS}
     model = get_optimizer_info(name).config_class
     config = validate_with_rules(model, own, path, f"optimizer '{name}'")
     return _without_defaults(config) if MADE_FOR in values else config

@@ -9,7 +9,7 @@ from optfactory.config.group_rules import OTHERS_FIELD, WHOLE_FIELDS, GroupRule
 from optfactory.config.names import OptimizerName
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import model_or_errors, problem_text
-from optfactory.registry import OptimizerInfo, get_optimizer_info
+from optfactory.registry import get_optimizer_info, implied_fields
 
 # The key of rules and of param groups.
 OPTIMIZER_KEY = "optimizer"
@@ -47,17 +47,19 @@ def base_values(
     own = config.model_dump(exclude=set(WHOLE_FIELDS))
     if name is None:
         return family_class(type(config)), own
-    info = get_optimizer_info(str(name))
-    return info.base, values_of_other(info, own)
+    return get_optimizer_info(str(name)).base, values_of_other(str(name), own)
 
 
-def values_of_other(info: OptimizerInfo, own: Mapping[str, Any]) -> dict[str, Any]:
+def values_of_other(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a group with another optimizer, before it states some itself.
 
     Args:
-        own: those of the optimizer's config.
+        name: as it was written.
+        own: values of the optimizer's config.
     """
-    return {**info.defaults, **begun_anew(own), "name": info.name}
+    info = get_optimizer_info(name)
+    implied = implied_fields(name, info.name)
+    return {**info.defaults, **begun_anew(own), **implied, "name": info.name}
 
 
 def others_name(values: Mapping[str, Any]) -> str:

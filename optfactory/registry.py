@@ -170,6 +170,23 @@ def canonical_name(text: str) -> str:
     return name
 
 
+def implied_fields(text: str, name: str) -> dict[str, Any]:
+    """What a spelling says beside the name: with ``bnb`` it means bitsandbytes' rule.
+
+    >>> implied_fields("bnb_adam8bit", "adam8bit"), implied_fields("Adam8bit", "adam8bit")
+    ({'adam_w_mode': True}, {})
+
+    Args:
+        text: the spelling.
+        name: the canonical name behind it.
+    """
+    family = _table()[name].base
+    peer = family.bitsandbytes_peer
+    if peer is None or "bnb" not in normalize(text):
+        return {}
+    return {k: v for k, v in peer.fixed.items() if v != family.model_fields[k].get_default()}
+
+
 def get_optimizer_info(name: str) -> OptimizerInfo:
     """Everything the registry knows of one optimizer; accepts aliases.
 

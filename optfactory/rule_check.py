@@ -17,7 +17,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, model_or_errors, overridden, problem_text
 from optfactory.errors import UnknownOptimizerError
 from optfactory.group_schema import OPTIMIZER_KEY, others_name, values_of_other
-from optfactory.registry import get_optimizer_info
+from optfactory.registry import get_optimizer_info, implied_fields
 
 Config = TypeVar("Config", bound=OptimizerConfig)
 
@@ -104,7 +104,8 @@ class _Check:
             )
         values = config.model_dump()
         named = {"name": config.name} if "name" in given else {}
-        return {**named, **{key: values[key] for key in overrides}}
+        keys = {**implied_fields(str(name), config.name), **overrides}
+        return {**named, **{key: values[key] for key in keys}}
 
     def _place(self, *keys: str) -> str:
         return ".".join(filter(None, (self._path, *keys)))
@@ -145,8 +146,7 @@ def _judge(
     """
     if not isinstance(name, str):
         return family, own
-    info = get_optimizer_info(name)
-    return info.config_class, values_of_other(info, own)
+    return get_optimizer_info(name).config_class, values_of_other(name, own)
 
 
 def _plain(rule: GroupRule, checked: OptimizerConfig) -> GroupRule:
@@ -154,5 +154,6 @@ def _plain(rule: GroupRule, checked: OptimizerConfig) -> GroupRule:
     values = checked.model_dump()
     stated = {key: values[key] for key in rule.overrides}
     if rule.optimizer is not None:
-        stated[OPTIMIZER_KEY] = checked.name
+        implied = implied_fields(rule.optimizer, checked.name)
+        stated |= {key: values[key] for key in implied} | {OPTIMIZER_KEY: checked.name}
     return GroupRule.model_validate({**rule.model_dump(exclude=set(stated)), **stated})

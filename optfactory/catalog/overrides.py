@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optfactory.config.hydra_keys import MADE_FOR
 from optfactory.errors import ConfigError, OptFactoryError
-from optfactory.registry import canonical_name, get_optimizer_info
+from optfactory.registry import canonical_name, get_optimizer_info, implied_fields
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -40,15 +40,16 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any] | 
     if _is_file_name(source):
         return _from_file(Path(source), overrides)
     name = canonical_name(source)
+    implied = implied_fields(source, name)
     if not overrides:
-        return {"name": name}
+        return {"name": name, **implied}
     _require_hydra()
     from omegaconf import OmegaConf
 
     # All keys, as in the shipped YAML: there `~lr` removes a key that exists.
     info = get_optimizer_info(name)
     values = info.config_class(name=name).model_dump(mode="json")
-    return _apply(OmegaConf.create({MADE_FOR: name, **values}), overrides)
+    return _apply(OmegaConf.create({MADE_FOR: name, **values, **implied}), overrides)
 
 
 def _is_file_name(source: str) -> bool:

@@ -251,6 +251,15 @@ def test_a_config_comes_back_from_every_form(tmp_path: Path) -> None:
     assert resolve(OmegaConf.create(file.read_text())) == config
 
 
+def test_a_spelling_of_bitsandbytes_means_its_rule_here_too() -> None:
+    rules = {"head": {**HEAD, "optimizer": "bnb_adam8bit"}}
+    assert got(built(Net(), rules), "adam_w_mode")["head.weight"] is True
+    again = resolve(resolve("lion", param_groups=rules).model_dump())
+    assert got(build_optimizer(again, Net()), "adam_w_mode")["head.weight"] is True
+    group = {"params": Net().parameters(), "optimizer": "adam_bnb_8bit"}
+    assert build_optimizer("lion", [group]).param_groups[0]["adam_w_mode"] is True
+
+
 def test_hydra_gives_a_rule_another_optimizer(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 

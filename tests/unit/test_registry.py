@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optfactory import OptimizerInfo, get_optimizer_info, list_optimizers, resolve
+from optfactory.catalog.overrides import read_config
 from optfactory.config.schema import family_class
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.registry import canonical_name
@@ -228,6 +230,56 @@ def test_other_spellings_are_refused(text: str) -> None:
     for refuse in (canonical_name, get_optimizer_info, resolve):
         with pytest.raises(UnknownOptimizerError):
             refuse(text)
+
+
+# The names of transformers 5.24 (OptimizerNames), timm 1.0.31 (list_optimizers()) and axolotl 0.21
+# that are none here, though most of them begin or end as one that is; lars is a family of its own.
+ELSEWHERE = """
+    adamw_torch adamw_torch_fused adamw_torch_xla adamw_torch_npu_fused adafactor adamw_anyprecision
+    adamw_torch_4bit adamw_torch_8bit galore_adamw galore_adamw_8bit galore_adafactor
+    galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo
+    grokadamw schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw
+    apollo_adamw_layerwise stable_adamw
+
+    adadelta adafactorbv adafactorbvc adahessian adamax adamc adamp adamuon adamwlegacy adanw adoptc
+    adoptw cadafactor cadafactorbv cadafactorbvc cadamc cadamp cadamw cadan cadanw cadopt cadoptc
+    cadoptw clamb clambw claprop clion clionc cmars cnadamc cnadamw crmsproptf csgdc csgdp csgdw
+    fusedadam fusedadamw fusedlamb fusednovograd fusedsgd kron kronc kronw lambc lambcd lambcw lambw
+    laprop lapropc larc lionc madgrad madgradw mars muon nadamc nadamlegacy nadamuon nadamw nesterov
+    nesterovw nlarc nlars nmuon novograd novogradc novogradw radabelief radamlegacy radamw rmsproptf
+    rmsproptfc rmsproptfw sgdc sgdp sgdw
+
+    optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 adopt_adamw came_pytorch muon_8bit dion
+    sinkgd polora flash_adamw flash_adam flash_sgd flash_sgdw flash_lion scao q_galore_adamw8bit
+"""
+
+
+def test_no_other_algorithm_is_suggested_for_names_of_other_libraries() -> None:
+    for text in ELSEWHERE.split():
+        with pytest.raises(UnknownOptimizerError) as refused:
+            resolve(text)
+        assert "Did you mean" not in str(refused.value)
+
+
+def test_every_name_of_transformers_is_known_or_refused() -> None:
+    """A name that comes with a later release is known, or belongs to the list above."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        training_args = pytest.importorskip("transformers.training_args")
+    for name in {item.value for item in training_args.OptimizerNames} - set(ELSEWHERE.split()):
+        assert resolve(name).name
+
+
+@pytest.mark.parametrize("name", ["bnbadam", "bnbadam8bit", "bnb_paged_adam32bit", "adam_bnb_8bit"])
+def test_adam_of_bitsandbytes_decays_as_it_does_there(name: str) -> None:
+    """Decoupled, whatever it is called: the name would else mean another rule."""
+    assert resolve(name, weight_decay=0.1).model_dump()["adam_w_mode"]
+    assert not resolve(name, adam_w_mode=False).model_dump()["adam_w_mode"]
+    assert not resolve(canonical_name(name)).model_dump()["adam_w_mode"]
+    rules = {"some": {"match": "*", "weight_decay": 0.1}}
+    assert resolve({"name": name, "param_groups": rules}).model_dump()["adam_w_mode"]
+    for overrides in ([], ["lr=0.1"]):
+        assert resolve(read_config(name, overrides)).model_dump()["adam_w_mode"]
 
 
 @given(st.text(alphabet="adbnmwlpge_-832it", max_size=20))
