@@ -38,7 +38,8 @@ class HiddenMatrices:
     def __init__(self, origins: Origins, flattens: bool) -> None:
         self._origins, self._flattens = origins, flattens
         self._heads = _heads_by_models(origins.places) or _heads_by_names(origins)
-        self._heads = self._heads or _last_layer(origins)
+        # Of parameters that were chosen by the caller the last is no head.
+        self._heads = self._heads or (_last_layer(origins) if origins.places else set())
 
     def reason(self, tensor: Tensor) -> str:
         """Why a parameter is no hidden matrix; empty if it is one."""

@@ -136,10 +136,12 @@ def test_every_group_trains_as_with_an_optimizer_of_its_own(family: str, width: 
     more = NEAREST if width == "8bit" else {}
     mixed, parted = Wide(), Wide()
     parted.load_state_dict(mixed.state_dict())
-    one = built(mixed, {"head": {**HEAD, "optimizer": name, **more}}, "adamw8bit", lr=1e-2)
+    rule = {"match": "head.weight", "optimizer": name, **more}
+    one = built(mixed, {"head": rule}, "adamw8bit", lr=1e-2)
     shared = known_to(name, {"weight_decay": 0.01})
-    head = build_optimizer(name, parted.head, lr=1e-2, **shared, **more)
-    rest = [p for key, p in parted.named_parameters() if not key.startswith("head.")]
+    weights = [("a matrix", parted.head.weight)]
+    head = build_optimizer(name, weights, lr=1e-2, **shared, **more)
+    rest = [p for key, p in parted.named_parameters() if key != "head.weight"]
     others = build_optimizer("adamw8bit", rest, lr=1e-2)
     for step in range(3):
         give_gradients(mixed, step)
@@ -255,7 +257,7 @@ def test_a_spelling_of_bitsandbytes_means_its_rule_here_too() -> None:
     rules = {"head": {**HEAD, "optimizer": "bnb_adam8bit"}}
     assert got(built(Net(), rules), "adam_w_mode")["head.weight"] is True
     again = resolve(resolve("lion", param_groups=rules).model_dump())
-    assert got(build_optimizer(again, Net()), "adam_w_mode")["head.weight"] is True
+    assert build_optimizer(again, Net()).param_groups[-1]["adam_w_mode"] is True
     group = {"params": Net().parameters(), "optimizer": "adam_bnb_8bit"}
     assert build_optimizer("lion", [group]).param_groups[0]["adam_w_mode"] is True
 
