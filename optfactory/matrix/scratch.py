@@ -13,8 +13,8 @@ from optfactory.matrix.products import multiplies_rounded
 
 Shape = tuple[int, int]
 
-# From this ratio of sides on, iterating on the Gram matrix takes less work. And squarer matrices have
-# the smaller singular values, whose squares it would have to keep.
+# From this ratio of sides on, iterating on the Gram matrix takes less work. Squarer matrices also
+# have smaller singular values, whose squares it would have to keep.
 _GRAM_RATIO = 1.5
 
 # Tensors begin at multiples of this many bytes, as those of torch's allocators do.
