@@ -83,29 +83,32 @@ def symmetric_multiply(
     beta: float = 0.0,
     alpha: float = 1.0,
 ) -> None:
-    """Compute out = beta base + alpha a b, all symmetric: [batch, n, n] in float32.
+    """Compute out = beta base + alpha a b, [batch, n, n], where base and a b are symmetric.
 
-    On CPUs the result is computed in bands of rows from the diagonal on, and mirrored: 5/8 of the
-    work, and no drift away from symmetry.
+    On CPUs float32 results are computed in bands of rows from the diagonal on, and mirrored: 5/8 of
+    the work.
 
     Args:
         out: neither a nor b nor base.
     """
-    base = out if base is None else base
     size = out.shape[1]
-    if out.device.type != "cpu" or size < _SMALLEST_SYMMETRIC:
-        torch.baddbmm(base, a, b, beta=beta, alpha=alpha, out=out)
-        return
+    if a.dtype == torch.float32 and out.device.type == "cpu" and size >= _SMALLEST_SYMMETRIC:
+        for target, given, rows, columns in zip(
+            out, out if base is None else base, a, b, strict=True
+        ):
+            _in_bands(target, given, rows, columns, beta, alpha)
+    elif base is None:
+        multiply(out, a, b)
+    else:
+        multiply_add(out, base, a, b, beta=beta, alpha=alpha)
+
+
+def _in_bands(out: Tensor, base: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> None:
+    """As `symmetric_multiply`, for one matrix."""
+    size = len(out)
     width = -(-size // _BANDS)
     for start in range(0, size, width):
-        end = min(start + width, size)
-        for target, given, rows, others in zip(out, base, a, b, strict=True):
-            torch.addmm(
-                given[start:end, start:],
-                rows[start:end],
-                others[:, start:],
-                beta=beta,
-                alpha=alpha,
-                out=target[start:end, start:],
-            )
-        out[:, end:, start:end].copy_(out[:, start:end, end:].mT)
+        band = slice(start, start + width)
+        target = out[band, start:]
+        torch.addmm(base[band, start:], a[band], b[:, start:], beta=beta, alpha=alpha, out=target)
+        out[start + width :, band].copy_(out[band, start + width :].mT)

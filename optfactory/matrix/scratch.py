@@ -13,8 +13,17 @@ from optfactory.matrix.products import multiplies_rounded
 
 Shape = tuple[int, int]
 
+# From this ratio of sides on, iterating on the Gram matrix takes less work. Squarer matrices also
+# have smaller singular values, whose squares it would have to keep.
+_GRAM_RATIO = 1.5
+
 # Tensors begin at multiples of this many bytes, as those of torch's allocators do.
 _ALIGNMENT = 64
+
+
+def prefers_gram(shape: Shape) -> bool:
+    """Whether a matrix of this shape is orthogonalized by way of its Gram matrix, in float32."""
+    return max(shape) >= _GRAM_RATIO * min(shape)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Layout:
     def of(cls, batch: int, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Layout:
         """What matrices need whose products have operands of this dtype, on this device."""
         rounded: tuple[torch.dtype, ...] = ()
-        squares = 4
+        squares = 4 if prefers_gram(shape) else 2
         if dtype != torch.float32:
             rounded = (dtype,) if multiplies_rounded(device) else (dtype, torch.float32)
             squares = 2
