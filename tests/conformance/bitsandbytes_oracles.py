@@ -91,7 +91,7 @@ class Generic:
                 codes, scales = quantize(zeros, number)
                 entries |= {f"state{number}": codes, f"absmax{number}": scales}
                 entries[f"qmap{number}"] = torch.from_numpy(MAPS[number].copy())
-        if self.name == "lamb":
+        if self.name in ("lamb", "lars"):
             entries["unorm_vec"] = torch.zeros(1)
         return entries
 

@@ -214,7 +214,8 @@ class Twin:
             return self.step_reference(seen, array(grad), before, self.options), None
         return step_8bit(
             self.step_reference, seen, array(grad),
-            {name: quantized(state, name) for name in self.states}, self.reference.states,
+            {name: quantized(state, name) for name in self.states},
+            {**self.reference.states, **self.reference.facts.more_states},
             before, self.options, self.block_size,
         )  # fmt: skip
 

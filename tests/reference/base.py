@@ -144,7 +144,7 @@ def enter(p: Values, g: ArrayLike, state: State, o: Options) -> Entry:
         history, scale = clip(raw, history, state.step + 1, o.percentile_clipping)
         with np.errstate(all="ignore"):
             grad = grad * scale if scale.value < 1 or scale.error.any() else grad
-    grad = grad * Tracked.exact(-1.0) if o.maximize else grad
+    grad = -grad if o.maximize else grad
     return Entry(Tracked.exact(p), grad, held, history)
 
 

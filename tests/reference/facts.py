@@ -44,6 +44,7 @@ class Facts:
         variants: options by name with which every step is compared with the reference.
         peak_lr: the learning rate at which long runs start; None: three times the default.
         longest_step: the longest one in learning rates, at 32 bits, with gradients up to 1.
+        more_states: what only some settings keep, and whether it can be negative.
         torch_peer: the class of torch.optim that steps alike; empty if there is none.
         torch_cases: options with which they are compared, by the names both have.
     """
@@ -53,5 +54,6 @@ class Facts:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     peak_lr: float | None = None
     longest_step: float = ADAMS_LONGEST_STEP
+    more_states: Mapping[str, bool] = field(default_factory=dict)
     torch_peer: str = ""
     torch_cases: Sequence[Mapping[str, Any]] = ()

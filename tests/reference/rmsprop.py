@@ -25,6 +25,7 @@ class RMSpropOptions(Options):
 DEFAULTS = RMSpropOptions()
 STATES = {"square_avg": False}
 FACTS = Facts(
+    more_states={"momentum_buffer": True},
     flips={
         "compat": [flip("bitsandbytes", optim_bits=8)],  # no decay stands apart
         "alpha": [flip(0.9), flip(0.0), flip(0.9, optim_bits=8)],
