@@ -1,7 +1,9 @@
 """What tests ask of the registry: families, by the fields they have, and the states of a rule.
 
 A test of all families takes them from here, so that one that is added takes part by itself. What
-only some families have (amsgrad, a second moment) is asked for by its field or its state.
+only some families have (amsgrad, a second moment) is asked for by its field or its state. What is
+asked of single elements, or of vectors, is not for families that make directions of whole matrices:
+such tests walk `ELEMENT_WISE`, or take the shapes that are `suited`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,25 @@ FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
 # The families whose numbers and names some tests write out, so that none of them is lost.
 FIRST = ("adam", "adamw", "lamb")
 NAMES_OF_FIRST = [name for name in NAMES if get_optimizer_info(name).family in FIRST]
+
+
+def is_of_matrices(name: str) -> bool:
+    """Whether an optimizer makes directions of whole matrices, and leaves all else to others."""
+    return get_optimizer_info(name).base.of_matrices
+
+
+ELEMENT_WISE = [family for family in FAMILIES if not is_of_matrices(family)]
+ELEMENT_WISE_NAMES = [name for name in NAMES if not is_of_matrices(name)]
+# Options that decide about single elements, and the only value of another that matrices refuse.
+_OF_ELEMENTS = {"skip_zeros", "cautious", "compat"}
+_SKIPS_ELEMENTS = ("nonfinite", "skip_element")
+
+Shape = tuple[int, ...]
+
+
+def suited(name: str, shapes: Iterable[Shape]) -> list[Shape]:
+    """Those of these shapes that an optimizer trains by its own rule."""
+    return [shape for shape in shapes if len(shape) == 2 or not is_of_matrices(name)]
 
 
 def names_with(*fields: str) -> list[str]:
@@ -61,7 +82,9 @@ def beside(name: str, field: str) -> dict[str, Any] | None:
 
 def acts_on(name: str, field: str) -> bool:
     """Whether an optimizer has a field, and the state that the field is for."""
-    if not has(name, field) or beside(name, field) is None:
+    if not has(name, field) or (is_of_matrices(name) and field in _OF_ELEMENTS):
+        return False
+    if beside(name, field) is None:
         return False
     signs = {state.signed for state in states_of(name)}
     return OF_SIGNED_STATE.get(field) in {None, *signs}
@@ -77,7 +100,7 @@ def known_to(name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def takes(name: str, field: str, value: Any) -> bool:
     """Whether an optimizer has a field and a use for it, and as many betas as there are."""
-    if not acts_on(name, field):
+    if not acts_on(name, field) or (is_of_matrices(name) and (field, value) == _SKIPS_ELEMENTS):
         return False
     return field != "betas" or len(value) == len(get_optimizer_info(name).defaults["betas"])
 

@@ -11,7 +11,7 @@ from optfactory.checkpoints.bitsandbytes import NESTED, BitsandbytesLayout
 from optfactory.checkpoints.foreign import States, copied
 from optfactory.checkpoints.own import OwnLayout, live_record
 from optfactory.checkpoints.peers import peers_of
-from optfactory.checkpoints.records import MARKS, PLACEMENT, STORAGE, Export, Layout
+from optfactory.checkpoints.records import MARKS, PLACEMENT, PRODUCTS, STORAGE, Export, Layout
 from optfactory.checkpoints.sharded import whole_entries
 from optfactory.checkpoints.torch import TorchLayout
 from optfactory.checkpoints.writing import wrapped
@@ -120,7 +120,7 @@ def _exported(layout: Export, slot: Slot, own: Mapping[str, Tensor]) -> dict[str
 def _problems(group: Mapping[str, Any], schema: type[OptimizerConfig], layout: Export) -> list[str]:
     if schema.family not in layout.families:
         return [f"optimizer: {layout.title} has no {schema.family}"]
-    own = {"name", "annotations", *layout.expressed, *PLACEMENT, *STORAGE}
+    own = {"name", "annotations", *layout.expressed, *PLACEMENT, *STORAGE, *PRODUCTS}
     fields = schema.model_fields.items()
     problems = [
         f"{key}: {group[key]!r} has no counterpart there, which does as with {field.default!r}"

@@ -15,7 +15,9 @@ from optfactory.checkpoints.names import name_problems
 from optfactory.checkpoints.records import (
     AROUND,
     MARKS,
+    MATRICES,
     PLACEMENT,
+    PRODUCTS,
     STORAGE,
     GroupRecord,
     Layout,
@@ -31,7 +33,7 @@ from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers
 from optfactory.step.slots import Slot
 
 # What this optimizer keeps of its own, whatever the checkpoint says.
-_OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND, NOISE_KEY)
+_OWN = (*MARKS, *PLACEMENT, *STORAGE, *AROUND, *PRODUCTS, *MATRICES, NOISE_KEY)
 
 # What every library saves. Other hyperparameters a checkpoint may lack, for example one of an
 # older release: they stay as the config has them.

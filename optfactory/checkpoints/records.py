@@ -25,6 +25,10 @@ AROUND = (
     *("percentile_clipping", "skip_zeros", "nonfinite", "state_rounding", "param_rounding"),
     *("seed", "annotations", "cautious", "cautious_weight_decay"),
 )
+# ... how matrices are multiplied, and in which memory ...
+PRODUCTS = ("ns_dtype", "ns_memory")
+# ... and which matrices its parameters are made of.
+MATRICES = ("split", "flatten")
 # What else a group holds beside its hyperparameters and its users' labels.
 MARKS = ("params", "param_names", "optimizer", "format_version")
 

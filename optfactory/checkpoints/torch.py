@@ -16,7 +16,7 @@ from optfactory.checkpoints.convert import decode
 from optfactory.checkpoints.fields import FLOATS, Fields
 from optfactory.checkpoints.peers import model_of, peers_of
 from optfactory.checkpoints.records import GroupRecord, Record
-from optfactory.config.peers import TorchPeer
+from optfactory.config.peers import Argument, TorchPeer
 from optfactory.state.layout import StateLayout
 
 # How torch computes a step, not what; torch takes them from the checkpoint that it loads.
@@ -60,7 +60,13 @@ class TorchLayout:
     def _arguments(self) -> dict[str, Any]:
         return _arguments(self._peer.name) if self._peer else {}
 
+    @property
+    def _converted(self) -> Mapping[str, Argument]:
+        return self._peer.arguments if self._peer else {}
+
     def _field(self, argument: str) -> str:
+        if argument in self._converted:
+            return self._converted[argument].field
         renamed = self._peer.renamed if self._peer else {}
         return renamed.get(argument, argument)
 
@@ -78,6 +84,11 @@ class TorchLayout:
                 for family in families
                 if model_of(family).model_fields[field].default == values[field]
             )
+        values |= {
+            argument.field: argument.read(saved[key])
+            for key, argument in self._converted.items()
+            if key in saved
+        }
         return GroupRecord(families[0] if len(families) == 1 else "", values, [], families)
 
     def read_entries(
@@ -119,14 +130,28 @@ class TorchLayout:
                 )
 
     def write_problems(self, group: Mapping[str, Any]) -> list[str]:
-        """Nothing: torch has all that `expressed` lists."""
-        return []
+        """Values that torch does not have, and parameters that it does not take."""
+        problems = []
+        for argument in self._converted.values():
+            try:
+                argument.write(group)
+            except ValueError as error:
+                problems.append(f"{argument.field}: {error}")
+        ndim = self._peer.ndim if self._peer else None
+        other = sorted({p.ndim for p in group["params"]} - {ndim}) if ndim else []
+        if other:
+            problems.append(
+                f"params: {self.title} takes parameters of {ndim} dimensions, and some here have "
+                f"{', '.join(map(str, other))}"
+            )
+        return problems
 
     def write_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Torch's hyperparameters, with the implementation left to torch."""
-        return {
+        written = {
             key: group.get(self._field(key), default) for key, default in self._arguments.items()
         }
+        return written | {key: item.write(group) for key, item in self._converted.items()}
 
     def write_entries(
         self, layout: StateLayout, record: Record, group: Mapping[str, Any]
@@ -136,7 +161,8 @@ class TorchLayout:
             name: decode(stored).clone() for name, stored in record.states.items()
         }
         if self._peer is None or not self._peer.counts:
-            return states if record.step > 0 else dict.fromkeys(states)
+            has_begun = record.step > 0 or (self._peer is not None and not self._peer.takes_none)
+            return states if has_begun else dict.fromkeys(states)
         numbers = {
             key: torch.tensor(float(value), dtype=torch.float32, device="cpu")
             for key, value in self._peer.numbers(group, float(record.step)).items()

@@ -15,6 +15,21 @@ def _no_numbers(group: Mapping[str, Any], step: float) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class Argument:
+    """A hyperparameter that another library writes in a way of its own.
+
+    Attributes:
+        field: our name of it.
+        read: our value of theirs.
+        write: theirs, of our hyperparameters; a ValueError says why there is none.
+    """
+
+    field: str
+    read: Callable[[Any], Any]
+    write: Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
 class TorchPeer:
     """The optimizer of torch.optim with a family's mathematics; its states have the same names.
 
@@ -23,7 +38,10 @@ class TorchPeer:
         marks: hyperparameters that its groups have in every release ...
         strangers: ... and those that tell others with these marks.
         renamed: our names of its hyperparameters where they differ.
+        arguments: those of which values differ too, by its names.
+        ndim: how many dimensions its parameters have; None takes all.
         counts: whether it keeps the number of steps.
+        takes_none: whether its states may be None before the first step; else they are zeros.
         numbers: what else it keeps of a parameter, from the hyperparameters and the steps so far.
     """
 
@@ -31,7 +49,10 @@ class TorchPeer:
     marks: tuple[str, ...]
     strangers: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Argument] = field(default_factory=dict)
+    ndim: int | None = None
     counts: bool = True
+    takes_none: bool = True
     numbers: Callable[[Mapping[str, Any], float], dict[str, float]] = _no_numbers
 
 

@@ -66,7 +66,7 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """All bytes, with the gaps that align each tensor."""
-        return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in self.shapes)
+        return sum(aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in self.shapes)
 
     def carve(self, scratch: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The matrices and the squares, as views into a uint8 tensor of at least `nbytes`."""
@@ -74,7 +74,7 @@ class Layout:
         for shape, dtype in self.shapes:
             size = math.prod(shape) * dtype.itemsize
             views.append(scratch[start : start + size].view(dtype).view(shape))
-            start += _aligned(size)
+            start += aligned(size)
         return views[: len(self.matrices)], views[len(self.matrices) :]
 
 
@@ -139,8 +139,9 @@ def batches(
 
 
 def _batch_bytes(batch: int, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> int:
-    return _aligned(4 * batch * math.prod(shape)) + scratch_bytes(batch, shape, dtype, device)
+    return aligned(4 * batch * math.prod(shape)) + scratch_bytes(batch, shape, dtype, device)
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """So many bytes, and those up to where the next tensor may begin."""
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -11,7 +11,7 @@ import torch
 
 from optfactory.matrix.coefficients import steps_of
 from optfactory.matrix.orthogonalize import Orthogonalization, dtype_for
-from optfactory.matrix.scratch import scratch_bytes
+from optfactory.matrix.scratch import aligned, scratch_bytes
 
 _FLOAT = 4  # bytes
 
@@ -98,7 +98,7 @@ def pack(
         first = stacks[members[0]]
         shape = (first.rows, first.cols)
         whole = _FLOAT * sum(stacks[n].numel for n in members)
-        return _aligned(whole) + scratch_bytes(together, shape, dtypes[members[0]], device)
+        return aligned(whole) + scratch_bytes(together, shape, dtypes[members[0]], device)
 
     if limit is None:
         limit = max((needs([n], 1) for n in range(len(stacks))), default=0)
@@ -118,6 +118,3 @@ def pack(
             batches.append(StackBatch(tuple(taken), together, needs(taken, together)))
     return batches
 
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64

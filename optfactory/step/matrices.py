@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optfactory.errors import ConfigError
 from optfactory.matrix.orthogonalize import Orthogonalization, orthogonalize
+from optfactory.matrix.scratch import aligned
 from optfactory.matrix.stacks import Stack, StackBatch, factor_of, how_of, pack, stack_of
 from optfactory.rules.language import UpdateRule
 from optfactory.sharding.dtensors import Sharding
 from optfactory.state.layout import LOSS_KEY, StateLayout
-from optfactory.step.buckets import UNIT, Bucket, bucket_key
+from optfactory.step.buckets import Bucket, bucket_key
 from optfactory.step.slots import Slot
 
 DIRECT = UpdateRule("direct", (), ())
@@ -101,6 +103,7 @@ class MatrixSteps:
     """The batches of one bucket, kept as long as its parameters stay."""
 
     def __init__(self, bucket: Bucket, memory: Tensor) -> None:
+        self.memory = memory
         self.works = list(_works(bucket, memory))
 
     def follow(self, bucket: Bucket) -> list[MatrixWork]:
@@ -131,9 +134,19 @@ def batches_of(
 
 
 def stack_for(slot: Slot) -> Stack:
-    """The matrices of a parameter, which has some."""
-    found = stack_of(slot.layout.shape, slot.group)
-    assert found is not None, f"{slot.name} was refused when its group was checked"
+    """The matrices of a parameter.
+
+    Raises:
+        ConfigError: it has none, as its group was edited since it was checked.
+    """
+    shape, group = slot.layout.shape, slot.group
+    found = stack_of(shape, group)
+    if found is None:
+        raise ConfigError(
+            f"cannot update {slot.name}: '{slot.schema.family}' trains matrices, and {shape} is "
+            f"none with split: {group['split']} and flatten: {group['flatten']}; set these back, "
+            "or put it into a group with another optimizer"
+        )
     return found
 
 
@@ -162,7 +175,7 @@ def _works(bucket: Bucket, memory: Tensor) -> Iterator[MatrixWork]:
             counters=[slot.state["step"] for slot in behind],
             stack=elements.view(-1, first.rows, first.cols),
             together=batch.together,
-            scratch=memory[-(-4 * numel // UNIT) * UNIT :],
+            scratch=memory[aligned(4 * numel) :],
             how=how_of(group, device),
             factor=factor_of(first, group),
         )

@@ -34,13 +34,16 @@ class Scratch:
         return found
 
     def _steps_of(self, bucket: Bucket) -> MatrixSteps:
+        device = bucket.key.device
         if bucket.matrices is None:
-            device = bucket.key.device
-            if device not in self._memory:
-                here = [slot for slot in self._slots if slot.local.device == device]
-                size = scratch_bytes(here, device)
+            # Parameters that are trained only now may be larger than all before.
+            here = [slot for slot in self._slots if slot.local.device == device]
+            size = scratch_bytes(here, device)
+            if device not in self._memory or len(self._memory[device]) < size:
                 self._memory[device] = torch.empty(size, dtype=torch.uint8, device=device)
-            bucket.matrices = MatrixSteps(bucket, self._memory[device])
+        memory = self._memory[device]
+        if bucket.matrices is None or bucket.matrices.memory is not memory:
+            bucket.matrices = MatrixSteps(bucket, memory)
         steps: MatrixSteps = bucket.matrices
         return steps
 

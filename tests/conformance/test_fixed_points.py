@@ -33,20 +33,21 @@ def final_states(name: str, **asked: Any) -> tuple[dict[str, Tensor], Tensor]:
     gradient = SIZES.repeat(ELEMENTS // 8) * signs
     late = torch.arange(ELEMENTS) // 16 % 2 == 1
     gradient[::256] = 1.0
-    p = torch.zeros(ELEMENTS, requires_grad=True)
+    p = torch.zeros(2, ELEMENTS // 2, requires_grad=True)
     optimizer = build_optimizer(name, [p], lr=1e-3, min_8bit_size=1, **asked)
     for step in range(STEPS):
         g = gradient * (1.5 if step % 2 else 0.5)
-        p.grad = torch.where(late, 0.0, g) if step < LATE else g
+        p.grad = (torch.where(late, 0.0, g) if step < LATE else g).view(2, -1)
         optimizer.step()
     found = {}
     for spec in states_of(optimizer.config):
         state = optimizer.state[p]
         if spec.name in state:
-            found[spec.name] = state[spec.name].double()
+            found[spec.name] = state[spec.name].double().flatten()
         else:
             codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
-            found[spec.name] = dequantize_blockwise(codes, scales, map_for(spec.signed)).double()
+            values = dequantize_blockwise(codes, scales, map_for(spec.signed))
+            found[spec.name] = values.double().flatten()
     return found, late
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info
 from tests.devices import here, host, randn
-from tests.families import states_of
+from tests.families import states_of, suited
 from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
 from tests.reference.quantization import BLOCK
@@ -45,6 +45,13 @@ def parameters(dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES) -> li
     """Trainable tensors of about 0.1 N(0, 1)."""
     generator = torch.Generator().manual_seed(1)
     return [(0.1 * randn(shape, generator)).to(dtype).requires_grad_() for shape in shapes]
+
+
+def own_parameters(
+    name: str, dtype: torch.dtype, shapes: list[tuple[int, ...]] = SHAPES
+) -> list[Tensor]:
+    """Trainable tensors of those shapes that an optimizer steps by its own rule."""
+    return parameters(dtype, suited(name, shapes))
 
 
 def gradient(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from optfactory import build_optimizer, resolve
 from optfactory.errors import ConfigError
 from tests.conftest import on_cpus
-from tests.families import FAMILIES, names_with, selections
+from tests.families import ELEMENT_WISE, names_with, selections
 from tests.numerics.harness import bits, gradient, parameters, quantized
 from tests.reference.quantization import UNSIGNED_CODEC, decode32
 
@@ -71,7 +71,7 @@ def _selections(family: str, bits_wanted: int) -> list[dict[str, Any]]:
 
 @on_cpus
 @pytest.mark.parametrize("bits_wanted", [32, 8])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ELEMENT_WISE)
 def test_elements_without_a_gradient_stay(family: str, bits_wanted: int, backend: str) -> None:
     """No residue of a code of 0 meets a second moment of 0, whatever else is in the block."""
     for selected in _selections(family, bits_wanted):

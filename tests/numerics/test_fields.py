@@ -13,7 +13,7 @@ import torch
 from optfactory import build_optimizer, get_optimizer_info, list_optimizers
 from optfactory.config.schema import family_class
 from optfactory.errors import ConfigError
-from tests.families import FIRST, acts_on, beside, known_to
+from tests.families import FIRST, acts_on, beside, is_of_matrices, known_to
 from tests.numerics.harness import bits, gradient
 from tests.reference import reference_of
 from tests.reference.facts import Flip, flip
@@ -24,6 +24,7 @@ FAMILIES = {
     if info.name == info.family
 }
 SHAPES = [(4200,), (2000,), (70, 64)]
+MATRICES = [(70, 64), (30, 64), (4, 40, 64)]
 LARGE = (256, 400)  # from 100,000 elements on a state is paged if asked for
 PAGES = "a folder of the test"
 
@@ -181,7 +182,8 @@ def _observe(
     """Everything a user can see of some steps: parameters, states and where they live."""
     dtype = getattr(torch, flip.dtype if flip else "float32")
     paged = config.get("is_paged") or "is_paged" in (group or {})
-    shapes = [*SHAPES, LARGE] if paged or config["name"].startswith("paged") else SHAPES
+    shapes = MATRICES if is_of_matrices(config["name"]) else SHAPES
+    shapes = [*shapes, LARGE] if paged or config["name"].startswith("paged") else shapes
     params = [torch.linspace(-0.1, 0.2, torch.Size(s).numel()).view(s).clone() for s in shapes]
     params = [p.to(dtype).requires_grad_() for p in params]
     optimizer = build_optimizer(config, [{"params": params, **(group or {})}])
@@ -189,7 +191,7 @@ def _observe(
         for i, p in enumerate(params):
             p.grad = 0.1 * gradient(tuple(p.shape), p.dtype, 10 * step + i)
         if flip and flip.spoiled and step == 1:
-            params[0].grad[400] = float("nan")
+            params[0].grad.view(-1)[400] = float("nan")
         optimizer.step()
     seen: dict[str, Any] = {"mapped": _mapped(folder)}
     for i, p in enumerate(params):
@@ -219,8 +221,9 @@ def test_every_field_has_aflip(family: str) -> None:
     for name in list_optimizers():
         info = get_optimizer_info(name)
         if info.family == family:
-            # Rules for param groups have tests of their own.
-            assert set(info.config_class.model_fields) == {*_fields(family), "param_groups"}
+            # Rules for param groups have tests of their own, as has what trains no matrices.
+            whole = {"param_groups", "others"} if is_of_matrices(name) else {"param_groups"}
+            assert set(info.config_class.model_fields) == {*_fields(family), *whole}
 
 
 def test_no_flip_is_left_over() -> None:
@@ -261,7 +264,7 @@ def _refusals() -> list[Any]:
 def test_a_field_that_could_do_nothing_is_refused(
     family: str, field: str, flips: Sequence[Flip], tmp_path: Path
 ) -> None:
-    params = [torch.zeros(8, requires_grad=True)]
+    params = [torch.zeros(4, 8, requires_grad=True)]
     for change in flips:
         value = _filled(change.value, family, tmp_path)
         known = known_to(family, change.base)

@@ -12,7 +12,7 @@ import torch
 from optfactory import build_optimizer
 from optfactory import families as families_module
 from optfactory.extend import OptimizerConfig, StateSpec, UpdateRule, register
-from tests.families import FAMILIES, has_adams_moments, has_ratio, states_of
+from tests.families import ELEMENT_WISE, FAMILIES, has_adams_moments, has_ratio, states_of
 from tests.numerics.harness import Twin, gradient, parameters, quantized
 from tests.reference.quantization import SIGNED_CODEC, UNSIGNED_CODEC, decode32
 
@@ -21,6 +21,7 @@ BAD = {"nan": float("nan"), "inf": float("inf"), "minus_inf": float("-inf")}
 SHAPE = (20, 300)
 
 families = pytest.mark.parametrize("family", FAMILIES)
+element_wise = pytest.mark.parametrize("family", ELEMENT_WISE)
 widths = pytest.mark.parametrize("width", [32, 8])
 
 
@@ -71,7 +72,7 @@ def test_an_infinite_parameter_stays_infinite_as_in_torch(family: str, backend: 
 
 
 @pytest.mark.parametrize("bad", BAD)
-@families
+@element_wise
 def test_8_bits_contain_a_bad_element(family: str, bad: str, backend: str) -> None:
     """The block's scale and the other codes are those of a run in which nothing is wrong."""
     runs = []
@@ -201,7 +202,7 @@ def test_small_gradients_in_a_block_take_no_giant_steps(r: float, backend: str) 
 
 
 @widths
-@families
+@element_wise
 def test_zero_gradient_and_zero_state_never_move(family: str, width: int, backend: str) -> None:
     asked: dict[str, Any] = {"optim_bits": width, "weight_decay": 0.0}
     p = parameters(torch.float32, [SHAPE])[0]

@@ -26,6 +26,7 @@ from tests.numerics.harness import (
     assert_close,
     gradient,
     options_of,
+    own_parameters,
     parameters,
 )
 from tests.reference import REFERENCES, reference_of
@@ -74,7 +75,7 @@ def test_defaults_are_those_of_the_reference(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_follow_the_reference(name: str, dtype: str, backend: str) -> None:
-    twin = Twin(name, parameters(DTYPES[dtype]))
+    twin = Twin(name, own_parameters(name, DTYPES[dtype]))
     for step in range(STEPS):
         twin.step(step)
     if get_optimizer_info(name).optim_bits == 8:
@@ -113,7 +114,7 @@ def test_the_first_families_have_every_variant() -> None:
 
 @pytest.mark.parametrize(("family", "asked"), _variants())
 def test_options_follow_the_reference(family: str, asked: dict[str, Any], backend: str) -> None:
-    twin = Twin(family, parameters(torch.float32), **asked)
+    twin = Twin(family, own_parameters(family, torch.float32), **asked)
     for step in range(STEPS):
         twin.step(step)
     if asked["optim_bits"] == 8:
@@ -123,7 +124,7 @@ def test_options_follow_the_reference(family: str, asked: dict[str, Any], backen
 @pytest.mark.parametrize("family", FAMILIES)
 def test_twenty_steps_stay_on_the_free_running_reference(family: str, backend: str) -> None:
     """32-bit: no resynchronisation, so that an error which every step repeats would add up."""
-    twin = Twin(family, parameters(torch.float32, [(300,), (70, 64)]))
+    twin = Twin(family, own_parameters(family, torch.float32, [(300,), (70, 64)]))
     free = [array(p) for p in twin.params]
     states = [State.zeros(tuple(p.shape), twin.states) for p in twin.params]
     spent = [0.0 for _ in free]

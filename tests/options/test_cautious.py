@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer
-from tests.families import CAUTIOUS, FAMILIES, acts_on, beside
+from tests.families import CAUTIOUS, ELEMENT_WISE, acts_on, beside
 from tests.numerics.harness import Twin, parameters
 from tests.options.tools import (
     SMALL,
@@ -59,7 +59,7 @@ def test_adamw_is_the_papers(masks: tuple[bool, bool], backend: str) -> None:
 
 
 @fields
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ELEMENT_WISE)
 def test_refused_where_there_is_nothing_to_leave_out(family: str, field: str) -> None:
     assert acts_on(family, field) == (family not in IDLE[field])
     if family in IDLE[field]:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from optfactory import build_optimizer
-from tests.families import families_with, known_to, states_of
+from tests.families import ELEMENT_WISE, families_with, known_to, states_of
 from tests.numerics.harness import DTYPES, Twin, array, gradient, parameters, quantized
 from tests.options.tools import (
-    FAMILIES,
     SHAPES,
     SMALL,
     assert_refused,
     assert_resumes,
+    element_wise,
     families,
     train,
     trained,
@@ -37,7 +37,7 @@ def _asked(family: str, decays: bool = False) -> dict[str, Any]:
 
 @dtypes
 @widths
-@families
+@element_wise
 def test_follows_the_reference(family: str, width: int, dtype: str, backend: str) -> None:
     asked = _asked(family, decays=True) | {"optim_bits": width, "lr": 0.01}
     twin = Twin(family, parameters(DTYPES[dtype], SHAPES), **asked)
@@ -48,7 +48,7 @@ def test_follows_the_reference(family: str, width: int, dtype: str, backend: str
 
 
 @dtypes
-@families
+@element_wise
 def test_tensor_wise_state_follows_the_reference(family: str, dtype: str, backend: str) -> None:
     """The case in which bitsandbytes' LAMB had a ratio at 8 bits."""
     asked = _asked(family, decays=True) | {"optim_bits": 8, "block_wise": False, "lr": 0.01}
@@ -58,7 +58,7 @@ def test_tensor_wise_state_follows_the_reference(family: str, dtype: str, backen
 
 
 @widths
-@families
+@element_wise
 def test_without_decay_and_with_clipping(family: str, width: int, backend: str) -> None:
     asked = _asked(family) | {"optim_bits": width, "percentile_clipping": 20}
     twin = Twin(family, parameters(torch.float32, SMALL), **asked)
@@ -140,7 +140,7 @@ def test_decay_in_bfloat16_is_lost(backend: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@families
+@element_wise
 def test_blocks_forget_an_element_that_is_not_finite(family: str, bad: float, backend: str) -> None:
     (p,) = parameters(torch.float32, [(20, 300)])
     twin = Twin(family, [p], **_asked(family, decays=True), optim_bits=8)
@@ -158,7 +158,7 @@ def test_blocks_forget_an_element_that_is_not_finite(family: str, bad: float, ba
     twin.step(2)
 
 
-@families
+@element_wise
 def test_32_bits_protect_nothing(family: str, backend: str) -> None:
     (p,) = parameters(torch.float32, [(20, 300)])
     twin = Twin(family, [p], **_asked(family), optim_bits=32)
@@ -201,7 +201,7 @@ def test_lamb_keeps_the_ratio_of_32_bit_state_in_an_8_bit_optimizer(backend: str
     assert update.ratio < 0.01
 
 
-@families
+@element_wise
 def test_none_is_the_default(family: str, backend: str) -> None:
     for width in (32, 8):
         default = trained(family, optim_bits=width)
@@ -210,7 +210,7 @@ def test_none_is_the_default(family: str, backend: str) -> None:
 
 
 @widths
-@families
+@element_wise
 def test_resumes_bit_for_bit(family: str, width: int, backend: str) -> None:
     assert_resumes(family, optim_bits=width, **_asked(family, decays=True))
 
@@ -230,7 +230,7 @@ REFUSED: list[dict[str, Any]] = [
     ("family", "other"),
     [
         pytest.param(family, other, id=f"{family}-{other}")
-        for family in FAMILIES
+        for family in ELEMENT_WISE
         for other in REFUSED
         if known_to(family, other) == other
     ],

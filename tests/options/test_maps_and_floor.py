@@ -11,7 +11,7 @@ import torch
 from optfactory import build_optimizer
 from optfactory.state import quantmap
 from tests.families import acts_on, states_of
-from tests.numerics.harness import DTYPES, Twin, gradient, parameters, quantized
+from tests.numerics.harness import DTYPES, Twin, gradient, own_parameters, quantized
 from tests.options.tools import (
     FAMILIES,
     SHAPES,
@@ -41,7 +41,7 @@ both = pytest.mark.parametrize(
 def test_follows_the_reference(
     family: str, asked: dict[str, Any], dtype: str, backend: str
 ) -> None:
-    twin = Twin(family, parameters(DTYPES[dtype], SHAPES), **asked, weight_decay=0.1)
+    twin = Twin(family, own_parameters(family, DTYPES[dtype], SHAPES), **asked, weight_decay=0.1)
     for step in range(4):
         twin.step(step)
     twin.count.check()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optfactory import build_optimizer
-from tests.numerics.harness import DTYPES, Twin, bits, gradient
+from tests.numerics.harness import DTYPES, Twin, bits, gradient, own_parameters
 from tests.numerics.harness import parameters as made
 from tests.options.tools import (
     SHAPES,
@@ -41,7 +41,7 @@ def test_follows_the_reference(
     family: str, width: int, dtype: str, asked: dict[str, Any], backend: str
 ) -> None:
     """Stochastic rounding too is known to the bit: the random bits are."""
-    twin = Twin(family, made(DTYPES[dtype], SHAPES), optim_bits=width, lr=0.01, **asked)
+    twin = Twin(family, own_parameters(family, DTYPES[dtype], SHAPES), optim_bits=width, lr=0.01, **asked)
     for step in range(4):
         twin.step(step)
 
@@ -49,13 +49,13 @@ def test_follows_the_reference(
 @ways
 @families
 def test_gradients_in_float32(family: str, asked: dict[str, Any], backend: str) -> None:
-    params = made(torch.bfloat16, SMALL)
+    params = own_parameters(family, torch.bfloat16, SMALL)
     for p in params:
         if hasattr(p, "grad_dtype"):  # newer torch asks for leave
             p.grad_dtype = None
     twin = Twin(family, params, **asked)
     for step in range(3):
-        twin.step(step, [gradient(shape, torch.float32, 5 * step) for shape in SMALL])
+        twin.step(step, [gradient(tuple(p.shape), torch.float32, 5 * step) for p in params])
 
 
 @ways

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from optfactory import Optimizer2State, build_optimizer
-from tests.numerics.harness import DTYPES, Twin, array, bits, gradient, parameters
+from tests.families import suited
+from tests.numerics.harness import DTYPES, Twin, array, bits, gradient, own_parameters, parameters
 from tests.options.tools import (
     SHAPES,
     SMALL,
@@ -38,9 +39,9 @@ def _grads(shapes: list[tuple[int, ...]], dtype: torch.dtype, step: int) -> list
 @families
 def test_follows_the_reference(family: str, width: int, percentile: int, backend: str) -> None:
     asked = {"optim_bits": width, "percentile_clipping": percentile}
-    twin = Twin(family, parameters(torch.float32, SHAPES), **asked)
+    twin = Twin(family, own_parameters(family, torch.float32, SHAPES), **asked)
     for step in range(5):
-        twin.step(step, _grads(SHAPES, torch.float32, step))
+        twin.step(step, _grads(suited(family, SHAPES), torch.float32, step))
     if width == 8:
         twin.count.check()
 
@@ -49,9 +50,9 @@ def test_follows_the_reference(family: str, width: int, percentile: int, backend
 @families
 def test_every_dtype_of_gradients(family: str, dtype: str, backend: str) -> None:
     for width in (32, 8):
-        shapes = [*SMALL, (70, 65)]
+        shapes = suited(family, [*SMALL, (70, 65)])
         asked = {"optim_bits": width, "percentile_clipping": 10, "weight_decay": 0.1}
-        twin = Twin(family, parameters(DTYPES[dtype], shapes), **asked)
+        twin = Twin(family, own_parameters(family, DTYPES[dtype], shapes), **asked)
         for step in range(4):
             twin.step(step, _grads(shapes, DTYPES[dtype], step))
 

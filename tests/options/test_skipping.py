@@ -15,6 +15,7 @@ from tests.options.tools import (
     SMALL,
     assert_refused,
     assert_resumes,
+    element_wise,
     families,
     mask_of,
     seen,
@@ -35,7 +36,7 @@ decays = pytest.mark.parametrize("decay", DECAYS)
 
 @decays
 @widths
-@families
+@element_wise
 def test_skip_zeros_follows_the_reference(
     family: str, width: int, decay: str, backend: str
 ) -> None:
@@ -48,7 +49,7 @@ def test_skip_zeros_follows_the_reference(
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@families
+@element_wise
 def test_skip_zeros_in_16_bits(family: str, dtype: str, backend: str) -> None:
     for width in (32, 8):
         twin = Twin(family, parameters(DTYPES[dtype], SMALL), optim_bits=width, skip_zeros=True)
@@ -58,7 +59,7 @@ def test_skip_zeros_in_16_bits(family: str, dtype: str, backend: str) -> None:
 
 @decays
 @widths
-@families
+@element_wise
 def test_a_skipped_element_keeps_everything(
     family: str, width: int, decay: str, backend: str
 ) -> None:
@@ -82,7 +83,7 @@ def test_a_skipped_element_keeps_everything(
 
 
 @widths
-@families
+@element_wise
 def test_skipping_zeros_changes_nothing_for_the_others(
     family: str, width: int, backend: str
 ) -> None:
@@ -116,7 +117,7 @@ def _with_bad(step: int, value: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("bad", BAD)
 @widths
-@families
+@element_wise
 def test_skip_element_follows_the_reference(
     family: str, width: int, bad: str, backend: str
 ) -> None:
@@ -133,7 +134,7 @@ def test_skip_element_follows_the_reference(
 
 
 @widths
-@families
+@element_wise
 def test_a_bad_element_is_skipped_as_a_zero_is(family: str, width: int, backend: str) -> None:
     runs = []
     for value, asked in (
@@ -245,7 +246,7 @@ def test_finite_numbers_skip_nothing(width: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("nonfinite", ["skip_element", "skip_step"])
-@families
+@element_wise
 def test_resumes_bit_for_bit(family: str, nonfinite: str, backend: str) -> None:
     for width in (32, 8):
         assert_resumes(family, optim_bits=width, nonfinite=nonfinite, skip_zeros=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from optfactory import Optimizer2State, build_optimizer
-from tests.families import FAMILIES, states_of
+from tests.families import ELEMENT_WISE, states_of
 from tests.numerics.harness import array
 from tests.options.tools import assert_refused, seen
 from tests.reference.quantization import SIGNED_CODEC, UNSIGNED_CODEC, decode32
@@ -107,7 +107,7 @@ def test_the_stream_goes_on_after_a_resume(backend: str) -> None:
     assert seen(resumed) == seen(optimizer)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ELEMENT_WISE)
 def test_an_element_without_a_gradient_stays(family: str, backend: str) -> None:
     """A state of 0 has the code of 0 whatever the random bits are."""
     if not states_of(family):

@@ -10,7 +10,7 @@ import torch
 
 from optfactory import build_optimizer
 from tests.families import states_of
-from tests.numerics.harness import DTYPES, Twin, gradient, parameters
+from tests.numerics.harness import DTYPES, Twin, gradient, own_parameters, parameters
 from tests.options.tools import (
     FAMILIES,
     SHAPES,
@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @families
 def test_follows_the_reference(family: str, variant: str, dtype: str, backend: str) -> None:
-    twin = Twin(family, parameters(DTYPES[dtype], SHAPES), **WHOLE, **VARIANTS[variant])
+    twin = Twin(family, own_parameters(family, DTYPES[dtype], SHAPES), **WHOLE, **VARIANTS[variant])
     for step in range(4):
         twin.step(step)
     twin.count.check()
@@ -113,7 +113,7 @@ def test_true_is_the_default(family: str, backend: str) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @families
 def test_a_bad_element_does_not_destroy_the_scale(family: str, bad: float, backend: str) -> None:
-    twin = Twin(family, parameters(torch.float32, [(20, 300)]), **WHOLE)
+    twin = Twin(family, own_parameters(family, torch.float32, [(20, 300)]), **WHOLE)
     for step in range(3):
         g = gradient((20, 300), torch.float32, step)
         if step == 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optfactory import Optimizer2State, build_optimizer
 from optfactory.errors import ConfigError
-from tests.families import FAMILIES
+from tests.families import ELEMENT_WISE, FAMILIES
 from tests.numerics.harness import bits, gradient, parameters
 
 # Blocks that end inside, a row with a short last block, state too small for 8 bits, short rows.
@@ -21,6 +21,7 @@ SHAPES: list[tuple[int, ...]] = [(4097,), (33, 300), (255,), (64, 8, 3, 3), (210
 SMALL: list[tuple[int, ...]] = [(20, 300), (100,)]
 
 families = pytest.mark.parametrize("family", FAMILIES)
+element_wise = pytest.mark.parametrize("family", ELEMENT_WISE)
 widths = pytest.mark.parametrize("width", [32, 8])
 halves = pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 

@@ -21,11 +21,11 @@ from optfactory import Optimizer2State
 from tests import families
 from tests.numerics.harness import DTYPES
 
-# Every third has all widths and families: see tests/sampling.py.
-NAMES = sorted(families.NAMES, key=lambda name: name[::-1])
+# Those of vectors too; tests/muon has the others. Every third has all widths and families: see tests/sampling.py.
+NAMES = sorted(families.ELEMENT_WISE_NAMES, key=lambda name: name[::-1])
 # RAdam steps by its momentum, whose unit is the gradient's, as long as the variance is unknown.
 ADAMS = [n for n in NAMES if families.has_adams_moments(n) and "radam" not in n]
-FAMILIES = families.FAMILIES
+FAMILIES = families.ELEMENT_WISE
 
 # Kernels that do more than the rule, each with a dtype: few, because every one is compiled.
 OPTIONS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
