@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from optfactory.backends.base import Findings
+from optfactory.errors import ConfigError
 from optfactory.rules.passes import Stage, sums_of
-from optfactory.sharding.reduction import Reduction, agree, mesh_groups
+from optfactory.sharding.reduction import Reduction, agree, host_can_answer, sweep_of
 from optfactory.step.buckets import Bucket
+from optfactory.step.owners import team_of
 from optfactory.step.slots import Slot
 
 _WORDS: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
@@ -37,7 +39,12 @@ class Exchange:
         self._maxima = _maxima(sharded)
         self.device = sharded[0].local.device if sharded else torch.device("cpu")
         meshes = [s.layout.piece.sharding.mesh for s in sharded if s.layout.piece is not None]
-        self._everyone = mesh_groups(dict.fromkeys(meshes))
+        self._everyone = sweep_of(meshes)
+        self._names = {
+            slot.number: slot.name
+            for slot in sharded
+            if slot.layout.rule.transform is not None and team_of(slot) is not None
+        }
 
     @property
     def is_sharded(self) -> bool:
@@ -62,6 +69,38 @@ class Exchange:
         agree(own, self._everyone)
         return own.reshape(())
 
+    def agree_on_matrices(self, buckets: Sequence[Bucket]) -> None:
+        """Make sure that all processes put the same matrices together in this step.
+
+        They wait for each other's parts. So each says in which bucket it has a matrix, by the first
+        of those that are spread there; 0 is for one without a gradient.
+
+        Raises:
+            ConfigError: on all processes, if one has a gradient where another has none.
+        """
+        if not self._names:
+            return
+        places = list(self._names)
+        device = torch.device("cpu") if host_can_answer(self._everyone) else self.device
+        said = torch.zeros(2, len(places), dtype=torch.float32, device="cpu")
+        for bucket in buckets:
+            transformed = bucket.key.rule.transform is not None
+            spread = {slot.number for slot in bucket.slots if transformed} & self._names.keys()
+            columns = [index for index, number in enumerate(places) if number in spread]
+            if spread:
+                said[0, columns] = 1 + min(spread)
+        said[1] = -said[0]
+        greatest = said.to(device)
+        agree(greatest, self._everyone)
+        most, least = greatest.cpu().unbind()
+        wrong = [self._names[places[index]] for index in (most != -least).nonzero().flatten()]
+        if wrong:
+            raise ConfigError(
+                f"cannot update {', '.join(wrong[:5])}: some processes have a gradient of it and "
+                "others have none, or one of another dtype, but directions are made of whole "
+                "matrices; give all processes of its mesh a gradient, or none. Nothing was changed"
+            )
+
     def complete(self, stage: Stage, found: Found) -> None:
         """Put in the place of what was found here what is so of the whole tensors."""
         if self._sums[stage].size:
@@ -73,7 +112,7 @@ class Exchange:
         vector = reduction.vector(self.device)
         moves = []
         for bucket, findings in found:
-            begins = [reduction.begin.get(slot) for slot in bucket.slots]
+            begins = [reduction.begin.get(slot.number) for slot in bucket.slots]
             rows = [row for row, begin in enumerate(begins) if begin is not None]
             if findings.sums is None or not rows:
                 continue
@@ -92,7 +131,7 @@ class Exchange:
         moves = []
         for bucket, findings in found:
             for row, values in findings.maxima:
-                begin = self._maxima.begin.get(bucket.slots[row])
+                begin = self._maxima.begin.get(bucket.slots[row].number)
                 if begin is not None:
                     place = vector[begin : begin + values.numel()]
                     place.copy_(values.reshape(-1))
@@ -108,20 +147,20 @@ def _sums(sharded: Sequence[Slot], stage: Stage) -> Reduction:
         layout = slot.layout
         needed = sums_of(layout.rule, layout.options).get(stage, 0)
         if layout.piece is not None and needed and layout.piece.sharding.cuts:
-            sizes[slot], groups[slot] = needed, layout.piece.sharding.groups
+            sizes[slot.number], groups[slot.number] = needed, layout.piece.sharding.groups
     return Reduction(sizes, groups, maximum=False)
 
 
 def _maxima(sharded: Sequence[Slot]) -> Reduction:
     sizes, groups = {}, {}
     for slot in sharded:
-        piece, options = slot.layout.piece, slot.layout.options
+        number, piece, options = slot.number, slot.layout.piece, slot.layout.options
         states = len(slot.layout.rule.states)
         if piece is None or not piece.sharding.cuts:
             continue
         if options.tensor_wise:
-            sizes[slot], groups[slot] = states, piece.sharding.groups
+            sizes[number], groups[number] = states, piece.sharding.groups
         elif options.cuts_blocks:
-            sizes[slot] = states * piece.scales.box.numel
-            groups[slot] = piece.scale_groups
+            sizes[number] = states * piece.scales.box.numel
+            groups[number] = piece.scale_groups
     return Reduction(sizes, groups, maximum=True)

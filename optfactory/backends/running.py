@@ -37,6 +37,8 @@ def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
     """
     buckets = plan.gather(gradients.division(optimizer, _kernels_divide))
     exchange = exchange_of(plan)
+    if not any(backends.backend_for(device).capturing(device) for device in plan.devices):
+        exchange.agree_on_matrices(buckets)  # a graph repeats what was agreed on before it
     skips = _hand_over(optimizer, buckets, exchange)
     try:
         _run(buckets, plan.scratch, exchange, skips)

@@ -1,9 +1,10 @@
-"""Which matrices a parameter is made of, and how they share scratch memory."""
+"""Which matrices a parameter is made of, and what is done to them."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,6 @@ import torch
 
 from optfactory.matrix.coefficients import steps_of
 from optfactory.matrix.orthogonalize import Orthogonalization, dtype_for
-from optfactory.matrix.scratch import aligned, scratch_bytes
-
-_FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,24 @@ def stack_of(shape: Sequence[int], group: Mapping[str, Any]) -> Stack | None:
     return Stack(count, shape[-2] // group["split"], shape[-1])
 
 
+def extents(
+    shape: Sequence[int], split: int, flatten: bool
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Where each matrix of a parameter begins in it, and its size, dimension by dimension.
+
+    >>> extents((6, 5), 2, False)
+    [((0, 0), (3, 5)), ((3, 0), (3, 5))]
+    """
+    lead = 0 if flatten else len(shape) - 2
+    rows, behind = shape[lead] // split, tuple(shape[lead + 1 :])
+    zeros = (0,) * len(behind)
+    return [
+        ((*place, number * rows, *zeros), (*(1,) * lead, rows, *behind))
+        for place in itertools.product(*map(range, shape[:lead]))
+        for number in range(split)
+    ]
+
+
 def how_of(group: Mapping[str, Any], device: torch.device) -> Orthogonalization:
     """How matrices of a param group are made orthogonal."""
     steps = steps_of(group["ns_coefficients"], group["ns_steps"])
@@ -61,60 +77,3 @@ def factor_of(stack: Stack, group: Mapping[str, Any]) -> float:
     if group["adjust_lr"] == "original":
         return math.sqrt(max(1.0, stack.rows / stack.cols))
     return 0.2 * math.sqrt(max(stack.rows, stack.cols))
-
-
-@dataclass(frozen=True)
-class StackBatch:
-    """Parameters whose matrices are in scratch memory at the same time.
-
-    Attributes:
-        members: their numbers.
-        together: how many matrices are multiplied at once.
-        nbytes: of the matrices, and of what products need.
-    """
-
-    members: tuple[int, ...]
-    together: int
-    nbytes: int
-
-
-def pack(
-    stacks: Sequence[Stack],
-    alike: Sequence[Hashable],
-    dtypes: Sequence[torch.dtype],
-    device: torch.device,
-    limit: int | None,
-) -> list[StackBatch]:
-    """Batches of parameters with matrices of one shape, within a limit of bytes.
-
-    Args:
-        stacks: the matrices of each parameter.
-        alike: what parameters of one batch share beside the shape.
-        dtypes: of the operands of each parameter's products.
-        limit: bytes; one parameter is always taken. None is what the largest one needs.
-    """
-
-    def needs(members: Sequence[int], together: int) -> int:
-        first = stacks[members[0]]
-        shape = (first.rows, first.cols)
-        whole = _FLOAT * sum(stacks[n].numel for n in members)
-        return aligned(whole) + scratch_bytes(together, shape, dtypes[members[0]], device)
-
-    if limit is None:
-        limit = max((needs([n], 1) for n in range(len(stacks))), default=0)
-    kinds: dict[Hashable, list[int]] = {}
-    for number, (stack, key) in enumerate(zip(stacks, alike, strict=True)):
-        kinds.setdefault((stack.rows, stack.cols, key), []).append(number)
-    batches = []
-    for members in kinds.values():
-        while members:
-            size = 1
-            while size < len(members) and needs(members[: size + 1], 1) <= limit:
-                size += 1
-            taken, members = members[:size], members[size:]
-            total, together = sum(stacks[n].count for n in taken), 1
-            while together < total and needs(taken, together + 1) <= limit:
-                together += 1
-            batches.append(StackBatch(tuple(taken), together, needs(taken, together)))
-    return batches
-

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 Shape = tuple[int, ...]
 
@@ -93,6 +95,21 @@ class Box:
             slice(begin, begin + size) for begin, size in zip(self.offsets, self.sizes, strict=True)
         )
 
+    def overlap(self, other: Box) -> Box:
+        """The elements that two boxes of one tensor share; of no size where there are none."""
+        bounds = [
+            (max(a, b), min(a + m, b + n))
+            for a, m, b, n in zip(self.offsets, self.sizes, other.offsets, other.sizes, strict=True)
+        ]
+        sizes = tuple(max(0, end - begin) for begin, end in bounds)
+        return Box(self.shape, sizes, tuple(begin for begin, _ in bounds))
+
+    def inside(self, other: Box) -> tuple[slice, ...]:
+        """What selects the box from a tensor of another one's elements, which has all of it."""
+        begins = [a - b for a, b in zip(self.offsets, other.offsets, strict=True)]
+        pairs = zip(begins, self.sizes, strict=True)
+        return tuple(slice(begin, begin + size) for begin, size in pairs)
+
     def run_starts(self, inner: int) -> list[int]:
         """Where in the whole tensor its runs begin, which span the dimensions from `inner` on."""
         starts = [0]
@@ -117,6 +134,13 @@ class Box:
         length = math.prod(self.sizes[inner:])
         stride = self.shape[inner] * strides[inner]
         return Runs(math.prod(self.sizes[:inner]), length, first, stride)
+
+
+@lru_cache(maxsize=4096)
+def all_boxes(shape: Shape, mesh: Shape, cuts: tuple[Cut | None, ...]) -> tuple[Box, ...]:
+    """The boxes of all processes of a mesh, the last dimension's number running fastest."""
+    places = itertools.product(*map(range, mesh))
+    return tuple(Box.at(shape, mesh, place, cuts) for place in places)
 
 
 def _part(size: int, parts: int, number: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optfactory.sharding.box import Box, Cut, Shape
 from optfactory.sharding.planned import PlannedMesh
+from optfactory.sharding.team import Team
 
 
 def is_dtensor(value: object) -> bool:
@@ -89,6 +90,16 @@ class Sharding:
             if self.mesh.size(index) > 1
         ]
         return tuple((index, dim) for index, dim in found if dim is not None)
+
+    @property
+    def team(self) -> Team:
+        """The processes that hold different parts of the tensor, this one among them."""
+        return Team(self.mesh, tuple(index for index, _ in self.cuts))
+
+    @cached_property
+    def team_cuts(self) -> tuple[Cut | None, ...]:
+        """What each dimension of the team does with the tensor."""
+        return tuple(_cut(self.placements[index]) for index, _ in self.cuts)
 
     @property
     def copied(self) -> Any:

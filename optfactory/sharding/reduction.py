@@ -65,15 +65,30 @@ class Reduction:
             vector[numbers] = part
 
 
-def agree(flag: Tensor, groups: Sequence[Any]) -> None:
-    """Make a flag, 0 or more, on all processes the greatest that one of them has, in place.
+def agree(values: Tensor, sweep: Sequence[Any]) -> None:
+    """Make numbers on all processes the greatest that one of them has, in place.
 
     Args:
-        groups: each process group once. Meshes may overlap, so that what the last one says must
-            reach the first again.
+        sweep: process groups, as `sweep_of` finds them.
     """
-    for group in (*groups, *reversed(groups[:-1])):
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+    for group in sweep:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group)
+
+
+def sweep_of(meshes: Iterable[Any]) -> list[Any]:
+    """The process groups of some meshes, in an order in which news reach all processes.
+
+    Of one mesh these are the groups of its dimensions. Several may overlap, so that what the last
+    one says must reach the first again.
+    """
+    distinct = list(dict.fromkeys(meshes))
+    groups = mesh_groups(distinct)
+    return groups if len(distinct) < 2 else [*groups, *reversed(groups[:-1])]
+
+
+def host_can_answer(groups: Iterable[Any]) -> bool:
+    """Whether process groups reduce numbers in the host's memory too, without a GPU's stream."""
+    return all(torch.device("cpu") in getattr(group, "_device_types", ()) for group in groups)
 
 
 def mesh_groups(meshes: Iterable[Any]) -> list[Any]:

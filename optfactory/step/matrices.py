@@ -3,26 +3,32 @@
 A batch of parameters goes through three passes: the rule writes its directions into scratch memory,
 which stands in the place of the parameters; matrix products make them orthogonal there; and they
 take the place of gradients for the step. The first and the last are updates as any other, by the
-kernels of the bucket's backend.
+kernels of the bucket's backend, of what this process holds. Where that is parts of matrices, they
+are exchanged in between (`optfactory.step.assembly`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optfactory.errors import ConfigError
 from optfactory.matrix.orthogonalize import Orthogonalization, orthogonalize
+from optfactory.matrix.packing import StackBatch
 from optfactory.matrix.scratch import aligned
-from optfactory.matrix.stacks import Stack, StackBatch, factor_of, how_of, pack, stack_of
+from optfactory.matrix.stacks import factor_of, how_of
 from optfactory.rules.language import UpdateRule
 from optfactory.sharding.dtensors import Sharding
+from optfactory.sharding.team import Team
 from optfactory.state.layout import LOSS_KEY, StateLayout
+from optfactory.step.assembly import Assembly
+from optfactory.step.batches import Packed, TeamRoom
 from optfactory.step.buckets import Bucket, bucket_key
+from optfactory.step.owners import owners_of, spread_of, stack_for
 from optfactory.step.slots import Slot
 
 DIRECT = UpdateRule("direct", (), ())
@@ -50,20 +56,26 @@ class MatrixWork:
         direction, step: the buckets before and behind the products.
         counters: of the steps behind the products; others than the states', which the first pass
             advances.
-        stack: the matrices, in scratch memory: [count, rows, cols].
+        parts: what this process has of the directions, in scratch memory.
+        stack: the matrices that it multiplies, there too: [count, rows, cols].
         together, scratch: how many are multiplied at once, and what that needs.
         how, factor: what is done to each.
+        assembly: of matrices whose parts are spread over processes; None if `stack` is `parts`.
+        order: by which batches are sorted, the same on all processes that have a part in them.
     """
 
     members: tuple[int, ...]
     direction: Bucket
     step: Bucket
     counters: list[Tensor]
+    parts: Tensor
     stack: Tensor
     together: int
     scratch: Tensor
     how: Orthogonalization
     factor: float
+    assembly: Assembly | None
+    order: tuple[int, int]
 
     def follow(self, bucket: Bucket) -> None:
         """Take what is so of the bucket in this step."""
@@ -83,15 +95,19 @@ class MatrixWork:
 
     def begin(self) -> None:
         """Before the first pass: what is there must be finite, as it is multiplied by 0."""
-        self.stack.zero_()
+        self.parts.zero_()
         torch._foreach_copy_(self.counters, [slot.state["step"] for slot in self.direction.slots])
 
     def transform(self) -> None:
         """Make the directions orthogonal, in place."""
+        if self.assembly is not None:
+            self.assembly.gather()
         for first in range(0, len(self.stack), self.together):
             some = self.stack[first : first + self.together]
             orthogonalize(some, self.how, out=some, scratch=self.scratch)
         self.stack.mul_(self.factor)
+        if self.assembly is not None:
+            self.assembly.scatter()
 
     def end(self) -> None:
         """Let go of the step's gradients."""
@@ -102,9 +118,13 @@ class MatrixWork:
 class MatrixSteps:
     """The batches of one bucket, kept as long as its parameters stay."""
 
-    def __init__(self, bucket: Bucket, memory: Tensor) -> None:
+    def __init__(self, bucket: Bucket, packed: Packed, memory: Tensor) -> None:
         self.memory = memory
-        self.works = list(_works(bucket, memory))
+        self.works = [
+            _work(bucket, team, batch, memory)
+            for team, batches in packed.items()
+            for batch in batches
+        ]
 
     def follow(self, bucket: Bucket) -> list[MatrixWork]:
         """The batches, ready for this step."""
@@ -113,72 +133,60 @@ class MatrixSteps:
         return self.works
 
 
-def batches_of(
-    slots: Sequence[Slot], device: torch.device, limit: int | None = None
-) -> list[StackBatch]:
-    """How parameters share scratch memory.
-
-    Args:
-        limit: bytes; None is what their groups say.
-    """
-    groups = [slot.group for slot in slots]
-    hows = [how_of(group, device) for group in groups]
-    stated = [group["ns_memory"] for group in groups]
-    return pack(
-        [stack_for(slot) for slot in slots],
-        [(how, group["adjust_lr"]) for how, group in zip(hows, groups, strict=True)],
-        [how.dtype for how in hows],
-        device,
-        max(stated) if limit is None and stated and None not in stated else limit,
+def _work(bucket: Bucket, team: Team | None, batch: StackBatch, memory: Tensor) -> MatrixWork:
+    slots = [bucket.slots[n] for n in batch.members]
+    device, first, group = bucket.key.device, stack_for(slots[0]), slots[0].group
+    shapes = [slot.layout.local_shape for slot in slots]
+    sizes = list(map(math.prod, shapes))
+    elements = memory[: 4 * sum(sizes)].view(torch.float32)
+    pieces = torch.split(elements, sizes)
+    views = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    if team is None:
+        assembly, scratch = None, memory[aligned(elements.nbytes) :]
+        stack = elements.view(elements.numel() // (first.rows * first.cols), first.rows, first.cols)
+    else:
+        stack, scratch = _room(slots, team, memory)
+        assembly = Assembly(
+            team,
+            [spread_of(slot) for slot in slots],
+            [slot.layout.piece.box for slot in slots if slot.layout.piece is not None],
+            views,
+            stack,
+            scratch,
+        )
+    before = [_before(slot, view) for slot, view in zip(slots, views, strict=True)]
+    behind = [_behind(slot, device) for slot in slots]
+    gradient = torch.empty(0, dtype=bucket.key.gradient, device=device)
+    direction = DirectionBucket(bucket_key(before[0], gradient), before)
+    step = Bucket(bucket_key(behind[0], views[0]), behind)
+    direction.parameters, step.gradients = list(views), list(views)
+    addresses = list(map(Tensor.data_ptr, views))
+    direction.parameter_addresses, step.gradient_addresses = addresses, addresses
+    return MatrixWork(
+        members=batch.members,
+        direction=direction,
+        step=step,
+        counters=[slot.state["step"] for slot in behind],
+        parts=elements,
+        stack=stack,
+        together=batch.together,
+        scratch=scratch,
+        how=how_of(group, device),
+        factor=factor_of(first, group),
+        assembly=assembly,
+        order=(bucket.key.turn, -1 if team is None else slots[0].number),
     )
 
 
-def stack_for(slot: Slot) -> Stack:
-    """The matrices of a parameter.
-
-    Raises:
-        ConfigError: it has none, as its group was edited since it was checked.
-    """
-    shape, group = slot.layout.shape, slot.group
-    found = stack_of(shape, group)
-    if found is None:
-        raise ConfigError(
-            f"cannot update {slot.name}: '{slot.schema.family}' trains matrices, and {shape} is "
-            f"none with split: {group['split']} and flatten: {group['flatten']}; set these back, "
-            "or put it into a group with another optimizer"
-        )
-    return found
-
-
-def _works(bucket: Bucket, memory: Tensor) -> Iterator[MatrixWork]:
-    device = bucket.key.device
-    for batch in batches_of(bucket.slots, device, len(memory)):
-        slots = [bucket.slots[n] for n in batch.members]
-        stacks = [stack_for(slot) for slot in slots]
-        group, first = slots[0].group, stacks[0]
-        numel = sum(stack.numel for stack in stacks)
-        elements = memory[: 4 * numel].view(torch.float32)
-        parts = torch.split(elements, [stack.numel for stack in stacks])
-        views = [part.view(slot.layout.shape) for part, slot in zip(parts, slots, strict=True)]
-        before = [_before(slot, view) for slot, view in zip(slots, views, strict=True)]
-        behind = [_behind(slot, device) for slot in slots]
-        gradient = torch.empty(0, dtype=bucket.key.gradient, device=device)
-        direction = DirectionBucket(bucket_key(before[0], gradient), before)
-        step = Bucket(bucket_key(behind[0], views[0]), behind)
-        direction.parameters, step.gradients = list(views), list(views)
-        addresses = list(map(Tensor.data_ptr, views))
-        direction.parameter_addresses, step.gradient_addresses = addresses, addresses
-        yield MatrixWork(
-            members=batch.members,
-            direction=direction,
-            step=step,
-            counters=[slot.state["step"] for slot in behind],
-            stack=elements.view(-1, first.rows, first.cols),
-            together=batch.together,
-            scratch=memory[aligned(4 * numel) :],
-            how=how_of(group, device),
-            factor=factor_of(first, group),
-        )
+def _room(slots: Sequence[Slot], team: Team, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices that this process owns, behind its parts, and what is left behind them."""
+    first = stack_for(slots[0])
+    room = TeamRoom(slots, memory.device)
+    parts, whole = room.own(range(len(slots)))
+    count = owners_of(m for slot in slots for m in spread_of(slot)).count(team.number)
+    numel = count * first.rows * first.cols
+    owned = memory[parts : parts + 4 * numel].view(torch.float32)
+    return owned.view(count, first.rows, first.cols), memory[parts + whole :]
 
 
 def _before(slot: Slot, view: Tensor) -> Slot:

@@ -24,6 +24,7 @@ SHAPES = [
     (7, 512),
 ]
 
+Shape = tuple[int, ...]
 Placements = tuple[Any, ...]
 
 
@@ -88,21 +89,29 @@ def stepped(
 
 def compare(
     mesh: Any,
-    placements: Mapping[tuple[int, ...], Placements],
+    placements: Mapping[tuple[int, ...], Placements] | Sequence[tuple[Shape, Placements]],
     name: str,
     options: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     steps: int = 3,
 ) -> list[Any]:
-    """Names of parameters and states that differ from those of one process, after some steps."""
-    shapes = list(placements)
+    """Names of parameters and states that differ from those of one process, after some steps.
+
+    Args:
+        placements: of each shape; or shapes with theirs, where one is there several times.
+    """
+    pairs = list(placements.items() if isinstance(placements, Mapping) else placements)
+    shapes, cuts = [shape for shape, _ in pairs], [places for _, places in pairs]
     start = values(shapes, 1, dtype)
     gradients = [values(shapes, 10 + n, dtype) for n in range(steps)]
     single = [nn.Parameter(x.clone()) for x in start]
-    sharded = [nn.Parameter(cut(x, mesh, placements[tuple(x.shape)])) for x in start]
+
+    def spread(wholes: Sequence[Tensor]) -> list[Tensor]:
+        return [cut(x, mesh, places) for x, places in zip(wholes, cuts, strict=True)]
+
+    sharded = [nn.Parameter(x) for x in spread(start)]
     one = stepped(single, gradients, name, options)
-    pieces = [[cut(g, mesh, placements[tuple(g.shape)]) for g in step] for step in gradients]
-    many = stepped(sharded, pieces, name, options)
+    many = stepped(sharded, [spread(step) for step in gradients], name, options)
     found = [
         shape
         for shape, a, b in zip(shapes, sharded, single, strict=True)

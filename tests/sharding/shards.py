@@ -83,7 +83,7 @@ class Shards:
         self.whole = [value.clone().requires_grad_() for value in values]
         self.optimizer = build_optimizer(name, self.whole, **asked)
         self.optimizer.init_states()
-        family = self.optimizer._current_plan().config_class
+        family = self.optimizer._current_plan().slots[0].schema
         ways = [spread.shardings() for spread in spreads]
         self.plans = [
             StepPlan([self._slot(n, own, family) for n, own in enumerate(rank)])

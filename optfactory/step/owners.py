@@ -1,0 +1,100 @@
+"""Which process makes which matrix orthogonal, where their parts are spread over several.
+
+Each matrix is put together by one of the processes that hold a part of it: in a batch, those with
+the same holders go to these in turns. So work is spread, and what is whole somewhere stays there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from optfactory.errors import ConfigError
+from optfactory.matrix.stacks import Stack, extents, stack_of
+from optfactory.sharding.box import Box, Cut, Shape, all_boxes
+from optfactory.sharding.team import Team
+from optfactory.step.slots import Slot
+
+
+@dataclass(frozen=True)
+class SpreadMatrix:
+    """A matrix and who holds parts of it.
+
+    Attributes:
+        box: its elements among those of the parameter.
+        holders: numbers of processes of the team.
+        parts: the elements that each of these holds.
+    """
+
+    box: Box
+    holders: tuple[int, ...]
+    parts: tuple[Box, ...]
+
+
+def team_of(slot: Slot) -> Team | None:
+    """The processes that must put the parameter's matrices together; None if all are whole."""
+    piece = slot.layout.piece
+    if piece is None or all(len(matrix.holders) == 1 for matrix in spread_of(slot)):
+        return None
+    return piece.sharding.team
+
+
+def spread_of(slot: Slot) -> tuple[SpreadMatrix, ...]:
+    """The matrices of a sharded parameter, in their order."""
+    assert slot.layout.piece is not None
+    sharding, group = slot.layout.piece.sharding, slot.group
+    flatten = group["flatten"] and len(sharding.shape) > 2
+    sizes, cuts = sharding.team.sizes, sharding.team_cuts
+    return _spread(sharding.shape, group["split"], flatten, sizes, cuts)
+
+
+@lru_cache(maxsize=1024)
+def _spread(
+    shape: Shape, split: int, flatten: bool, mesh: Shape, cuts: tuple[Cut | None, ...]
+) -> tuple[SpreadMatrix, ...]:
+    boxes, found = all_boxes(shape, mesh, cuts), []
+    for offsets, sizes in extents(shape, split, flatten):
+        box = Box(shape, sizes, offsets)
+        parts = [(number, own.overlap(box)) for number, own in enumerate(boxes)]
+        held = [(number, part) for number, part in parts if part.numel]
+        holders, overlaps = zip(*held, strict=True)
+        found.append(SpreadMatrix(box, holders, overlaps))
+    return tuple(found)
+
+
+def owners_of(matrices: Iterable[SpreadMatrix]) -> list[int]:
+    """Who makes each matrix of a batch orthogonal."""
+    turns: Counter[tuple[int, ...]] = Counter()
+    owners = []
+    for matrix in matrices:
+        owners.append(matrix.holders[turns[matrix.holders] % len(matrix.holders)])
+        turns[matrix.holders] += 1
+    return owners
+
+
+def stack_for(slot: Slot) -> Stack:
+    """The matrices of a parameter.
+
+    Raises:
+        ConfigError: it has none, as its group was edited since it was checked.
+    """
+    shape, group = slot.layout.shape, slot.group
+    found = stack_of(shape, group)
+    if found is None:
+        raise ConfigError(
+            f"cannot update {slot.name}: '{slot.schema.family}' trains matrices, and {shape} is "
+            f"none with split: {group['split']} and flatten: {group['flatten']}; set these back, "
+            "or put it into a group with another optimizer"
+        )
+    return found
+
+
+def stack_here(slot: Slot) -> Stack:
+    """Those of a parameter whose matrices are all whole that this process has."""
+    whole = stack_for(slot)
+    if slot.layout.piece is None:
+        return whole
+    count = slot.layout.piece.box.numel // (whole.rows * whole.cols)
+    return Stack(count, whole.rows, whole.cols)

@@ -1,0 +1,97 @@
+"""Matrices of which processes hold parts are made orthogonal as wholes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import Replicate, Shard
+
+from tests.distributed.harness import PLACEMENTS, compare
+from tests.distributed.processes import Processes, Team
+
+pytestmark = pytest.mark.filterwarnings("ignore:the parameters have no names")
+
+# Several of a shape, tall ones and wide ones, rows that leave processes empty, stacks, and vectors
+# for the other optimizer.
+SHAPES = [(101, 96), (96, 252), (3, 700), (96, 252), (131,), (5, 24, 80), (65, 7), (96, 252)]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "split": {"split": 3},
+    "original": {"adjust_lr": "original", "nesterov": False, "ns_coefficients": "polar_express"},
+    "clipped": {"percentile_clipping": 5},
+    "skips": {"nonfinite": "skip_step"},
+    "tensor-wise": {"block_wise": False},
+    "much memory": {"ns_memory": 10**7},
+    "little memory": {"ns_memory": 1},
+    "nearest": {"state_rounding": "nearest"},
+}
+
+
+def spread(kind: str, shapes: list[Any] = SHAPES) -> list[Any]:
+    return [(shape, PLACEMENTS[kind](shape)) for shape in shapes]
+
+
+def of_all(team: Team, kind: str) -> dict[str, list]:
+    names = ["muon8bit", "muon32bit"]
+    found = {name: compare(team.mesh, spread(kind), name, {}) for name in names}
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", PLACEMENTS)
+def test_every_world(processes: Processes, world: int, kind: str) -> None:
+    assert processes.run(of_all, world, kind) == [{}] * world
+
+
+def with_options(team: Team, kind: str) -> dict[str, list]:
+    shapes = [shape for shape in SHAPES if len(shape) == 1 or shape[-2] % 3 == 0]
+    found = {
+        title: compare(team.mesh, spread(kind, shapes), "muon8bit", options)
+        for title, options in OPTIONS.items()
+    }
+    return {title: wrong for title, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_every_option(processes: Processes, kind: str) -> None:
+    assert processes.run(with_options, 3, kind) == [{}] * 3
+
+
+def rounded(team: Team, kind: str) -> dict[str, list]:
+    torch.manual_seed(team.rank)  # what processes draw for themselves must not matter
+    asked = {"stochastic": {"param_rounding": "stochastic", "seed": 5}, "kahan": {}}
+    asked["kahan"] = {"param_rounding": "kahan"}
+    found = {
+        title: compare(team.mesh, spread(kind), "muon8bit", options, torch.bfloat16)
+        for title, options in asked.items()
+    }
+    return {title: wrong for title, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_rounding_of_16_bit_parameters(processes: Processes, kind: str) -> None:
+    assert processes.run(rounded, 3, kind) == [{}] * 3
+
+
+def on_a_grid(team: Team) -> dict[str, list]:
+    grids = {
+        "hsdp": [(shape, (Replicate(), Shard(0))) for shape in SHAPES],
+        "tp": [(shape, (Replicate(), Shard(len(shape) - 1))) for shape in SHAPES],
+        "both": [(shape, (Shard(0), Shard(len(shape) - 1))) for shape in SHAPES if len(shape) > 1],
+        "experts": [((6, 24, 80), (Shard(0), Shard(1)))] * 2 + [((5, 24, 80), (Shard(0),) * 2)],
+    }
+    found = {
+        f"{name} {grid}": compare(team.meshes[2, 2], pairs, name, {})
+        for name in ("muon8bit", "muon32bit")
+        for grid, pairs in grids.items()
+    }
+    flat = [((6, 4, 3, 3), (Shard(0), Shard(2))), ((6, 4, 3, 3), (Shard(1), Shard(0)))]
+    found["flat"] = compare(team.meshes[2, 2], flat, "muon32bit", {"flatten": True})
+    return {title: wrong for title, wrong in found.items() if wrong}
+
+
+def test_meshes_of_two_dimensions(processes: Processes) -> None:
+    assert processes.run(on_a_grid, 4) == [{}] * 4
