@@ -26,6 +26,11 @@ class Scratch:
         self._slots = slots
         self._shares: dict[torch.device, _Share] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held, of all devices."""
+        return sum(share.memory.nbytes for share in self._shares.values())
+
     def works(self, buckets: Sequence[Bucket]) -> list[Bucket | MatrixWork]:
         """The buckets, those of matrices in batches.
 
