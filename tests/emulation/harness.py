@@ -70,6 +70,8 @@ class Case:
 def _choices(model: type[OptimizerConfig]) -> dict[str, list[Any]]:
     """The fields with few values, which may select another rule; defaults come first."""
     found: dict[str, list[Any]] = {"optim_bits": [32, 8]}
+    if "trust_ratio" in model.model_fields:  # whose norms may be of something else
+        found["compat"] = ["none", "bitsandbytes"]
     for key, item in model.model_fields.items():
         if key in OptimizerConfig.model_fields:
             continue

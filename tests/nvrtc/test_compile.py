@@ -120,9 +120,12 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
             if field not in APART and (field in deciding or fields[field].annotation is not float)
         }
         few = {field: values for field, values in few.items() if values}
-        for stated, quantized in itertools.product(threes_of(few), (False, True)):
+        # bitsandbytes' norms may be of something else, of which there is then a rule.
+        compats = ("none", "bitsandbytes") if "trust_ratio" in own else ("none",)
+        for stated, quantized, compat in itertools.product(threes_of(few), (False, True), compats):
+            bits = 8 if quantized else 32
             try:
-                config = resolve(info.name, **stated, optim_bits=8 if quantized else 32)
+                config = resolve(info.name, **stated, optim_bits=bits, compat=compat)
             except ConfigError:
                 continue  # such as AMSGrad at 8 bits
             yield config.rule(config.model_dump()), quantized

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from optfactory import build_optimizer, get_optimizer_info, resolve
 from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
-from tests.families import acts_on, beside, known_to
+from tests.families import acts_on, beside, few_values, known_to
 from tests.reference import reference_of
 from tests.reference.facts import Facts
 from tests.unit.harness import BLOCK_SIZES, NAMES, NUMBERS, refusal
@@ -83,7 +83,6 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "always_adapt": st.booleans(),
     "min_8bit_size": st.just(0) | st.integers(0, 10**6),
     "block_size": st.sampled_from(BLOCK_SIZES),
-    "trust_ratio": st.sampled_from(["lamb", "clip"]),
     "max_unorm": st.none() | finite,
 }
 # Beside these settings there is nothing to be cautious of.
@@ -107,6 +106,8 @@ def facts_of(name: str) -> Facts:
 
 def accepted(name: str, key: str) -> st.SearchStrategy[Any]:
     """What a field takes; of fields that not all families have, and of three betas, some of it."""
+    if key == "trust_ratio":
+        return st.sampled_from(few_values(name, key))
     flips = facts_of(name).flips.get(key, ())
     if flips and (key not in ACCEPTED or key == "betas"):
         return st.sampled_from([flip.value for flip in flips])
@@ -145,6 +146,9 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("amsgrad", None)
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
+    elif "trust_coefficient" in fields_of(name):
+        values.pop("eps", None)
+        values.pop("trust_coefficient", None)
     if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
         for key in EIGHT_BIT_FIELDS:
             values.pop(key, None)
