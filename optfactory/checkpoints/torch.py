@@ -131,6 +131,8 @@ class TorchLayout:
 
     def write_problems(self, group: Mapping[str, Any]) -> list[str]:
         """Values that torch does not have, and parameters that it does not take."""
+        if not self._arguments:
+            return [f"optimizer: torch {torch.__version__} has no {self.title}"]
         problems = []
         for argument in self._converted.values():
             try:
@@ -172,7 +174,7 @@ class TorchLayout:
 
 @cache
 def _arguments(name: str) -> dict[str, Any]:
-    """The hyperparameters of an optimizer of torch, with their defaults."""
-    one = torch.zeros((), dtype=torch.float32, device="cpu")
-    optimizer = getattr(torch.optim, name)([one], lr=1e-3)
-    return dict(optimizer.defaults)
+    """The hyperparameters of an optimizer of torch, with their defaults; none in an older torch."""
+    one = torch.zeros((1, 1), dtype=torch.float32, device="cpu")
+    kind = getattr(torch.optim, name, None)
+    return dict(kind([one], lr=1e-3).defaults) if kind else {}

@@ -103,13 +103,16 @@ def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Gro
     implied, stated = others_rule(config), rules_of(config)
     if implied.keys() & stated.keys():
         problems.append(f"{RULES_FIELD}.{OTHERS_FIELD}: is what `{OTHERS_FIELD}` makes; rename it")
-    rules = {**implied, **stated}
+    rules = {**implied, **{key: stated[key] for key in stated if key not in implied}}
     if not rules:
         live = {} if lr is None else {"lr": lr}
         with_rates = own_rates([{**live, **group} for group in given.groups])
         return Grouping(with_rates, problems, models=models)
     flattens = bool(getattr(config, "flatten", False))
-    matchers = {label: Matcher(rule, origins, flattens) for label, rule in rules.items()}
+    matchers = {
+        label: Matcher(rule, origins, flattens, implied=label in implied)
+        for label, rule in rules.items()
+    }
     reasons = matchers[OTHERS_FIELD].reasons if OTHERS_FIELD in implied else {}
     for label, matcher in list(matchers.items()):
         found = matcher.problems(given.named)
@@ -176,12 +179,17 @@ def _without_effect(
 
 @dataclass(frozen=True)
 class _Hit:
-    """A rule that matches a parameter, which is in a layer of so many if the rule has layers."""
+    """A rule that matches a parameter, which is in a layer of so many if the rule has layers.
+
+    Attributes:
+        implied: whether the rule is what `others` makes.
+    """
 
     label: str
     rule: GroupRule = field(compare=False)
     layer: int
     last: int
+    implied: bool = False
 
 
 def _split(
@@ -196,11 +204,12 @@ def _split(
     found: dict[tuple[_Hit, ...], dict[str, Any]] = {}
     for index, tensor in enumerate(group["params"]):
         hits = tuple(
-            _Hit(label, matcher.rule, layer, last)
+            _Hit(label, matcher.rule, layer, last, matcher.implied)
             for label, matcher in matchers.items()
             if matcher.hits(tensor)
             for layer, last in [matcher.layer(tensor)]
         )
+        hits = _without_others(hits, own)
         if hits not in found:
             problem = _conflict(hits, names[index] if names else f"params[{index}]")
             problems += [problem] if problem else []
@@ -211,10 +220,20 @@ def _split(
     return list(found.values()) or [dict(group)], {hit.label for hits in found for hit in hits}
 
 
+def _without_others(hits: tuple[_Hit, ...], own: Mapping[str, Any]) -> tuple[_Hit, ...]:
+    """The rules but for `others`, whose rate and decay are for its optimizer, if another is named.
+
+    Args:
+        own: what the user's group says.
+    """
+    named = OPTIMIZER_KEY in own or any(h.rule.optimizer for h in hits if not h.implied)
+    return tuple(hit for hit in hits if not (named and hit.implied))
+
+
 def _conflict(hits: tuple[_Hit, ...], place: str) -> str:
     """Why the rules that match one parameter cannot be merged; empty if they can."""
     scaling = [hit.label for hit in hits if hit.rule.lr_scale is not None]
-    stating = [hit.label for hit in hits if "lr" in hit.rule.overrides]
+    stating = [hit.label for hit in hits if "lr" in hit.rule.overrides and not hit.implied]
     if not (scaling and stating):
         return ""
     return (

@@ -21,7 +21,7 @@ _HEADS = frozenset(
         *("fc_out", "embed_out", "unembed", "unembedding", "logits", "decoder_head", "fc"),
     }
 )
-_EMBEDDED = re.compile(r"embed|(^|[._])(cls_token|mask_token|wte|wpe)($|[._])")
+_EMBEDDED = re.compile(r"embed|(^|[._])(tokens?|wte|wpe)($|\.)")
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 _HEAD, _EMBEDDING = "the output head", "an embedding"

@@ -21,13 +21,16 @@ class Matcher:
 
     Args:
         flattens: whether convolutions count as matrices, unless the rule says so.
+        implied: whether the rule is what `others` makes, and no user's.
 
     Attributes:
         reasons: why tensors that were asked about are no hidden matrices, by their ids.
     """
 
-    def __init__(self, rule: GroupRule, origins: Origins, flattens: bool = False) -> None:
-        self.rule = rule
+    def __init__(
+        self, rule: GroupRule, origins: Origins, flattens: bool = False, implied: bool = False
+    ) -> None:
+        self.rule, self.implied = rule, implied
         self.reasons: dict[int, str] = {}
         self._hidden: HiddenMatrices | None = None
         if rule.hidden is not None:

@@ -21,7 +21,7 @@ from optfactory.matrix.orthogonalize import Orthogonalization, orthogonalize
 from optfactory.matrix.packing import StackBatch
 from optfactory.matrix.scratch import aligned
 from optfactory.matrix.stacks import factor_of, how_of
-from optfactory.rules.language import UpdateRule
+from optfactory.rules.parts import STEP_PART, RulePart, direction_part
 from optfactory.sharding.dtensors import Sharding
 from optfactory.sharding.team import Team
 from optfactory.state.layout import LOSS_KEY, StateLayout
@@ -30,13 +30,6 @@ from optfactory.step.batches import Packed, TeamRoom
 from optfactory.step.buckets import Bucket, bucket_key
 from optfactory.step.owners import owners_of, spread_of, stack_for
 from optfactory.step.slots import Slot
-
-DIRECT = UpdateRule("direct", (), ())
-
-# What acts on gradients and states, and has done so before the step ...
-_BEFORE = {"maximize": False, "percentile_clipping": 100, "optim_bits": 32, "is_paged": False}
-# ... and what acts on parameters alone.
-_BEHIND = {"cautious_weight_decay": False}
 
 
 class DirectionBucket(Bucket):
@@ -191,18 +184,18 @@ def _room(slots: Sequence[Slot], team: Team, memory: Tensor) -> tuple[Tensor, Te
 
 def _before(slot: Slot, view: Tensor) -> Slot:
     """The parameter's place in the pass that makes directions: its state, and scratch memory."""
-    layout = _layout(slot, torch.float32, replace(slot.layout.rule, transform=None), _BEHIND)
+    layout = _layout(slot, torch.float32, direction_part(slot.layout.rule))
     return replace(slot, parameter=view, layout=layout, held=None)
 
 
 def _behind(slot: Slot, device: torch.device) -> Slot:
     """The parameter's place in the pass that steps."""
-    layout = _layout(slot, slot.local.dtype, DIRECT, _BEFORE)
+    layout = _layout(slot, slot.local.dtype, STEP_PART)
     state = {"step": layout.tensors["step"].allocate(device, None)}
     return replace(slot, layout=layout, state=state, held=None)
 
 
-def _layout(slot: Slot, dtype: torch.dtype, rule: UpdateRule, other: dict[str, Any]) -> StateLayout:
-    group = {**slot.group, **other}
+def _layout(slot: Slot, dtype: torch.dtype, part: RulePart) -> StateLayout:
+    group = {**slot.group, **part.settings}
     facts = (slot.layout.shape, slot.local.device, dtype)
-    return StateLayout.of_rule(*facts, rule, group, Sharding.of(slot.parameter))
+    return StateLayout.of_rule(*facts, part.rule, group, Sharding.of(slot.parameter))

@@ -53,7 +53,8 @@ def assert_alike(one: Any, other: Any) -> None:
 def test_every_family_with_a_class_in_torch_has_a_case() -> None:
     models = [family_class(get_optimizer_info(name).config_class) for name in list_optimizers()]
     peers = [model.torch_peer for model in models]
-    assert {peer.name for peer in peers if peer} == {*NAMES, "Adam", "AdamW"}
+    # Muon, whose directions are of bfloat16 in torch, is in tests/muon.
+    assert {peer.name for peer in peers if peer} == {*NAMES, "Adam", "AdamW", "Muon"}
 
 
 @pytest.mark.parametrize("paged", ["", "paged_"])

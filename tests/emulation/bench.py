@@ -26,6 +26,7 @@ from tests.emulation.harness import (
     set_gradient,
     values,
 )
+from tests.families import suited
 from tests.numerics.harness import Twin, gradient
 
 # Elements by which parameter, gradient and states are off alignment: each alone, and all.
@@ -48,6 +49,7 @@ class Bench:
     ) -> None:
         self.case, self.cuda, self.gradient_dtype = case, cuda, dtypes[1]
         self.guarded = Guarded()
+        shapes = suited(case.family, shapes)
         self.layout = [(shape, offsets) for shape in shapes for offsets in OFFSETS]
         self.params = [
             self.guarded.copy(f"p{i}", values(shape, dtypes[0], i), offsets[0]).requires_grad_()

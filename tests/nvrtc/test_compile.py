@@ -18,6 +18,7 @@ from optfactory.errors import ConfigError, KernelCompileError
 from optfactory.rules.codegen import CUDA_THREADS, KernelVariant, cuda_source, cuda_tables_source
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
+from optfactory.rules.parts import parts_of
 from optfactory.rules.resources import data_dir
 from tests.families import few_values, selections
 from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
@@ -128,7 +129,8 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
                 config = resolve(info.name, **stated, optim_bits=bits, compat=compat)
             except ConfigError:
                 continue  # such as AMSGrad at 8 bits
-            yield config.rule(config.model_dump()), quantized
+            for part in parts_of(config.rule(config.model_dump())):
+                yield part.rule, quantized and bool(part.rule.states)
 
 
 def threes_of(few: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:

@@ -75,12 +75,6 @@ FACTS = Facts(
         "least_norm": {"eps": 1e3, "lr": 1.0},
     },
     longest_step=5.0,  # 0.2 sqrt(400) times a singular value, none of which is beyond 1.21
-    torch_peer="Muon",
-    torch_cases=[
-        {},
-        {"momentum": 0.8, "nesterov": False},
-        {"weight_decay": 0.0, "ns_steps": 4},
-    ],
 )
 
 

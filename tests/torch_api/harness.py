@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from optfactory import Optimizer2State, build_optimizer
 from tests.devices import host, is_managed, randn
+from tests.families import suited
 
 # Three with 8-bit state under 8-bit names, three too small or with too short rows for it.
 SHAPES: list[tuple[tuple[int, ...], torch.dtype]] = [
@@ -28,6 +29,13 @@ SHAPES: list[tuple[tuple[int, ...], torch.dtype]] = [
 def parameters(seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [randn(shape, generator).to(dtype).requires_grad_() for shape, dtype in SHAPES]
+
+
+def own_parameters(name: str) -> list[Tensor]:
+    """Those of the parameters that an optimizer trains by its own rule."""
+    found = parameters()
+    fitting = suited(name, [tuple(p.shape) for p in found])
+    return [p for p in found if tuple(p.shape) in fitting]
 
 
 def weight(*shape: int, value: float = 1.0) -> Tensor:
@@ -50,7 +58,7 @@ def train(optimizer: Optimizer, steps: range) -> None:
 
 def trained(name: str, steps: int = 3, **options: Any) -> Optimizer2State:
     """An optimizer of the standard parameters after some steps."""
-    optimizer = build_optimizer(name, parameters(), **options)
+    optimizer = build_optimizer(name, own_parameters(name), **options)
     train(optimizer, range(steps))
     return optimizer
 

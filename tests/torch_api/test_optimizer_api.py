@@ -23,7 +23,7 @@ NAMES = list_optimizers()
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_builds_a_torch_optimizer(name: str) -> None:
-    p = weight()
+    p = weight(70, 80)
     optimizer = build_optimizer(name, [p])
     assert type(optimizer) is Optimizer2State
     assert isinstance(optimizer, Optimizer)

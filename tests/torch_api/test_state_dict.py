@@ -18,7 +18,7 @@ from tests.torch_api.harness import (
     clones,
     held,
     is_file_mapped,
-    parameters,
+    own_parameters,
     snapshot,
     through_file,
     train,
@@ -185,7 +185,9 @@ def test_loaded_state_is_paged(name: str, initialised: bool) -> None:
             if tensor.numel() >= 1000 and not key.endswith("_absmax"):
                 assert is_file_mapped(tensor), (index, key)
                 mapped += 1
-    assert mapped == 4 * len(states_of(name))  # four large parameters
+    large = [p for p in held(resumed) if p.numel() >= 1000]
+    assert len(large) >= 3
+    assert mapped == len(large) * len(states_of(name))
     assert_same_training(resumed, optimizer)
 
 
@@ -210,17 +212,18 @@ def test_states_have_flat_keys_and_stated_dtypes_and_shapes(
     name: str, options: dict[str, Any]
 ) -> None:
     states = [state.name for state in states_of(name, **options)]
-    optimizer = build_optimizer(name, parameters(), **options)
+    optimizer = build_optimizer(name, own_parameters(name), **options)
     optimizer.init_states()
-    scales: dict[int, tuple[int, ...]] = {0: (20, 2), 1: (17,), 2: (64, 1)}  # the 8-bit ones
+    # Of the 8-bit ones.
+    scales: dict[tuple[int, ...], Any] = {(20, 300): (20, 2), (4097,): (17,), (64, 70): (64, 1)}
     entries = optimizer.state_dict()["state"]
-    assert list(entries) == list(range(6))
+    assert list(entries) == list(range(len(held(optimizer))))
     for index, p in enumerate(held(optimizer)):
         expected: dict[str, tuple[torch.dtype, Any]] = {"step": (torch.float64, ())}
         for state in states:
-            if name.endswith("8bit") and index in scales:
+            if name.endswith("8bit") and tuple(p.shape) in scales:
                 expected[f"{state}_q8"] = (torch.uint8, p.shape)
-                expected[f"{state}_absmax"] = (torch.float32, scales[index])
+                expected[f"{state}_absmax"] = (torch.float32, scales[tuple(p.shape)])
             else:
                 expected[state] = (torch.float32, p.shape)
         found = entries[index]
@@ -250,11 +253,11 @@ def test_a_checkpoint_holds_states_and_settings_and_nothing_else(name: str) -> N
 def test_all_trainable_parameters_have_state_and_a_null_step_changes_no_bit(
     name: str, backend: str
 ) -> None:
-    params = parameters()
-    params[3].requires_grad_(False)
+    params = own_parameters(name)
+    params[-1].requires_grad_(False)
     with torch.no_grad():
         params[0][0, :4] = torch.tensor([0.0, -0.0, 1e-45, 1e38])
-        params[1][:3] = torch.tensor([-0.0, 1e-40, -3e38])
+        params[1].view(-1)[:3] = torch.tensor([-0.0, 1e-40, -3e38])
     optimizer = build_optimizer(name, params, lr=0.0)
     optimizer.init_states()
     assert all((p in optimizer.state) == p.requires_grad for p in params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from optfactory.build.wheel import kernels
 from optfactory.build.wheel.variants import prebuilt_variants
 from optfactory.errors import ConfigError
 from optfactory.optimizers.adam import AdamConfig
+from optfactory.step.matrices import MatrixWork
 from tests.families import selections
 from tests.unit.harness import NAMES
 
@@ -33,7 +34,10 @@ def needed(name: str, parameter: torch.dtype, gradient: torch.dtype, **options) 
         p.grad = torch.zeros(p.shape, dtype=gradient)
     optimizer = build_optimizer(name, parameters, **options)
     optimizer.init_states()
-    return {cpu._variant(bucket.key) for bucket in optimizer._current_plan().gather()}
+    plan = optimizer._current_plan()
+    works = plan.scratch.works(plan.gather())
+    parts = [[w.direction, w.step] if isinstance(w, MatrixWork) else [w] for w in works]
+    return {cpu._variant(bucket.key) for bucket in chain.from_iterable(parts)}
 
 
 @pytest.mark.parametrize("name", NAMES)

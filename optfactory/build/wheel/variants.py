@@ -19,6 +19,7 @@ from optfactory.registry import get_optimizer_info, list_optimizers
 from optfactory.rules.codegen import KernelVariant
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
+from optfactory.rules.parts import RulePart, parts_of
 
 # Of a parameter and its gradient, as kernels call them; `optfactory.step.plan` accepts no others.
 DTYPES = (
@@ -41,17 +42,18 @@ def prebuilt_variants() -> list[KernelVariant]:
         for group in _groups(config_class, name)
     ]
     found = {
-        _variant(group, parameter, gradient): None
+        _variant({**group, **part.settings}, part, *dtypes): None
         for group in groups
-        for parameter, gradient in DTYPES
+        for part in parts_of(_kernel_of(group)[0])
+        for dtypes in DTYPES
     }
     return list(found)
 
 
-def _variant(group: Group, parameter: str, gradient: str) -> KernelVariant:
-    rule, quantized = _kernel_of(group)
-    options = KernelOptions.of(group, quantized, rounds=parameter != "float")
-    return KernelVariant(rule, parameter, gradient, quantized, group["block_size"], options)
+def _variant(group: Group, part: RulePart, parameter: str, gradient: str) -> KernelVariant:
+    dtypes, quantized = part.dtypes(parameter, gradient), group["optim_bits"] == 8
+    options = KernelOptions.of(group, quantized, rounds=dtypes[0] != "float")
+    return KernelVariant(part.rule, *dtypes, quantized, group["block_size"], options)
 
 
 def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
