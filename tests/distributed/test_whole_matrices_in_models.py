@@ -14,7 +14,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -23,12 +25,16 @@ from torch.distributed.tensor.parallel import (
 
 from optfactory import build_optimizer, plan
 from optfactory.errors import ConfigError
+from optfactory.sharding.team import Line
 from optfactory.sharding.team import Team as Holders
 from tests.distributed.beside import Beside, Collectives
+from tests.distributed.harness import compare
 from tests.distributed.processes import Processes, Team
 from tests.distributed.test_checkpoints import unequal, wholes
 from tests.distributed.test_faults import bits, same
 from tests.distributed.test_plans import figures
+
+pytestmark = pytest.mark.filterwarnings("ignore:the parameters have no names")
 
 NAMES = ["muon8bit", "muon32bit"]
 
@@ -38,11 +44,11 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(96)
-        self.qkv = nn.Linear(96, 288, bias=False)
-        self.out = nn.Linear(96, 96, bias=False)
-        self.up = nn.Linear(96, 250)
-        self.down = nn.Linear(250, 96)
+        self.norm = nn.LayerNorm(90)
+        self.qkv = nn.Linear(90, 270, bias=False)
+        self.out = nn.Linear(90, 90, bias=False)
+        self.up = nn.Linear(90, 252)
+        self.down = nn.Linear(252, 90)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
@@ -55,9 +61,9 @@ class Transformer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(101, 96)
+        self.table = nn.Embedding(101, 90)
         self.layers = nn.ModuleList([Layer(), Layer()])
-        self.head = nn.Linear(96, 101, bias=False)
+        self.head = nn.Linear(90, 101, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.table(x)
@@ -111,7 +117,7 @@ def trained(team: Team, name: str) -> dict[str, list[str]]:
     found["tp"] = beside(in_parallel(team.mesh), name).train(range(2), 0, 1).wrong
     if team.world == 4:
         grid = team.meshes[2, 2]
-        both = beside(by_rows(grid), name, rules={"qkv": {"match": "*.qkv.*", "split": 3}})
+        both = beside(by_rows(grid), name, param_groups={"qkv": {"match": "*.qkv.*", "split": 3}})
         found["hsdp, split"] = both.train(range(2), team.rank, 4).wrong
         found["grid"] = beside(on_a_grid(grid), name).train(range(2), team.rank // 2, 2).wrong
     return {title: wrong for title, wrong in found.items() if wrong}
@@ -236,33 +242,32 @@ def test_matrices_without_a_gradient(processes: Processes) -> None:
     assert processes.run(without, 2) == [[]] * 2
 
 
-def over_some(team: Team) -> list[float]:
-    """Three of four processes, as the two dimensions of a larger mesh would have them."""
-    group = None
-    if team.rank != 1:
-        from optfactory.sharding.team import _group_of
-
-        group = _group_of([0, 2, 3], team.group)
-        assert group is _group_of([3, 2, 0], team.group)
-        value = torch.full((1,), float(team.rank))
-        dist.all_reduce(value, group=group)
-        return [float(value), dist.get_group_rank(group, team.rank)]
-    return []
-
-
-def test_processes_of_several_dimensions_make_a_group(processes: Processes) -> None:
-    assert processes.run(over_some, 4) == [[5.0, 0], [], [5.0, 1], [5.0, 2]]
-
-
-def numbered(team: Team) -> tuple[int, tuple[int, ...], int]:
-    grid = team.meshes[2, 2]
-    holders, part = Holders(grid, (0, 1)), Holders(grid, (1,))
-    return holders.number, holders.ranks, part.number
+def lines(team: Team) -> tuple[int, list[int], list[int]]:
+    """How a process is numbered, and those of a row that a mesh has in another order."""
+    holders = Holders(team.meshes[2, 2], (0, 1))
+    assert holders.number_at(holders.place_of(holders.number)) == holders.number
+    turned = DeviceMesh("cpu", [2, 0, 3, 1])
+    return holders.number, [line.place for line in holders.lines], Line(turned, 0).by_rank
 
 
 def test_members_are_numbered_by_their_places(processes: Processes) -> None:
-    found = processes.run(numbered, 4)
-    assert found == [(n, (0, 1, 2, 3), n % 2) for n in range(4)]
+    found = processes.run(lines, 4)
+    assert found == [(n, [n // 2, n % 2], [1, 3, 0, 2]) for n in range(4)]
+
+
+def turned(team: Team) -> dict[str, list[Any]]:
+    """Rows of a mesh whose processes are in another order than their ranks."""
+    row, grid = DeviceMesh("cpu", [2, 0, 3, 1]), DeviceMesh("cpu", [[3, 1], [0, 2]])
+    shapes, options = [(90, 70), (70, 90), (90, 70)], {"min_8bit_size": 1}
+    found = {
+        "row": compare(row, [(shape, (Shard(0),)) for shape in shapes], "muon8bit", options),
+        "grid": compare(grid, [(s, (Shard(0), Shard(1))) for s in shapes], "muon8bit", options),
+    }
+    return {title: wrong for title, wrong in found.items() if wrong}
+
+
+def test_meshes_in_another_order_than_ranks(processes: Processes) -> None:
+    assert processes.run(turned, 4) == [{}] * 4
 
 
 # ---- memory --------------------------------------------------------------------------------------
