@@ -20,12 +20,18 @@ from optfactory.errors import UnknownOptimizerError
 from optfactory.group_schema import OPTIMIZER_KEY, begun_anew, contradictions, others_rule
 from optfactory.groups.matching import Matcher
 from optfactory.groups.origins import Origins
-from optfactory.groups.parameters import Params, read_params
+from optfactory.groups.parameters import Params, is_flat_piece, read_params
 
 # The label of a group that no rule matches.
 DEFAULT = "default"
 
 _SHOWN_NAMES = 5
+
+_IN_PIECES = (
+    "needs whole matrices, not the flat pieces that FullyShardedDataParallel (FSDP1) makes, of "
+    "which none can be told from a vector; use 32-bit Adam or AdamW, shard with fully_shard "
+    "(FSDP2), or train without sharding"
+)
 
 _NAMELESS = (
     "the parameters have no names, so that embeddings and the output head cannot be told from "
@@ -103,6 +109,8 @@ def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Gro
     implied, stated = others_rule(config), rules_of(config)
     if implied.keys() & stated.keys():
         problems.append(f"{RULES_FIELD}.{OTHERS_FIELD}: is what `{OTHERS_FIELD}` makes; rename it")
+    if implied and any(is_flat_piece(p) for group in given.groups for p in group["params"]):
+        problems.append(f"name: '{config.name}' {_IN_PIECES}")
     rules = {**implied, **{key: stated[key] for key in stated if key not in implied}}
     if not rules:
         live = {} if lr is None else {"lr": lr}

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
-
-# Process groups over several dimensions of a mesh, by ranks, and the world in which they are good.
-_groups: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,44 +40,71 @@ class Team:
     def number(self) -> int:
         """That of this process."""
         place = self.mesh.get_coordinate()
+        return self.number_at([place[index] for index in self.dims])
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Those of them that differ from this one in one dimension, for each."""
+        return tuple(Line(self.mesh, index) for index in self.dims)
+
+    def number_at(self, place: Sequence[int]) -> int:
+        """The number of the process at a place."""
         number = 0
-        for index in self.dims:
-            number = number * self.mesh.size(index) + place[index]
+        for size, own in zip(self.sizes, place, strict=True):
+            number = number * size + own
         return number
 
-    @cached_property
+    def place_of(self, number: int) -> tuple[int, ...]:
+        """The place of a process."""
+        place = []
+        for size in reversed(self.sizes):
+            number, own = divmod(number, size)
+            place.append(own)
+        return tuple(reversed(place))
+
+
+@dataclass(frozen=True)
+class Line:
+    """Processes along one dimension of a mesh, this one among them."""
+
+    mesh: Any
+    dim: int
+
+    @property
+    def size(self) -> int:
+        """The number of them."""
+        return int(self.mesh.size(self.dim))
+
+    @property
+    def place(self) -> int:
+        """That of this process."""
+        return int(self.mesh.get_coordinate()[self.dim])
+
+    @property
     def group(self) -> Any:
-        """Their process group. All of them must ask for it together, the first time."""
-        if len(self.dims) == 1:
-            return self.mesh.get_group(self.dims[0])
-        return _group_of(self._global_ranks, self.mesh.get_group(self.dims[0]))
+        """Their process group."""
+        return self.mesh.get_group(self.dim)
 
     @cached_property
-    def ranks(self) -> tuple[int, ...]:
-        """The rank of each in the process group, which may count in another order."""
-        return tuple(dist.get_group_rank(self.group, rank) for rank in self._global_ranks)
-
-    @cached_property
-    def _global_ranks(self) -> list[int]:
+    def by_rank(self) -> list[int]:
+        """Their places in the order of their ranks in the group, which may be another."""
         place = list(self.mesh.get_coordinate())
-        found = []
-        for numbers in itertools.product(*map(range, self.sizes)):
-            for index, number in zip(self.dims, numbers, strict=True):
-                place[index] = number
-            found.append(int(self.mesh.mesh[tuple(place)]))
-        return found
+        ranks = []
+        for own in range(self.size):
+            place[self.dim] = own
+            ranks.append(dist.get_group_rank(self.group, int(self.mesh.mesh[tuple(place)])))
+        return sorted(range(self.size), key=ranks.__getitem__)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Elements that each process of a team sends to each other one.
+    """Elements that each process of a line sends to each other one.
 
     Attributes:
-        team: the processes.
-        sent, received: how many elements go to each of them, and come from it, by its number.
+        sent, received: how many go to each place, and come from it.
     """
 
-    team: Team
+    line: Line
     sent: tuple[int, ...]
     received: tuple[int, ...]
 
@@ -97,36 +119,11 @@ class Transfer:
     def _exchange(
         self, outgoing: Tensor, incoming: Tensor, sent: Sequence[int], received: Sequence[int]
     ) -> None:
-        by_rank = sorted(range(self.team.size), key=self.team.ranks.__getitem__)
+        order = self.line.by_rank
         dist.all_to_all_single(
             incoming,
             outgoing,
-            [received[number] for number in by_rank],
-            [sent[number] for number in by_rank],
-            group=self.team.group,
+            [received[place] for place in order],
+            [sent[place] for place in order],
+            group=self.line.group,
         )
-
-
-def _group_of(ranks: Sequence[int], part: Any) -> Any:
-    """The process group of some ranks: that of all, or one which they make together.
-
-    Args:
-        part: a group of some of them, which knows how long to wait for others.
-    """
-    world, key = dist.group.WORLD, tuple(sorted(ranks))
-    if len(key) == dist.get_world_size():
-        return world
-    known = _groups.get(key)
-    if known is None or known[0] is not world:
-        made = dist.new_group(list(key), timeout=_timeout(part), use_local_synchronization=True)
-        known = _groups[key] = (world, made)
-    return known[1]
-
-
-def _timeout(group: Any) -> Any:
-    """How long processes of a group wait for each other; None where that is not known."""
-    try:
-        device = group._device_types[0]
-        return group._get_backend(torch.device(device)).options._timeout
-    except (AttributeError, IndexError, RuntimeError):
-        return None

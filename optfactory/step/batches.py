@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -13,7 +15,14 @@ from optfactory.matrix.scratch import aligned
 from optfactory.matrix.stacks import how_of
 from optfactory.sharding.box import all_boxes
 from optfactory.sharding.team import Team
-from optfactory.step.owners import owners_of, spread_of, stack_for, stack_here, team_of
+from optfactory.step.owners import (
+    SpreadMatrix,
+    owners_of,
+    spread_of,
+    stack_for,
+    stack_here,
+    team_of,
+)
 from optfactory.step.slots import Slot
 
 _FLOAT = 4  # bytes
@@ -35,15 +44,15 @@ class TeamRoom(Room):
         self._spread = [spread_of(slot) for slot in slots]
         pieces = [slot.layout.piece for slot in slots]
         shardings = [piece.sharding for piece in pieces if piece is not None]
-        self.processes = shardings[0].team.size
+        self._sizes = shardings[0].team.sizes
+        self.processes = math.prod(self._sizes)
         # The first of the team has most.
         self._numel = [
-            all_boxes(own.shape, own.team.sizes, own.team_cuts)[0].numel for own in shardings
+            all_boxes(own.shape, self._sizes, own.team_cuts)[0].numel for own in shardings
         ]
 
     def most(self, members: Sequence[int]) -> int:
-        owners = owners_of(matrix for n in members for matrix in self._spread[n])
-        return max(Counter(owners).values())
+        return max(Counter(owner for _, owner in self._owned(members)).values())
 
     def own(self, members: Sequence[int]) -> tuple[int, int]:
         """Bytes of the parts that a process holds, and of the matrices that it owns, at most."""
@@ -53,8 +62,24 @@ class TeamRoom(Room):
         return aligned(_FLOAT * parts), aligned(_FLOAT * whole)
 
     def nbytes(self, members: Sequence[int], together: int) -> int:
-        kept = sum(self.own(members))
-        return kept + max(kept, self.products(members, together))
+        parts, whole = self.own(members)
+        stations = [parts, *self._halfway(members), whole]
+        # What goes along a dimension, and what has come.
+        moving = sum(before + behind for before, behind in pairwise(stations))
+        return parts + whole + max(moving, self.products(members, together))
+
+    def _owned(self, members: Sequence[int]) -> Iterator[tuple[SpreadMatrix, int]]:
+        """The matrices with their owners."""
+        matrices = [matrix for n in members for matrix in self._spread[n]]
+        return zip(matrices, owners_of(matrices), strict=True)
+
+    def _halfway(self, members: Sequence[int]) -> list[int]:
+        """Bytes that a process has, at most, between two dimensions along which parts go."""
+        loads: list[Counter[int]] = [Counter() for _ in self._sizes[1:]]
+        for matrix, owner in self._owned(members) if loads else ():
+            for step, load in enumerate(loads, start=1):
+                load[owner % math.prod(self._sizes[-step:])] += matrix.gathered[step]
+        return [aligned(_FLOAT * max(load.values())) for load in loads]
 
 
 def batches_of(

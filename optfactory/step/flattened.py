@@ -31,7 +31,8 @@ class Built:
         """
         problems = []
         for index, group in enumerate(groups):
-            needs = _needs(group, schema_of(group)) if self._is_flattened(group) else ""
+            family = schema_of(group)
+            needs = _needs(group, family) if self._is_flattened(group, family) else ""
             if needs:
                 problems.append(
                     f"param_groups[{index}].params: an engine replaced the parameters by one flat "
@@ -41,10 +42,12 @@ class Built:
         if problems:
             raise config_error("a param group that changed", problems)
 
-    def _is_flattened(self, group: Group) -> bool:
+    def _is_flattened(self, group: Group, family: type[OptimizerConfig]) -> bool:
         before = self._ids.get(id(group), frozenset())
-        now: list[Tensor] = group["params"]
-        return len(before) > 1 and len(now) == 1 and now[0].ndim == 1 and id(now[0]) not in before
+        new: list[Tensor] = [p for p in group["params"] if id(p) not in before]
+        is_flat = len(group["params"]) == len(new) == 1 and new[0].ndim == 1
+        # A vector is something else than even a single matrix was.
+        return is_flat and len(before) > (0 if family.of_matrices else 1)
 
 
 def _needs(group: Group, family: type[OptimizerConfig]) -> str:

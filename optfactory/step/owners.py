@@ -6,6 +6,7 @@ the same holders go to these in turns. So work is spread, and what is whole some
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ class SpreadMatrix:
         box: its elements among those of the parameter.
         holders: numbers of processes of the team.
         parts: the elements that each of these holds.
+        gathered: the most elements that one process has of it, before parts are brought together
+            along the team's dimensions and behind each of these, the last one first.
     """
 
     box: Box
     holders: tuple[int, ...]
     parts: tuple[Box, ...]
+    gathered: tuple[int, ...]
 
 
 def team_of(slot: Slot) -> Team | None:
@@ -60,7 +64,17 @@ def _spread(
         parts = [(number, own.overlap(box)) for number, own in enumerate(boxes)]
         held = [(number, part) for number, part in parts if part.numel]
         holders, overlaps = zip(*held, strict=True)
-        found.append(SpreadMatrix(box, holders, overlaps))
+        found.append(SpreadMatrix(box, holders, overlaps, _gathered(held, mesh)))
+    return tuple(found)
+
+
+def _gathered(held: list[tuple[int, Box]], mesh: Shape) -> tuple[int, ...]:
+    found = []
+    for dim in range(len(mesh), -1, -1):
+        together: Counter[int] = Counter()
+        for number, part in held:
+            together[number // math.prod(mesh[dim:])] += part.numel
+        found.append(max(together.values()))
     return tuple(found)
 
 

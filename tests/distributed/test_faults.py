@@ -225,6 +225,18 @@ def test_flat_pieces_are_refused_where_whole_tensors_are_needed(case: str) -> No
     assert torch.equal(flat, torch.ones(5000))
 
 
+def test_a_flat_piece_in_the_place_of_a_single_matrix_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3))
+    optimizer = build_optimizer("muon32bit", model)
+    matrices = [group for group in optimizer.param_groups if group["optimizer"] == "muon32bit"]
+    assert [len(group["params"]) for group in matrices] == [1]
+    flat = matrices[0]["params"][0] = nn.Parameter(torch.ones(5000))
+    flat.grad = torch.ones(5000)
+    with pytest.raises(ConfigError, match="'muon' needs whole matrices"):
+        optimizer.step()
+    assert torch.equal(flat, torch.ones(5000))
+
+
 def built_behind_a_forward(team: Team) -> list[str]:
     """Whole parameters are in the model then, in memory that is freed by the next backward."""
     found = []

@@ -52,6 +52,7 @@ def trained(model: FullyShardedDataParallel, name: str, **options: Any) -> Optim
         *[(name, {}, "optim_bits: 8-bit state") for name in list_optimizers("*8bit")],
         ("adam", {"optim_bits": 8}, "optim_bits: 8-bit state"),
         ("lamb", {}, "name: 'lamb' needs the norms of whole tensors"),
+        ("muon32bit", {}, "needs whole matrices, not"),
         ("adamw", {"percentile_clipping": 5}, "percentile_clipping: needs the norms"),
         ("adamw", {"nonfinite": "skip_step"}, "nonfinite: 'skip_step' must be decided"),
     ],
