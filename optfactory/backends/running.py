@@ -47,6 +47,7 @@ def run_step(optimizer: Optimizer, plan: StepPlan) -> bool:
         for bucket in buckets:
             bucket.gradients = []
             bucket.grad_scale = bucket.found_inf = None
+        plan.scratch.release(buckets)
     return bool(buckets)
 
 
@@ -124,7 +125,6 @@ def _finish(part: Bucket | MatrixWork, rest: Iterator[Findings]) -> None:
     deque(rest, maxlen=0)
     part.transform()
     deque(backends.backend_for(part.step.key.device).update(part.step), maxlen=0)
-    part.end()
 
 
 Passes = list[Iterator[Findings]]

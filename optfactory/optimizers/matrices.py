@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Count, Number
 from optfactory.config.schema import OptimizerConfig
+from optfactory.errors import ConfigError
 from optfactory.matrix.coefficients import MOST_STEPS, NAMED, Triple, steps_of
 
 # Options that would need to know of single elements what is only known of whole matrices.
@@ -70,7 +71,10 @@ class MatrixConfig(OptimizerConfig):
     def _as_many_as_steps(cls, value: Any, info: ValidationInfo) -> Any:
         steps = info.data.get("ns_steps")
         if steps is not None:
-            steps_of(value, steps)
+            try:
+                steps_of(value, steps)
+            except ConfigError as error:  # which says the field, as pydantic does
+                raise ValueError(str(error).partition(": ")[2]) from None
         return value
 
     @field_validator(*_OF_ELEMENTS)

@@ -102,7 +102,7 @@ class MatrixWork:
         if self.assembly is not None:
             self.assembly.scatter()
 
-    def end(self) -> None:
+    def release(self) -> None:
         """Let go of the step's gradients."""
         self.direction.gradients = []
         self.direction.grad_scale = self.direction.found_inf = self.step.found_inf = None
@@ -124,6 +124,11 @@ class MatrixSteps:
         for work in self.works:
             work.follow(bucket)
         return self.works
+
+    def release(self) -> None:
+        """Let go of the step's gradients."""
+        for work in self.works:
+            work.release()
 
 
 def _work(bucket: Bucket, team: Team | None, batch: StackBatch, memory: Tensor) -> MatrixWork:

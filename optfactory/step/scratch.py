@@ -44,6 +44,13 @@ class Scratch:
                 found += self._steps_of(bucket).follow(bucket)
         return sorted(found, key=_order)
 
+    @staticmethod
+    def release(buckets: Sequence[Bucket]) -> None:
+        """Let go of this step's gradients."""
+        for bucket in buckets:
+            if bucket.matrices is not None:
+                bucket.matrices.release()
+
     def sent_bytes(self, buckets: Sequence[Bucket]) -> int:
         """Bytes that this process sends to others for the directions of these buckets."""
         works = [work for work in self.works(buckets) if isinstance(work, MatrixWork)]

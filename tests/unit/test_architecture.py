@@ -15,7 +15,7 @@ ALLOWED = {
     # configuration: no torch
     "rules": {"errors"},
     "config": {"errors", "rules"},
-    "optimizers": {"config", "matrix", "rules"},
+    "optimizers": {"config", "errors", "matrix", "rules"},
     "plugins": {"config"},
     "families": {"config", "errors", "optimizers", "plugins", "rules"},
     "registry": {"config", "errors", "families", "plugins"},
