@@ -1,6 +1,7 @@
 """A sample of the tests with hundreds of parameter sets, which would take CI longer than it has.
 
-Of each test, a few parameter sets per backend run, spread evenly; OPTFACTORY_ALL_TESTS=1 runs all.
+Of each test, a few parameter sets per backend run, spread evenly; and where tests are not about the
+mathematics, the native backend and one of the others in turn. OPTFACTORY_ALL_TESTS=1 runs all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
+from zlib import crc32
 
 import pytest
 
@@ -21,8 +23,8 @@ _TESTS = Path(__file__).parent
 # each, those of examples and of plugins start processes.
 KEPT = {"options": 1, "frameworks": 1, "conformance": 1, "numerics": 1, "robustness": 1}
 KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "nvrtc"), 1)
-KEPT |= {"torch_api": 1, "distributed": 1, "sharding": 1}
-KEPT |= {"examples": 1, "packaging": 1, "unit": 3, "param_groups": 3, "planning": 2}
+KEPT |= {"torch_api": 1, "distributed": 1, "sharding": 1, "matrix": 2, "muon": 1}
+KEPT |= {"examples": 1, "packaging": 1, "unit": 3, "param_groups": 2, "planning": 2}
 KEPT |= {"unit/test_plugins.py": 2, "unit/test_small_stacks.py": 1, "unit/test_contributing.py": 1}
 
 
@@ -34,6 +36,18 @@ def runs_all() -> bool:
 def spread(items: Sequence[T], kept: int) -> list[T]:
     """Some of the items, spread evenly, for a loop within a test; all where all are to run."""
     return list(items) if runs_all() else list(items[:: max(1, -(-len(items) // kept))])
+
+
+# Tests of these folders run on every backend.
+ON_EVERY_BACKEND = ("numerics", "emulation", "sharding", "muon")
+OTHER_BACKENDS = ("reference", "emulated")
+
+
+def _in_turn(case: tuple[str, str]) -> bool:
+    """Whether a test runs on this backend: of two that take turns, on one by the test's name."""
+    test, backend = case
+    chosen = OTHER_BACKENDS[crc32(test.encode()) % len(OTHER_BACKENDS)]
+    return backend not in OTHER_BACKENDS or backend == chosen
 
 
 def _backend(item: pytest.Item) -> str:
@@ -50,8 +64,11 @@ def keep_a_sample(config: pytest.Config, items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(_TESTS):
             cases[item.nodeid.split("[")[0], _backend(item)].append(item)
     left_out = set()
-    for found in cases.values():
+    for case, found in cases.items():
         place = found[0].path.relative_to(_TESTS)
+        if place.parts[0] not in ON_EVERY_BACKEND and not _in_turn(case):
+            left_out |= set(map(id, found))
+            continue
         kept = KEPT.get(place.as_posix(), KEPT.get(place.parts[0], len(found)))
         distance = -(-len(found) // kept)
         left_out |= {id(item) for index, item in enumerate(found) if index % distance}
