@@ -117,4 +117,3 @@ def pack(
                 together += 1
             batches.append(StackBatch(tuple(taken), together, needs(taken, together)))
     return batches
-

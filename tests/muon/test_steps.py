@@ -140,9 +140,7 @@ def test_blocks_and_stacks_are_separate_matrices(
 ) -> None:
     """To the bit: with states whose blocks lie within rows."""
     whole = matrices([shape])
-    parts = [
-        whole[0].detach()[place].clone().requires_grad_() for place in _parts(shape, asked)
-    ]
+    parts = [whole[0].detach()[place].clone().requires_grad_() for place in _parts(shape, asked)]
     one, other = built(whole, lr=0.1, **asked), built(parts, lr=0.1)
     for step in range(3):
         give(whole, step)

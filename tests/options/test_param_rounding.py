@@ -41,7 +41,9 @@ def test_follows_the_reference(
     family: str, width: int, dtype: str, asked: dict[str, Any], backend: str
 ) -> None:
     """Stochastic rounding too is known to the bit: the random bits are."""
-    twin = Twin(family, own_parameters(family, DTYPES[dtype], SHAPES), optim_bits=width, lr=0.01, **asked)
+    twin = Twin(
+        family, own_parameters(family, DTYPES[dtype], SHAPES), optim_bits=width, lr=0.01, **asked
+    )
     for step in range(4):
         twin.step(step)
 

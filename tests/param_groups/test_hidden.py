@@ -338,5 +338,7 @@ def test_bare_tensors_are_told_by_their_dimensions() -> None:
     tensors: list[Tensor] = [p.detach().requires_grad_() for p in Net().parameters()]
     with pytest.warns(UserWarning, match="the parameters have no names"):
         optimizer = build_optimizer("muon", tensors)
-    kinds = {group["optimizer"]: {p.ndim for p in group["params"]} for group in optimizer.param_groups}
+    kinds = {
+        group["optimizer"]: {p.ndim for p in group["params"]} for group in optimizer.param_groups
+    }
     assert kinds == {"muon": {2}, "adamw": {1}}

@@ -19,6 +19,7 @@ from tests.torch_api.harness import (
     held,
     is_file_mapped,
     own_parameters,
+    parameters,
     snapshot,
     through_file,
     train,
