@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def reasons(model: nn.Module, **asked: Any) -> dict[str, str]:
 
 
 def linear(*sizes: int) -> list[nn.Module]:
-    return [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    return [nn.Linear(a, b) for a, b in pairwise(sizes)]
 
 
 class Vit(nn.Module):
