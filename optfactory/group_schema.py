@@ -82,6 +82,8 @@ def others_rule(config: OptimizerConfig) -> dict[str, GroupRule]:
         return {}
     own = {key: value for key, value in given.items() if key != "name"}
     name = given.get("name", others_name(config.model_dump()))
+    if config.nonfinite == "skip_step":  # of all, or half of a step would be taken
+        own = {"nonfinite": "skip_step", **own}
     return {OTHERS_FIELD: GroupRule(hidden=False, optional=True, optimizer=name, **own)}
 
 

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from optfactory.config.group_rules import OTHERS_FIELD, RULES_FIELD, GroupRule, rules_of
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import UnknownOptimizerError
-from optfactory.group_schema import OPTIMIZER_KEY, begun_anew, contradictions, others_rule
+from optfactory.group_schema import (
+    OPTIMIZER_KEY,
+    begun_anew,
+    contradictions,
+    others_rule,
+    schema_of,
+)
 from optfactory.groups.matching import Matcher
 from optfactory.groups.origins import Origins
 from optfactory.groups.parameters import Params, is_flat_piece, read_params
@@ -38,6 +44,12 @@ _NAMELESS = (
     "hidden matrices, and all of two dimensions are trained as such; pass the model or "
     "model.named_parameters(), or put the others into a group with another optimizer, such as "
     '{"params": ..., "optimizer": "adamw8bit"}'
+)
+
+
+_NO_MATRICES = (
+    "no parameter is a hidden matrix, so that '{}' trains none, and all are left to its `others`; "
+    "`optfactory plan` says of each one why, and a rule with `optimizer` gives it some"
 )
 
 
@@ -136,6 +148,12 @@ def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Gro
         used |= hit
     unmatched, idle = _without_effect(matchers, used | implied.keys(), origins)
     warning = _NAMELESS if implied and not given.named else ""
+    if (
+        implied
+        and not problems
+        and not any(schema_of(g, config).of_matrices for g in sorted_groups)
+    ):
+        warning = _NO_MATRICES.format(config.name)
     return Grouping(own_rates(sorted_groups), problems, unmatched, idle, models, reasons, warning)
 
 

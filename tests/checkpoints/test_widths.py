@@ -10,8 +10,8 @@ import torch
 
 from optfactory import Optimizer2State, build_optimizer, get_optimizer_info, list_optimizers
 from optfactory.errors import StateError
-from tests.checkpoints.harness import array, assert_quantized, same, values_of, weights
-from tests.families import states_of
+from tests.checkpoints.harness import SHAPES, array, assert_quantized, same, values_of, weights
+from tests.families import states_of, suited
 from tests.torch_api.harness import (
     assert_same_training,
     clones,
@@ -33,7 +33,9 @@ PAIRS = [
 
 
 def trained(name: str, **options: Any) -> Optimizer2State:
-    optimizer = build_optimizer(name, weights(), **{"lr": 0.01, **options})
+    own = suited(name, SHAPES)
+    params = [p for p in weights() if tuple(p.shape) in own]
+    optimizer = build_optimizer(name, params, **{"lr": 0.01, **options})
     train(optimizer, range(3))
     return optimizer
 

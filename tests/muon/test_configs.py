@@ -78,6 +78,14 @@ def test_tensors_without_names_are_told_of_once() -> None:
     assert optimizer.param_groups[1]["params"] == [params[1]]
 
 
+def test_an_optimizer_for_matrices_without_any_says_so() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 8), torch.nn.Linear(8, 9))
+    with pytest.warns(UserWarning, match="no parameter is a hidden matrix, so that 'muon8bit' tr"):
+        build_optimizer("muon8bit", model)
+    rules = {"head": {"match": "1.weight", "optimizer": "muon8bit"}}
+    build_optimizer("muon8bit", model, param_groups=rules)
+
+
 # ---- optimizers from outside -------------------------------------------------------------------
 
 PLAIN = UpdateRule("plain_muon", (), (), text="u = g;", transform="orthogonalize")
@@ -114,8 +122,12 @@ def test_a_family_from_outside_makes_directions_of_matrices(backend: str) -> Non
         assert p.grad is not None
         u = iterated(p.grad.double(), [(3.4445, -4.7750, 2.0315)] * 5)
         size = 0.5 * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-        torch.testing.assert_close(p.detach().double(), start.double() - size * u, atol=1e-5, rtol=0)
-    mixed = build_optimizer("plain", torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)))
+        torch.testing.assert_close(
+            p.detach().double(), start.double() - size * u, atol=1e-5, rtol=0
+        )
+    mixed = build_optimizer(
+        "plain", torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    )
     assert [g["optimizer"] for g in mixed.param_groups] == ["plain", "adamw"]
 
 
@@ -141,7 +153,9 @@ def test_a_rule_and_its_schema_must_agree_on_matrices() -> None:
 
         @classmethod
         def rule(cls, group: Mapping[str, Any]) -> UpdateRule:
-            return UpdateRule("kept", (StateSpec("kept", signed=True),), (), text="kept = g; u = g;")
+            return UpdateRule(
+                "kept", (StateSpec("kept", signed=True),), (), text="kept = g; u = g;"
+            )
 
     for config in (Wrong, WithoutTransform):
         with pytest.raises((ConfigError, TypeError, ValueError), match="transform"):

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from optfactory import build_optimizer
-from tests.families import states_of
+from tests.families import ELEMENT_WISE, states_of
 from tests.numerics.harness import DTYPES, Twin, gradient, own_parameters, parameters
 from tests.options.tools import (
-    FAMILIES,
     SHAPES,
     assert_refused,
     assert_resumes,
     assert_threads_do_not_matter,
+    element_wise,
     families,
     seen,
     trained,
@@ -95,7 +95,7 @@ def test_a_tensor_of_one_block_is_the_same_both_ways(family: str, backend: str) 
     assert trained(family, shapes=shapes, block_wise=False, **asked) == blocks
 
 
-@families
+@element_wise
 def test_rows_too_short_for_block_scales_are_quantized(family: str, backend: str) -> None:
     found = trained(family, shapes=[(2100, 2), (4096, 1)], **WHOLE)
     for state in states_of(family):
@@ -125,7 +125,7 @@ def test_a_bad_element_does_not_destroy_the_scale(family: str, bad: float, backe
 
 
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:
-    for family in FAMILIES:
+    for family in ELEMENT_WISE:  # products of matrices are torch's
         assert_threads_do_not_matter(family, [(150_001,), (70, 64)], **WHOLE)
 
 

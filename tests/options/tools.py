@@ -94,7 +94,8 @@ def assert_resumes(
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    params = [p.detach().clone().requires_grad_() for p in first.param_groups[0]["params"]]
+    trained_ones = [p for group in first.param_groups for p in group["params"]]
+    params = [p.detach().clone().requires_grad_() for p in trained_ones]
     second = build_optimizer(name, params, **asked)
     second.load_state_dict(torch.load(file, weights_only=True))
     train(second, range(3, 6))
@@ -104,7 +105,7 @@ def assert_resumes(
 
 def assert_refused(match: str, name: str, params: list[Tensor] | None = None, **asked: Any) -> None:
     """The configuration is refused, and the message names the field."""
-    params = [torch.zeros(8, requires_grad=True)] if params is None else params
+    params = [torch.zeros(4, 8, requires_grad=True)] if params is None else params
     with pytest.raises(ConfigError, match=match):
         build_optimizer(name, params, **asked)
 

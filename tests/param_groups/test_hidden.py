@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def reasons(model: nn.Module, **asked: Any) -> dict[str, str]:
 
 
 def linear(*sizes: int) -> list[nn.Module]:
-    return [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    return [nn.Linear(a, b) for a, b in pairwise(sizes)]
 
 
 class Vit(nn.Module):
@@ -338,5 +339,7 @@ def test_bare_tensors_are_told_by_their_dimensions() -> None:
     tensors: list[Tensor] = [p.detach().requires_grad_() for p in Net().parameters()]
     with pytest.warns(UserWarning, match="the parameters have no names"):
         optimizer = build_optimizer("muon", tensors)
-    kinds = {group["optimizer"]: {p.ndim for p in group["params"]} for group in optimizer.param_groups}
+    kinds = {
+        group["optimizer"]: {p.ndim for p in group["params"]} for group in optimizer.param_groups
+    }
     assert kinds == {"muon": {2}, "adamw": {1}}

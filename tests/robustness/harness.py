@@ -21,8 +21,8 @@ from optfactory import Optimizer2State
 from tests import families
 from tests.numerics.harness import DTYPES
 
-# Those of vectors too; tests/muon has the others. Every third has all widths and families: see
-# tests/sampling.py.
+# Examples are vectors too; tests/muon has optimizers of matrices. Every third has all widths and
+# families: see tests/sampling.py.
 NAMES = sorted(families.ELEMENT_WISE_NAMES, key=lambda name: name[::-1])
 # RAdam steps by its momentum, whose unit is the gradient's, as long as the variance is unknown.
 ADAMS = [n for n in NAMES if families.has_adams_moments(n) and "radam" not in n]

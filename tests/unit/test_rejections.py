@@ -50,7 +50,7 @@ def test_an_unknown_name_in_a_node_is_reported_with_its_place() -> None:
     [
         *("qqqqqq", "nlars", "larc", "adamp", "adamax", "adamod", "adamc", "adadelta", "adafactor"),
         *("sgdw", "sgdp", "asgd", "lambc", "nadamw", "radamw", "adanw", "adoptw", "clion", "padam"),
-        *("muon", "soap", "tiger", "came", "rprop", "madgrad", "mars", "lomo", "signum", "amos"),
+        *("adamuon", "soap", "tiger", "came", "rprop", "madgrad", "mars", "lomo", "signum", "amos"),
         *("adamw_torch", "stable_adamw", "fused_adam", "galore_adamw", "rmsprop_tf", "paged"),
     ],
 )
