@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -28,13 +29,10 @@ from optfactory.errors import ConfigError
 from optfactory.sharding.team import Line
 from optfactory.sharding.team import Team as Holders
 from tests.distributed.beside import Beside, Collectives
-from tests.distributed.harness import compare
 from tests.distributed.processes import Processes, Team
 from tests.distributed.test_checkpoints import unequal, wholes
 from tests.distributed.test_faults import bits, same
 from tests.distributed.test_plans import figures
-
-pytestmark = pytest.mark.filterwarnings("ignore:the parameters have no names")
 
 NAMES = ["muon8bit", "muon32bit"]
 
@@ -255,19 +253,25 @@ def test_members_are_numbered_by_their_places(processes: Processes) -> None:
     assert found == [(n, [n // 2, n % 2], [1, 3, 0, 2]) for n in range(4)]
 
 
-def turned(team: Team) -> dict[str, list[Any]]:
-    """Rows of a mesh whose processes are in another order than their ranks."""
-    row, grid = DeviceMesh("cpu", [2, 0, 3, 1]), DeviceMesh("cpu", [[3, 1], [0, 2]])
-    shapes, options = [(90, 70), (70, 90), (90, 70)], {"min_8bit_size": 1}
-    found = {
-        "row": compare(row, [(shape, (Shard(0),)) for shape in shapes], "muon8bit", options),
-        "grid": compare(grid, [(s, (Shard(0), Shard(1))) for s in shapes], "muon8bit", options),
-    }
-    return {title: wrong for title, wrong in found.items() if wrong}
+def ended(team: Team, folder: str) -> None:
+    """A process ends where the others wait for its parts."""
+    both = beside(by_rows(team.mesh), "muon8bit").train(range(1), team.rank, team.world)
+    both.backward([0, 1], team.rank)
+    with pytest.MonkeyPatch.context() as patch:
+        if team.rank == 1:
+            patch.setattr(dist, "all_to_all_single", lambda *_, **__: os._exit(1))
+        try:
+            both.optimizer.step()
+        except RuntimeError as error:
+            Path(folder, "message").write_text(str(error))
 
 
-def test_meshes_in_another_order_than_ranks(processes: Processes) -> None:
-    assert processes.run(turned, 4) == [{}] * 4
+def test_nobody_waits_for_parts_of_a_process_that_ended(
+    processes: Processes, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError, match="the process ended"):
+        processes.run(ended, 2, str(tmp_path))
+    assert (tmp_path / "message").read_text()
 
 
 # ---- memory --------------------------------------------------------------------------------------
