@@ -21,7 +21,7 @@ _TESTS = Path(__file__).parent
 # each, those of examples and of plugins start processes.
 KEPT = {"options": 1, "frameworks": 1, "conformance": 1, "numerics": 1, "robustness": 1}
 KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "nvrtc"), 1)
-KEPT |= {"torch_api": 1, "distributed": 1, "sharding": 1}
+KEPT |= {"torch_api": 1, "distributed": 1, "sharding": 1, "muon": 2}
 KEPT |= {"examples": 1, "packaging": 1, "unit": 3, "param_groups": 3, "planning": 2}
 KEPT |= {"unit/test_plugins.py": 2, "unit/test_small_stacks.py": 1, "unit/test_contributing.py": 1}
 
