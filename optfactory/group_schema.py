@@ -20,7 +20,7 @@ SHARED_FIELDS = ("lr", "weight_decay", "maximize", "annotations")
 
 
 def schema_of(group: Mapping[str, Any], config: OptimizerConfig) -> type[OptimizerConfig]:
-    """The family's schema of a param group of an optimizer.
+    """The schema of a param group of an optimizer: its rule, and its scalars.
 
     Args:
         config: the optimizer's.
@@ -29,7 +29,7 @@ def schema_of(group: Mapping[str, Any], config: OptimizerConfig) -> type[Optimiz
         UnknownOptimizerError: the group names an optimizer that does not exist.
     """
     name = group.get(OPTIMIZER_KEY, config.name)
-    return family_class(type(config)) if name == config.name else get_optimizer_info(name).base
+    return type(config) if name == config.name else get_optimizer_info(name).base
 
 
 def base_values(

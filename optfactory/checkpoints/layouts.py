@@ -16,7 +16,7 @@ from optfactory.checkpoints.sharded import whole_entries
 from optfactory.checkpoints.torch import TorchLayout
 from optfactory.checkpoints.writing import wrapped
 from optfactory.config.peers import TorchPeer
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, StateError
 from optfactory.group_schema import schema_of
@@ -78,7 +78,7 @@ def export(
     problems = [
         f"param_groups[{index}].{problem}"
         for index, group in enumerate(groups)
-        for problem in _problems(group, schema_of(group, config), layout)
+        for problem in _problems(group, family_class(schema_of(group, config)), layout)
     ]
     if problems:
         raise config_error(f"a state dict of {layout.title}", problems)

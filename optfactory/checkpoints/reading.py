@@ -24,7 +24,7 @@ from optfactory.checkpoints.records import (
     Record,
 )
 from optfactory.checkpoints.sharded import local_entries, read_local, whole_entries
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import validate
 from optfactory.errors import ConfigError, StateError
 from optfactory.group_schema import OPTIMIZER_KEY, schema_of
@@ -81,7 +81,7 @@ def read_groups(
     read = []
     moved = name_problems(saved, groups)
     for index, (old, group) in enumerate(zip(saved, groups, strict=True)):
-        record, ours = layout.read_group(old), schema_of(group, config)
+        record, ours = layout.read_group(old), family_class(schema_of(group, config))
         name = str(group[OPTIMIZER_KEY])
         found = record.problems or _strange(record, ours, name) or _group_problems(record, group)
         found = found or moved[index]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import BackendError
 from optfactory.group_config import check_groups
+from optfactory.group_schema import schema_of
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import parameter_names
 from optfactory.memory import placement
@@ -121,7 +122,7 @@ def lay_out(
     ]
     devices = [planned_device(p, device) for _, p, _, _ in entries]
     values = [checked.model_dump() for checked in configs]
-    schemas = list(map(type, configs))
+    schemas = [schema_of(group, config) for group in grouping.groups]
     layouts: dict[tuple[Any, ...], StateLayout] = {}
     ranks = []
     for holder in holders:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.config.schema import OptimizerConfig
+from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error, validate
 from optfactory.errors import UnknownOptimizerError
 from optfactory.group_schema import OPTIMIZER_KEY, schema_of
@@ -85,7 +85,7 @@ class Settings:
         place, title = f"param_groups[{index}]", f"optimizer '{self.config.name}'"
         name = group.setdefault(OPTIMIZER_KEY, self.config.name)  # wrappers may drop marks
         try:
-            schema = schema_of(group, self.config)
+            schema = family_class(schema_of(group, self.config))
         except UnknownOptimizerError as error:
             raise config_error(title, [f"{place}.{OPTIMIZER_KEY}: {error}"]) from None
         fields = [key for key in schema.model_fields if key not in ("name", "lr")]

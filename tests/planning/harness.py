@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optfactory import Optimizer2State, list_optimizers, resolve
 from optfactory.errors import ConfigError
 from optfactory.planning.memory_plan import MemoryPlan
-from optfactory.planning.sizes import STATE, Share
+from optfactory.planning.sizes import OF_OPTIMIZERS, STATE, Share
 
 NAMES = list_optimizers()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -156,4 +156,4 @@ def sized(plan: MemoryPlan, what: str) -> dict[int, int]:
 
 
 def state_shares(plan: MemoryPlan) -> tuple[Share, ...]:
-    return tuple(share for share in plan.shares if share.what == STATE)
+    return tuple(share for share in plan.shares if share.what in OF_OPTIMIZERS)
