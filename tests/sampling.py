@@ -38,6 +38,12 @@ def spread(items: Sequence[T], kept: int) -> list[T]:
     return list(items) if runs_all() else list(items[:: max(1, -(-len(items) // kept))])
 
 
+# Tests that take CI too long for what they add: other processors' kernels, processes by the dozen.
+ONLY_WITH_ALL = (
+    *("numerics/test_other_processors.py", "instructions/test_counts.py"),
+    *("distributed/test_plans.py", "examples/test_sweep.py"),
+)
+
 # Tests of these folders run on every backend.
 ON_EVERY_BACKEND = ("numerics", "emulation", "sharding", "muon")
 OTHER_BACKENDS = ("reference", "emulated")
@@ -66,10 +72,12 @@ def keep_a_sample(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = set()
     for case, found in cases.items():
         place = found[0].path.relative_to(_TESTS)
-        if place.parts[0] not in ON_EVERY_BACKEND and not _in_turn(case):
+        name = place.as_posix()
+        is_turn = place.parts[0] in ON_EVERY_BACKEND or _in_turn(case)
+        if name in ONLY_WITH_ALL or not is_turn:
             left_out |= set(map(id, found))
             continue
-        kept = KEPT.get(place.as_posix(), KEPT.get(place.parts[0], len(found)))
+        kept = KEPT.get(name, KEPT.get(place.parts[0], len(found)))
         distance = -(-len(found) // kept)
         left_out |= {id(item) for index, item in enumerate(found) if index % distance}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])

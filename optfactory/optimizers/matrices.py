@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,13 +18,28 @@ _OF_ELEMENTS = {"skip_zeros": False, "nonfinite": "propagate", "cautious": False
 
 
 def _read_coefficients(value: object) -> object:
-    """Accept one triple for all steps where a list of triples may stand."""
-    if isinstance(value, str) and value not in NAMED:
-        raise ValueError(f"Input should be one of {', '.join(NAMED)}, or a list of triples")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        is_triple = len(value) == 3 and not any(isinstance(item, Sequence) for item in value)
-        return (tuple(value),) if is_triple else value
-    return value
+    """A named set, or triples of numbers; one triple may stand alone, for all steps."""
+    if isinstance(value, str) and value in NAMED:
+        return value
+    rows = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    rows = (rows,) if _is_triple(rows) else rows
+    if not rows or not all(_is_triple(row) for row in rows):
+        raise ValueError(
+            f"Input should be one of {', '.join(NAMED)}, or a list of triples of finite numbers"
+        )
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
+def _is_triple(row: object) -> bool:
+    if not isinstance(row, Sequence) or isinstance(row, str):
+        return False
+    return len(row) == 3 and all(_is_number(item) for item in row)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
 
 
 Coefficients = Annotated[str | tuple[Triple, ...], BeforeValidator(_read_coefficients)]

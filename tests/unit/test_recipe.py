@@ -20,11 +20,12 @@ from tests.sampling import runs_all
 
 # Tests of all names or fields together, which do not bear a new name in theirs.
 LISTS = (
-    *("unit/test_registry.py", "unit/test_register.py", "unit/test_schema.py"),
-    *("unit/test_config_files.py", "unit/test_json_schema.py", "unit/test_docstrings.py"),
+    *("unit/test_registry.py", "unit/test_register.py", "unit/test_config_files.py"),
+    "unit/test_docstrings.py",
 )
 # Others, which take longer.
 LONG_LISTS = (
+    *("unit/test_schema.py", "unit/test_json_schema.py"),
     *("unit/test_wheel_kernels.py", "unit/test_rejections.py", "planning/test_alternatives.py"),
     *("planning/test_text.py", "param_groups/test_config.py", "examples/test_plan_memory.py"),
 )

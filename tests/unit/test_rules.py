@@ -26,6 +26,7 @@ from optfactory.rules.language import (
     read_trust_ratio_text,
     read_update_text,
 )
+from optfactory.rules.parts import parts_of
 from optfactory.rules.resources import data_dir
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from tests.conftest import has_compiler
@@ -331,7 +332,7 @@ def test_every_rule_text_of_every_name_is_read() -> None:
         clip = {"trust_ratio": "clip", "compat": "bitsandbytes"}
         for stated in (*selections(name), *([clip] if has_ratio(name) else [])):
             rule = rule_of_name(name, **stated)
-            used.add(read_update_text(rule).path)
+            used |= {read_update_text(part.rule).path for part in parts_of(rule)}
             if rule.trust_ratio:
                 used.add(read_trust_ratio_text(rule).path)
     shipped = set(data_dir("kernels").glob("rules/*")) | set(data_dir("kernels").glob("trust_*/*"))

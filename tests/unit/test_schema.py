@@ -84,6 +84,7 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "min_8bit_size": st.just(0) | st.integers(0, 10**6),
     "block_size": st.sampled_from(BLOCK_SIZES),
     "max_unorm": st.none() | finite,
+    "ns_memory": st.none() | st.integers(1, 10**6),
 }
 # Beside these settings there is nothing to be cautious of.
 IDLE = {
