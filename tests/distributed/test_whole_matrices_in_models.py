@@ -17,12 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from optfactory import build_optimizer, plan
 from optfactory.errors import ConfigError
@@ -33,72 +29,15 @@ from tests.distributed.processes import Processes, Team
 from tests.distributed.test_checkpoints import unequal, wholes
 from tests.distributed.test_faults import bits, same
 from tests.distributed.test_plans import figures
+from tests.distributed.transformers import (
+    by_rows,
+    in_parallel,
+    loss,
+    on_a_grid,
+    transformer,
+)
 
 NAMES = ["muon8bit", "muon32bit"]
-
-
-class Layer(nn.Module):
-    """Attention and two more matrices; tensor parallelism cuts the latter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(90)
-        self.qkv = nn.Linear(90, 270, bias=False)
-        self.out = nn.Linear(90, 90, bias=False)
-        self.up = nn.Linear(90, 252)
-        self.down = nn.Linear(252, 90)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
-        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
-        return x + self.down(torch.relu(self.up(x)))
-
-
-class Transformer(nn.Module):
-    """Two layers between a table and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(101, 90)
-        self.layers = nn.ModuleList([Layer(), Layer()])
-        self.head = nn.Linear(90, 101, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.table(x)
-        for layer in self.layers:
-            h = layer(h)
-        return self.head(h).square().mean()
-
-
-def transformer() -> Transformer:
-    torch.manual_seed(0)
-    return Transformer()
-
-
-def loss(model: nn.Module, seed: int) -> Tensor:
-    data = torch.randint(0, 101, (4, 7), generator=torch.Generator().manual_seed(seed))
-    return model(data)
-
-
-def by_rows(mesh: Any) -> Transformer:
-    model = transformer()
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)  # type: ignore[return-value]
-
-
-def in_parallel(mesh: Any) -> Transformer:
-    model = transformer()
-    for layer in model.layers:
-        parallelize_module(layer, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
-    return model
-
-
-def on_a_grid(mesh: Any) -> Transformer:
-    model = in_parallel(mesh["tp"])
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh["dp"])
-    return fully_shard(model, mesh=mesh["dp"])  # type: ignore[return-value]
 
 
 def beside(model: nn.Module, name: str, **options: Any) -> Beside:
@@ -279,9 +218,9 @@ def test_nobody_waits_for_parts_of_a_process_that_ended(
 
 def measured(team: Team) -> dict[str, tuple[dict[str, Any], int]]:
     found = {}
-    meshes = {"2": by_rows, "3": by_rows, "4": by_rows, "2x2": by_rows}
+    meshes = {"2": by_rows, "3": by_rows, "4": by_rows, "2x2": by_rows, "grid": on_a_grid}
     for text, make in meshes.items():
-        sizes = tuple(int(size) for size in text.split("x"))
+        sizes = (2, 2) if text == "grid" else tuple(int(size) for size in text.split("x"))
         if team.rank < team.meshes[sizes].size():
             model = make(team.meshes[sizes])
             for p in model.parameters():
@@ -293,14 +232,22 @@ def measured(team: Team) -> dict[str, tuple[dict[str, Any], int]]:
     return found
 
 
+PLACED = {
+    "*": (Shard(0), Replicate()),
+    "*.up.*": (_StridedShard(0, split_factor=2), Shard(0)),
+    "*.down.weight": (Shard(0), Shard(1)),
+}
+
+
 def test_scratch_memory_is_what_plans_say(processes: Processes) -> None:
     results = processes.run(measured, 4)
     for rank, found in enumerate(results):
         for mesh, (here, nbytes) in found.items():
-            planned = figures(plan("muon8bit", transformer(), mesh=mesh), rank)
+            asked = {"mesh": "2x2", "placements": PLACED} if mesh == "grid" else {"mesh": mesh}
+            planned = figures(plan("muon8bit", transformer(), **asked), rank)
             assert planned == here, (mesh, rank)
             assert planned["shares"]["scratch", 32, "resident"] == nbytes
-    assert results[0].keys() == {"2", "3", "4", "2x2"}
+    assert results[0].keys() == {"2", "3", "4", "2x2", "grid"}
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
