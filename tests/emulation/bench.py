@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory import build_optimizer
+from optfactory import build_optimizer, get_optimizer_info
 from optfactory.backends.cuda.backend import CudaBackend
 from tests.emulation.guarded import Guarded, poison
 from tests.emulation.harness import (
@@ -59,8 +59,10 @@ class Bench:
             self.guarded.empty(f"g{i}", shape, dtypes[1], offsets[1])
             for i, (shape, offsets) in enumerate(self.layout)
         ]
-        # A learning rate whose steps show in bfloat16.
-        asked = case.asked | {"min_8bit_size": 1, "lr": 0.01} | asked
+        # A learning rate whose steps show in bfloat16; those of LARS are small shares of norms.
+        usual = get_optimizer_info(case.family).defaults["lr"]
+        rate = 0.01 if usual < 0.1 else 10 * usual
+        asked = case.asked | {"min_8bit_size": 1, "lr": rate} | asked
         self.twin = Twin(case.family, self.params, **asked)
         self.optimizer = self.twin.optimizer
         guard_states(self.optimizer, self.guarded, [offsets[2] for _, offsets in self.layout])

@@ -81,12 +81,12 @@ def options_of(name: str, **asked: Any) -> Options:
 def is_8bit(name: str, p: Tensor, asked: dict[str, Any]) -> bool:
     """The stated rule: 8-bit iff asked for, numel >= min_8bit_size and rows of 64 at least.
 
-    Rows do not matter where scales are not per row: one for the tensor, or in bitsandbytes' grid.
+    All is one row where scales are not per row: one for the tensor, or in bitsandbytes' grid.
     """
     wide = get_optimizer_info(name).optim_bits or asked.get("optim_bits", 32)
-    row = p.numel() if p.ndim < 2 else p.numel() // max(p.shape[0], 1)
     flat = not asked.get("block_wise", True) or asked.get("compat") == "bitsandbytes"
-    return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and (flat or row >= 64)
+    row = p.numel() if p.ndim < 2 or flat else p.numel() // max(p.shape[0], 1)
+    return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and row >= 64
 
 
 def quantized(state: dict[str, Any], name: str) -> Quantized:
