@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
-from optfactory.config.schema import OptimizerConfig, family_class
+from optfactory.config.schema import OptimizerConfig
 from optfactory.registry import get_optimizer_info, list_optimizers
 
 Peer = TypeVar("Peer", TorchPeer, BitsandbytesPeer)
@@ -13,7 +13,7 @@ Peer = TypeVar("Peer", TorchPeer, BitsandbytesPeer)
 
 def model_of(family: str) -> type[OptimizerConfig]:
     """The class of a family."""
-    return family_class(get_optimizer_info(family).config_class)
+    return get_optimizer_info(family).base
 
 
 def peers_of(kind: type[Peer]) -> dict[str, Peer]:

@@ -1,9 +1,9 @@
-"""The memory that an orthogonalization needs beside its matrices, and batches that fit into it."""
+"""The memory that an orthogonalization needs beside its matrices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,56 +90,6 @@ def scratch_bytes(
         device: the matrices' own.
     """
     return Layout.of(batch, shape, dtype, device).nbytes
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Matrices of one shape that are transformed together.
-
-    Attributes:
-        shape: rows and columns of each.
-        indices: of the matrices, ascending.
-        nbytes: the float32 matrices themselves and their scratch memory.
-    """
-
-    shape: Shape
-    indices: tuple[int, ...]
-    nbytes: int
-
-
-def batches(
-    shapes: Sequence[Shape],
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    limit: int | None = None,
-) -> list[Batch]:
-    """Pack matrices of equal shapes into batches, each within a limit of bytes.
-
-    A batch counts its matrices in float32 and their `scratch_bytes`; one matrix is always taken.
-    Batches come in the order of their first matrix, and matrices in the order of `shapes`.
-
-    Args:
-        shapes: rows and columns of every matrix.
-        limit: bytes; by default what the largest single matrix needs.
-    """
-    single = {shape: _batch_bytes(1, shape, dtype, device) for shape in shapes}
-    limit = max(single.values(), default=0) if limit is None else limit
-    members: dict[Shape, list[int]] = {}
-    for index, shape in enumerate(shapes):
-        members.setdefault(shape, []).append(index)
-    packed = []
-    for shape, indices in members.items():
-        size = 1
-        while size < len(indices) and _batch_bytes(size + 1, shape, dtype, device) <= limit:
-            size += 1
-        for start in range(0, len(indices), size):
-            chosen = tuple(indices[start : start + size])
-            packed.append(Batch(shape, chosen, _batch_bytes(len(chosen), shape, dtype, device)))
-    return sorted(packed, key=lambda batch: batch.indices[0])
-
-
-def _batch_bytes(batch: int, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> int:
-    return aligned(4 * batch * math.prod(shape)) + scratch_bytes(batch, shape, dtype, device)
 
 
 def aligned(nbytes: int) -> int:

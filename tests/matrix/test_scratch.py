@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optfactory.matrix.orthogonalize import Orthogonalization, orthogonalize
-from optfactory.matrix.scratch import batches, scratch_bytes
+from optfactory.matrix.packing import Room, StackBatch, pack
+from optfactory.matrix.scratch import scratch_bytes
+from optfactory.matrix.stacks import Stack
 from tests.matrix.harness import MUON, POLAR_EXPRESS, ROUNDED, SHAPES
 
 GPT2 = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
@@ -64,18 +66,27 @@ def test_bytes_are_those_of_the_matrix_and_its_squares() -> None:
     assert scratch_bytes(1, (3072, 768), torch.bfloat16) == 4 * (matrix + 2 * square) + 6 * both
 
 
+def packed_of(
+    shapes: list[tuple[int, int]], dtype: torch.dtype = torch.float32, limit: int | None = None
+) -> list[StackBatch]:
+    """The batches of parameters of one matrix each."""
+    stacks, dtypes = [Stack(1, *shape) for shape in shapes], [dtype] * len(shapes)
+    return pack(Room(stacks, dtypes, torch.device("cpu")), [None] * len(shapes), limit)
+
+
 def test_a_batch_has_the_size_of_the_largest_matrix_by_default() -> None:
-    packed = batches(GPT2, torch.float32)
     largest = 4 * 768 * 3072 + scratch_bytes(1, (3072, 768), torch.float32)
+    packed = packed_of(GPT2)
     assert max(batch.nbytes for batch in packed) == largest
-    assert [len(b.indices) for b in packed if b.shape == (768, 768)] == [3] * 4
-    assert [len(b.indices) for b in packed if b.shape == (3072, 768)] == [1] * 12
+    # Products of one 768x768 take the room of three, and the largest and its own that of twelve.
+    assert [len(b.members) for b in packed if GPT2[b.members[0]] == (768, 768)] == [9, 3]
+    assert [len(b.members) for b in packed if GPT2[b.members[0]] == (3072, 768)] == [1] * 12
 
 
 def test_a_limit_packs_more_or_single_matrices() -> None:
-    assert len(batches(GPT2, torch.float32, limit=2**40)) == 4
-    assert len(batches(GPT2, torch.float32, limit=0)) == 48
-    assert batches([], torch.float32) == []
+    assert len(packed_of(GPT2, limit=2**40)) == 4
+    assert len(packed_of(GPT2, limit=0)) == 48
+    assert packed_of([]) == []
 
 
 @given(
@@ -86,12 +97,12 @@ def test_a_limit_packs_more_or_single_matrices() -> None:
 def test_batches_hold_every_matrix_once_within_the_limit(
     shapes: list[tuple[int, int]], limit: int, dtype: torch.dtype
 ) -> None:
-    packed = batches(shapes, dtype, limit=limit)
-    assert sorted(index for batch in packed for index in batch.indices) == list(range(len(shapes)))
-    assert [batch.indices[0] for batch in packed] == sorted(b.indices[0] for b in packed)
+    packed = packed_of(shapes, dtype, limit)
+    assert sorted(index for batch in packed for index in batch.members) == list(range(len(shapes)))
     for batch in packed:
-        assert {shapes[index] for index in batch.indices} == {batch.shape}
-        assert batch.nbytes <= limit or len(batch.indices) == 1
-        own = 4 * len(batch.indices) * batch.shape[0] * batch.shape[1]
-        inner = scratch_bytes(len(batch.indices), batch.shape, dtype)
+        (shape,) = {shapes[index] for index in batch.members}
+        assert list(batch.members) == sorted(batch.members)
+        assert batch.nbytes <= limit or len(batch.members) == batch.together == 1
+        own = 4 * len(batch.members) * shape[0] * shape[1]
+        inner = scratch_bytes(batch.together, shape, dtype)
         assert own + inner <= batch.nbytes < own + inner + 64
