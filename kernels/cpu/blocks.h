@@ -147,8 +147,7 @@ struct Pending {
   Coding codings[STATES];
   uint8_t* codes[STATES];  // where they go
   int n = 0;               // 0 if nothing is pending
-  uint32_t key;            // of random bits, if RANDOM_CODES
-  int64_t element;         // number of the first one in the whole tensor
+  Noise noise;
 
   // Whether it can be encoded beside the update of another whole block.
   OPT_MEMBER bool is_usual() const {
@@ -184,27 +183,27 @@ OPT_FN void find_magnitudes(const Extremes* extremes, float (*x)[BLOCK], int n, 
   if (!usual) repair(x, n, found);
 }
 
-// Writes the codes of a stride of one state, from element i of the block on.
+// Writes the codes of a stride of all states, from element i of the block on.
 template <bool kLifts>
-OPT_FN void write_stride(const Step& step, const Pending& from, const Coding& coding, int j, int i,
-                         uint8_t* codes) {
-  encode<kLifts>(from.x[j] + i, coding, kSigned[j], step.maps[j], codes);
-#if RANDOM_CODES
-  round_codes(from.x[j] + i, coding.scale, kSigned[j], step.maps[j], state_key(from.key, j),
-              from.element + i, codes);
-#endif
+OPT_FN void write_stride(const Step& step, const Pending& from, const Coding* codings, int i,
+                         uint8_t* const* codes) {
+  Uints words[kVectors];
+  draw(from.noise, i, words);
+#pragma GCC unroll 4
+  for (int j = 0; j < STATES; ++j)
+    encode_at_random<kLifts>(from.x[j] + i, codings[j], j, step.maps[j], words, codes[j]);
 }
 
 // Writes the codes of a block.
 OPT_FN void flush(const Step& step, Pending& pending) {
-  for (int j = 0; j < STATES; ++j) {
-    for (int i = 0; i < pending.n; i += kStride) {
-      uint8_t tail[kStride];
-      const int left = pending.n - i;
-      write_stride<true>(step, pending, pending.codings[j], j, i,
-                         left < kStride ? tail : pending.codes[j] + i);
-      if (left < kStride) std::memcpy(pending.codes[j] + i, tail, left);
-    }
+  for (int i = 0; i < pending.n; i += kStride) {
+    uint8_t tails[STATES][kStride];
+    uint8_t* codes[STATES];
+    const int left = pending.n - i;
+    for (int j = 0; j < STATES; ++j) codes[j] = left < kStride ? tails[j] : pending.codes[j] + i;
+    write_stride<true>(step, pending, pending.codings, i, codes);
+    for (int j = 0; left < kStride && j < STATES; ++j)
+      std::memcpy(pending.codes[j] + i, tails[j], left);
   }
   pending.n = 0;
 }
@@ -285,9 +284,11 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
         extremes[j].add(x[j], kSigned[j]);
       }
     }
+    if (!kEncodes) continue;
+    uint8_t* codes[STATES];
 #pragma GCC unroll 4
-    for (int j = 0; kEncodes && j < STATES; ++j)
-      write_stride<false>(step, ready, codings[j], j, i, targets[j] + i);
+    for (int j = 0; j < STATES; ++j) codes[j] = targets[j] + i;
+    write_stride<false>(step, ready, codings, i, codes);
   }
 }
 #else

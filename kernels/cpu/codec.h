@@ -4,12 +4,15 @@
 constexpr int kVectors = 4;
 constexpr int kStride = kVectors * kWidth;
 
-// What optfactory/state/lines.py looks up, twice in a row: widths differ.
+// What optfactory/state/lines.py looks up, twice in a row: widths differ. If RANDOM_CODES, all but
+// the values are those of optfactory/state/positions.py.
 struct Lines {
   float slope[16];  // of 2 k, whose exponent modulo 8 is its line's number in these two tables
   float offset[16];
   float split[16];
   float step[16];
+  float start[16];  // this and the next only if RANDOM_CODES
+  float bend[16];
 };
 
 struct QuantizationMap {
@@ -19,7 +22,6 @@ struct QuantizationMap {
   const Lines* lines;
 };
 
-#if LOOKS_UP_IN_REGISTERS
 // The values of kVectors vectors of codes, times a scale.
 OPT_FN void values_by_lines(const Ints* code, float scale, bool is_signed, const Lines& lines,
                             Floats* x) {
@@ -34,14 +36,12 @@ OPT_FN void values_by_lines(const Ints* code, float scale, bool is_signed, const
     x[v] = rule::fma(lookup(slope, line), k2, own_offset) * scale;
   }
 }
-#endif
 
 // The values of kVectors vectors of codes, times a scale.
 OPT_FN void decode_vectors(const Ints* code, float scale, bool is_signed,
                            const QuantizationMap& map, Floats* x) {
-#if LOOKS_UP_IN_REGISTERS
-  if (are_computed(is_signed)) return values_by_lines(code, scale, is_signed, *map.lines, x);
-#endif
+  if (LOOKS_UP_IN_REGISTERS && are_computed(is_signed))
+    return values_by_lines(code, scale, is_signed, *map.lines, x);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) x[v] = gather(map.values, code[v]) * scale;
 }
@@ -171,21 +171,25 @@ OPT_FN void write_codes(const Ints* code, uint8_t* codes) {
 #endif
 }
 
-#if LOOKS_UP_IN_REGISTERS
-
-// The numbers k of optfactory/state/lines.py for kVectors vectors of magnitudes. Each operation is
-// done for all of them before the next one: processors look only so far ahead for independent work.
-OPT_FN void find_numbers(const Floats* size, bool is_signed, const Lines& lines, Ints* k) {
+// The lines of kVectors vectors of magnitudes. Each operation is done for all of them before the
+// next one: processors look only so far ahead for independent work.
+OPT_FN void find_lines(const Floats* size, const Lines& lines, Ints* line) {
   constexpr int kLowestHalf = 106 << 7, kGrowth = 5 << 5;
-  constexpr float kIntercept = 0x1.c71c7p-1f;
-  constexpr int32_t kBelowTwo = 0x3fffffff;
-  const Table split = table_of(lines.split), step = table_of(lines.step);
-  Ints line[kVectors], m[kVectors];
+  const Table split = table_of(lines.split);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v)
     line[v] = scaled_halves<kLowestHalf, kGrowth>(bits_of(size[v]));
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) line[v] -= size[v] >= lookup(split, line[v]);
+}
+
+// The numbers k of optfactory/state/lines.py for kVectors vectors of magnitudes.
+OPT_FN void find_numbers(const Floats* size, bool is_signed, const Lines& lines, Ints* k) {
+  constexpr float kIntercept = 0x1.c71c7p-1f;
+  constexpr int32_t kBelowTwo = 0x3fffffff;
+  const Table step = table_of(lines.step);
+  Ints line[kVectors], m[kVectors];
+  find_lines(size, lines, line);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v)
     m[v] = bits_of(rule::fma(lookup(step, line[v]), size[v], Kind<Floats>::splat(kIntercept)));
@@ -196,13 +200,16 @@ OPT_FN void find_numbers(const Floats* size, bool is_signed, const Lines& lines,
     k[v] = shifted_right(m[v] - (126 << 23), (is_signed ? 23 : 22) - line[v]);
 }
 
-// Writes kStride codes, given k, in the signed map with the sign of the number.
+// Writes kStride codes, given k, in the signed map with the sign of the number. What is rounded at
+// random may lie one beyond the map's ends, from last bits of quotients.
 OPT_FN void write_numbers(const Ints* k, bool is_signed, uint8_t* codes) {
 #if defined(__AVX512BW__) || !defined(__AVX2__)
   Ints code[kVectors];
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v)
+  for (int v = 0; v < kVectors; ++v) {
     code[v] = greater(k[v] + (is_signed ? int(kZeroCode) : -1), Ints{});
+    if (RANDOM_CODES) code[v] = smaller(code[v], splat(255));
+  }
   write_codes<0>(code, codes);
 #else
   __m256i pairs[2];
@@ -216,32 +223,41 @@ OPT_FN void write_numbers(const Ints* k, bool is_signed, uint8_t* codes) {
 #endif
 }
 
+// Numbers by their scale, and the magnitudes of these.
 template <bool kLifts>
-OPT_FN void encode_by_lines(const float* x, const Coding& coding, bool is_signed,
-                            const Lines& lines, uint8_t* codes) {
-  Floats y[kVectors], size[kVectors];
-  Ints k[kVectors];
+OPT_FN void find_sizes(const float* x, const Coding& coding, bool is_signed, Floats* y,
+                       Floats* size) {
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     y[v] = divide<kLifts>(load<Floats>(x + v * kWidth), coding.divisor, true);
     size[v] = is_signed ? rule::abs(y[v]) : y[v];
   }
+}
+
+// Numbers above 0, whose patterns are at least 1, take at least the code 1.
+OPT_FN Ints floored(Ints k, const float* x) {
+  return greater(k, smaller(load<Ints>(x) + 1, splat(2)));
+}
+
+template <bool kLifts>
+OPT_FN void encode_by_lines(const float* x, const Coding& coding, bool is_signed,
+                            const Lines& lines, uint8_t* codes) {
+  Floats y[kVectors], size[kVectors];
+  Ints k[kVectors];
+  find_sizes<kLifts>(x, coding, is_signed, y, size);
   find_numbers(size, is_signed, lines, k);
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
     if (is_signed) {
       k[v] = with_sign(k[v], bits_of(y[v]));
     } else if (FLOORS) {
-      // Numbers above 0, whose patterns are at least 1, take at least the code 1.
-      k[v] = greater(k[v], smaller(load<Ints>(x + v * kWidth) + 1, splat(2)));
+      k[v] = floored(k[v], x + v * kWidth);
     } else {
       k[v] &= y[v] >= kLeastUnsigned;
     }
   }
   write_numbers(k, is_signed, codes);
 }
-
-#endif
 
 // The codes of x / scale times 2^16, and something below that, by one look-up for each lane.
 OPT_FN Ints codes_by_keys(Ints bits, bool is_signed, const QuantizationMap& map) {
@@ -270,10 +286,8 @@ OPT_FN Ints code_of(Floats x, const Coding& coding, bool is_signed, const Quanti
 template <bool kLifts>
 OPT_FN void encode(const float* x, const Coding& coding, bool is_signed, const QuantizationMap& map,
                    uint8_t* codes) {
-#if LOOKS_UP_IN_REGISTERS
-  if (are_computed(is_signed))
+  if (LOOKS_UP_IN_REGISTERS && are_computed(is_signed))
     return encode_by_lines<kLifts>(x, coding, is_signed, *map.lines, codes);
-#endif
   Ints code[kVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v)

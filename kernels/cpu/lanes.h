@@ -93,6 +93,8 @@ OPT_FN Ints gather(const int32_t* table, Ints index) {
 #endif
 
 OPT_FN Ints smaller(Ints a, Ints b) { return a < b ? a : b; }
+// Of numbers that are not negative, whose patterns are ordered as they are.
+OPT_FN Floats lesser(Floats a, Floats b) { return floats_of(smaller(bits_of(a), bits_of(b))); }
 OPT_FN Ints greater(Ints a, Ints b) { return a > b ? a : b; }
 
 // The greatest of all lanes; T is int32_t or uint32_t.

@@ -5,9 +5,15 @@
 #if defined(__AVX512BW__) || defined(__aarch64__) || defined(TEST_VECTORS_OF_FOUR) || \
     (defined(__AVX2__) && !defined(__AVX512F__) && defined(__FMA__))
 #define LOOKS_UP_IN_REGISTERS 1
+#else
+#define LOOKS_UP_IN_REGISTERS 0
+#endif
 
 // Eight entries, repeated if there is room.
-#if defined(__AVX2__)
+#if !LOOKS_UP_IN_REGISTERS
+using Table = const float*;
+OPT_FN Table table_of(const float* entries) { return entries; }
+#elif defined(__AVX2__)
 using Table = Floats;
 OPT_FN Table table_of(const float* entries) { return load<Floats>(entries); }
 #else
@@ -21,7 +27,9 @@ OPT_FN Table table_of(const float* entries) {
 
 // table[index % 8] for each lane.
 OPT_FN Floats lookup(const Table& table, Ints index) {
-#if defined(__AVX512BW__)
+#if !LOOKS_UP_IN_REGISTERS
+  return gather(table, index & 7);
+#elif defined(__AVX512BW__)
   return (Floats)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
 #elif defined(__AVX2__)
   return (Floats)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index);
@@ -61,6 +69,17 @@ OPT_FN Ints shifted_right(Ints x, Ints by) {
 #endif
 }
 
+// x << by for each lane, `by` in 0..31.
+OPT_FN Uints shifted_left(Uints x, Ints by) {
+#if defined(__AVX512F__)
+  return (Uints)_mm512_sllv_epi32((__m512i)x, (__m512i)by);
+#elif defined(__AVX2__)
+  return (Uints)_mm256_sllv_epi32((__m256i)x, (__m256i)by);
+#else
+  return x << (Uints)by;
+#endif
+}
+
 // x where `like` is positive, -x where it is negative; 0 may stand for either if `like` is 0.
 OPT_FN Ints with_sign(Ints x, Ints like) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -70,6 +89,3 @@ OPT_FN Ints with_sign(Ints x, Ints like) {
   return (x ^ sign) - sign;
 #endif
 }
-#else
-#define LOOKS_UP_IN_REGISTERS 0
-#endif

@@ -38,8 +38,7 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
   write_back(t, at, step.scalars, o, work.buffers);
   find_magnitudes(extremes, next.x, at.n, found);
   next.n = at.n;
-  next.key = RANDOM_CODES ? random_key(t.number, step.scalars) : 0;
-  next.element = at.element;
+  if (RANDOM_CODES) next.noise = Noise::of(random_key(t.number, step.scalars), at.element);
   for (int j = 0; j < STATES; ++j) {
     const float scale = TENSOR_WISE   ? new_scales[j]
                         : CUTS_BLOCKS ? t.new_scales[t.scales * j + at.block]

@@ -78,12 +78,13 @@ OPT_FN void max_over_team(Shared& shared, int turn, uint32_t* values) {
   }
 }
 
+// `random`: of each element, if RANDOM_CODES.
 OPT_FN void encode_state(const Shared& shared, bool is_signed, const float* x, float scale,
-                         Pack<uint8_t>& codes) {
+                         const uint32_t* random, Pack<uint8_t>& codes) {
   if (is_signed)
-    encode_by(shared.signed_map, x, scale, codes);
+    encode_by(shared.signed_map, x, scale, random, codes);
   else
-    encode_by(shared.unsigned_map, x, scale, codes);
+    encode_by(shared.unsigned_map, x, scale, random, codes);
 }
 
 // The greatest of each state's values over all threads, which the first thread gets.
@@ -119,7 +120,8 @@ OPT_FN void decode_state(const Shared&, bool, const Pack<float>& stored, float, 
   unpack(stored, x);
 }
 
-OPT_FN void encode_state(const Shared&, bool, const float* x, float, Pack<float>& stored) {
+OPT_FN void encode_state(const Shared&, bool, const float* x, float, const uint32_t*,
+                         Pack<float>& stored) {
   pack_floats(x, stored);
 }
 

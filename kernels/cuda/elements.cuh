@@ -133,28 +133,14 @@ OPT_FN uint32_t scale_of(const Shared& shared, const Place& at, int j, float* x)
 }
 #endif
 
+// The random bits of a thread's elements, if RANDOM_CODES.
+OPT_FN void draw(const Work& work, const Place& at, uint32_t* words) {
 #if RANDOM_CODES
-// Makes of the nearest codes of a thread's elements such that are rounded at random.
-OPT_FN void round_codes(const Shared& shared, const Work& work, const Place& at, int j,
-                        const float* x, float scale, Pack<uint8_t>& codes) {
-  float nearest[kVector], other[kVector];
-  Pack<uint8_t> others;
-  decode_state(shared, kSigned[j], codes, scale, nearest);
+  const uint32_t key = codes_key(work.key);
 #pragma unroll
-  for (int i = 0; i < kVector; ++i)
-    set(others, i, uint8_t(other_code(int(get(codes, i)), x[i] > nearest[i], kSigned[j], x[i])));
-  decode_state(shared, kSigned[j], others, scale, other);
-  const uint32_t key = state_key(work.key, j);
-  Pack<uint8_t> chosen;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    const float random = float(int(random_bits(key, at.element + position(at, i)) >> 8));
-    const bool moves = takes_other(x[i], nearest[i], other[i], random);
-    set(chosen, i, moves ? get(others, i) : get(codes, i));
-  }
-  codes = chosen;
-}
+  for (int i = 0; i < kVector; ++i) words[i] = random_bits(key, at.element + position(at, i));
 #endif
+}
 
 // All threads of the block must call it; `turn` counts the calls.
 OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int turn, Values& x,
@@ -178,12 +164,13 @@ OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int
   for (int j = 0; j < STATES; ++j) e.scales[j] = bits_float(scales[j]);
 #endif
 #endif
+  uint32_t words[kVector], random[kVector];
+  draw(work, at, words);
 #pragma unroll
   for (int j = 0; j < STATES; ++j) {
-    encode_state(shared, kSigned[j], x.states[j], e.scales[j], e.states[j]);
-#if RANDOM_CODES
-    round_codes(shared, work, at, j, x.states[j], e.scales[j], e.states[j]);
-#endif
+#pragma unroll
+    for (int i = 0; RANDOM_CODES && i < kVector; ++i) random[i] = words_of_state(words[i], j);
+    encode_state(shared, kSigned[j], x.states[j], e.scales[j], random, e.states[j]);
   }
 }
 

@@ -12,13 +12,18 @@ struct MapPointers {
 struct NoMap {};
 OPT_FN float lowest_of(const NoMap&) { return 1.0f; }
 OPT_FN void decode_by(const NoMap&, const Pack<uint8_t>&, float, float*) {}
-OPT_FN void encode_by(const NoMap&, const float*, float, Pack<uint8_t>&) {}
+OPT_FN void encode_by(const NoMap&, const float*, float, const uint32_t*, Pack<uint8_t>&) {}
 
-// ---- by arithmetic; optfactory/state/lines.py is the definition ---------------------------------
+// ---- by arithmetic; optfactory/state/lines.py and positions.py are the definition ---------------
 
 struct alignas(8) Line {
   float slope;  // of 2 k
   float offset;
+};
+
+struct alignas(8) End {
+  float start;
+  float bend;
 };
 
 // Neighbouring entries lie in different banks, so that lanes which look up different ones need not
@@ -27,7 +32,10 @@ template <bool kSigned>
 struct Lines {
   Line values[8];        // by e % 8
   float steps[8];        // by line
-  int32_t octaves[128];  // Lines.octaves
+  int32_t octaves[128];  // Lines.octaves; if RANDOM_CODES, those of positions, and the next
+#if RANDOM_CODES
+  End ends[8];  // by line
+#endif
 };
 
 // The magnitude of the least value.
@@ -49,20 +57,45 @@ OPT_FN void decode_by(const Lines<kSigned>& map, const Pack<uint8_t>& codes, flo
   }
 }
 
+// A power of two: the leading bit of the numbers k of a magnitude's line.
+template <bool kSigned>
+OPT_FN uint32_t power_of(const Lines<kSigned>& map, float size) {
+  const uint32_t bits = float_bits(size);
+  return (bits + uint32_t(map.octaves[bits >> 23])) & kInfinityBits;
+}
+
+#if RANDOM_CODES
+// The code of x, whose magnitude by the scale is `size`, in the lowest byte.
+template <bool kSigned>
+OPT_FN uint32_t code_of(const Lines<kSigned>& map, float x, float size, uint32_t random) {
+  const int e = int(power_of(map, size) >> 23) - 127, line = kSigned ? e : e - 1;
+  const End end = map.ends[line];
+  float m = rule::fma(map.steps[line], size, end.start);
+  m = fminf(m, rule::fma(m, kThird, end.bend));
+  if (kSigned) m = fminf(m, rule::fma(kFirstSigned, size, 0.5f));
+  if (!kSigned && !FLOORS && size < kLeastPosition) m = rule::fma(kFirstUnsigned, size, 0.75f);
+  const uint32_t position = (float_bits(m) - (126u << 23)) << e;
+  const int k = int((position + (random >> 9)) >> 23);
+  // Last bits of quotients may lead beyond the map's ends.
+  if (kSigned) return uint32_t(x < 0.0f ? 127 - (k < 127 ? k : 127) : 127 + (k < 128 ? k : 128));
+  const int least = FLOORS && x > 0.0f ? 2 : 1;
+  return uint32_t((k < least ? least : k < 256 ? k : 256) - 1);
+}
+#else
 // The code of x, whose magnitude by the scale is `size`, in the lowest byte of the float's pattern:
 // it is cut off behind the units.
 template <bool kSigned>
-OPT_FN float code_of(const Lines<kSigned>& map, float x, float size) {
+OPT_FN uint32_t code_of(const Lines<kSigned>& map, float x, float size, uint32_t) {
   constexpr float kIntercept = 0x1.c71c7p-1f, kBelowTwo = 0x1.fffffep0f, kUnit = 0x1p23f;
   if (!kSigned && !FLOORS) size = size >= kLeastUnsigned ? size : 0.0f;
-  const uint32_t bits = float_bits(size);
-  const uint32_t power = (bits + uint32_t(map.octaves[bits >> 23])) & kInfinityBits;  // of 2^e
+  const uint32_t power = power_of(map, size);
   const float step = map.steps[(power >> 23) - (kSigned ? 127 : 128)];
   const float m = fminf(rule::fma(step, size, kIntercept), kBelowTwo);
   const float code = __fmaf_rz(m, bits_float(power), kUnit + (kSigned ? 127.0f : -1.0f));
-  if (kSigned) return x < 0.0f ? 2.0f * kUnit + 254.0f - code : code;
-  return FLOORS && x > 0.0f ? fmaxf(code, kUnit + 1.0f) : code;
+  if (kSigned) return float_bits(x < 0.0f ? 2.0f * kUnit + 254.0f - code : code);
+  return float_bits(FLOORS && x > 0.0f ? fmaxf(code, kUnit + 1.0f) : code);
 }
+#endif
 
 // Brings numbers and the divisor by a power of two to where its reciprocal is normal. Positive
 // numbers stay so, and none is below the least value: only such divisors let it be.
@@ -78,7 +111,7 @@ OPT_FN void lift(float* x, float& divisor, float by) {
 
 template <bool kSigned>
 OPT_FN void encode_by(const Lines<kSigned>& map, const float* x, float scale,
-                      Pack<uint8_t>& codes) {
+                      const uint32_t* random, Pack<uint8_t>& codes) {
   float from[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; ++i) from[i] = x[i];
@@ -94,7 +127,7 @@ OPT_FN void encode_by(const Lines<kSigned>& map, const float* x, float scale,
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float size = __saturatef(fabsf(from[i + j]) * reciprocal);
-      code[j] = float_bits(code_of(map, from[i + j], size));
+      code[j] = code_of(map, from[i + j], size, RANDOM_CODES ? random[i + j] : 0u);
     }
     const uint32_t low = __byte_perm(code[0], code[1], 0x0040u);
     const uint32_t high = __byte_perm(code[2], code[3], 0x0040u);
@@ -153,9 +186,28 @@ OPT_FN int32_t code_of(const Table<kSigned>& map, float x, float y, float scale,
   return kSigned || !FLOORS || x > 0.0f ? code : 0;
 }
 
+#if RANDOM_CODES
+// Makes of the nearest codes of a thread's elements such that are rounded at random.
+template <bool kSigned>
+OPT_FN void round_codes(const Table<kSigned>& map, const float* x, float scale,
+                        const uint32_t* random, Pack<uint8_t>& codes) {
+  Pack<uint8_t> chosen = {};
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    const int code = get(codes, i);
+    const float nearest = map.values[code] * scale;
+    const int other = other_code(code, x[i] > nearest, kSigned, x[i]);
+    const float uniform = float(int(random[i] >> 8));
+    const bool moves = takes_other(x[i], nearest, map.values[other] * scale, uniform);
+    set(chosen, i, uint8_t(moves ? other : code));
+  }
+  codes = chosen;
+}
+#endif
+
 template <bool kSigned>
 OPT_FN void encode_by(const Table<kSigned>& map, const float* x, float scale,
-                      Pack<uint8_t>& codes) {
+                      const uint32_t* random, Pack<uint8_t>& codes) {
   const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, false);
   // A second moment that is not zero must not become zero, because its root divides the step: it
   // takes at least the smallest value.
@@ -165,6 +217,9 @@ OPT_FN void encode_by(const Table<kSigned>& map, const float* x, float scale,
     const float y = divide(x[i], divisor, false);
     set(codes, i, uint8_t(code_of(map, x[i], y, scale, smallest)));
   }
+#if RANDOM_CODES
+  round_codes(map, x, scale, random, codes);
+#endif
 }
 
 // ---- the maps of this kernel's states -----------------------------------------------------------

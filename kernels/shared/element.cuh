@@ -114,8 +114,11 @@ OPT_FN int step_number(const Scalars& k) {
 OPT_FN uint32_t random_key(int64_t number, const Scalars& k) {
   return mix(mix(mix(uint32_t(k.seed)) ^ uint32_t(number)) ^ uint32_t(step_number(k)));
 }
+OPT_FN uint32_t high_bits(uint32_t key, int64_t element) {
+  return mix(uint32_t(uint64_t(element) >> 32) ^ key);
+}
 OPT_FN uint32_t random_bits(uint32_t key, int64_t element) {
-  return mix(mix(uint32_t(uint64_t(element) >> 32) ^ key) ^ uint32_t(element));
+  return mix(high_bits(key, element) ^ uint32_t(element));
 }
 
 // Rounds up in magnitude with the probability of the part that is cut off.
@@ -157,10 +160,21 @@ OPT_FN void store_loss(PARAM* target, float value) {
 
 // ---- 8-bit codes rounded at random --------------------------------------------------------------
 
-// The random bits of a state are others than those of the parameter and of other states.
-OPT_FN uint32_t state_key(uint32_t key, int state) {
-  return mix(key + 0x9e3779b9u * uint32_t(state + 1));
+// The random bits of states are others than those of the parameter.
+OPT_FN uint32_t codes_key(uint32_t key) { return mix(key + 0x9e3779b9u); }
+
+// What state j takes of an element's random bits: the leading ones, which decide nearly always,
+// are others for each.
+template <class Word>
+OPT_FN Word words_of_state(Word word, int j) {
+  const int by = 16 * (j & 1) + 8 * (j >> 1 & 1) + 4 * (j >> 2 & 1);
+  return by == 0 ? word : word << by | word >> (32 - by);
 }
+
+// See optfactory/state/positions.py.
+constexpr float kThird = 0x1.555556p-2f;
+constexpr float kFirstSigned = 0x1.bbe45ep19f, kFirstUnsigned = 0x1.7799dap19f;
+constexpr float kLeastPosition = 0x1.5cf75p-22f;
 
 // The code on the other side of a number from the nearest one, whose value is less than the number
 // if `above`; itself at an end of the map. What is above 0 takes no code of 0 if FLOORS.

@@ -112,41 +112,13 @@ def _scales(
 
 def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
     """The codes, uint8, of finite numbers whose scales, one for each, are known."""
-    y = _quotients(x, torch.where(scales > 0, scales, 1.0), qmap)
+    y = quotients(x, scales, qmap)
     codes = _codes_by_keys(y, qmap)
     if qmap.signed and options.bitsandbytes:
         codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
     if not qmap.signed and options.floors:
         codes = torch.where((codes == 0) & (x > 0), 1, codes)
     return codes.to(torch.uint8)
-
-
-def rounded_at_random(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    qmap: QuantizationMap,
-    options: KernelOptions,
-    random: Tensor,
-) -> Tensor:
-    """Codes, uint8, of which a number's value is kept on the average.
-
-    Each is the nearest one, or the one on the number's other side with the probability |x - v| /
-    |v' - v|, where v and v' are the values of both.
-
-    Args:
-        x: the numbers.
-        codes: the nearest code of each.
-        scales: of each number.
-        random: 32 random bits for each, int64.
-    """
-    nearest = decode(codes, scales, qmap)
-    lowest = (x > 0).int() if options.floors and not qmap.signed else 0
-    others = (codes.int() + torch.where(x > nearest, 1, -1)).clamp_max(255)
-    others = torch.maximum(others, torch.as_tensor(lowest, dtype=torch.int32, device=x.device))
-    distance = (decode(others, scales, qmap) - nearest).abs()
-    uniform = (random >> 8).float() * 2.0**-24
-    return torch.where(uniform * distance < (x - nearest).abs(), others.to(torch.uint8), codes)
 
 
 def decode(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
@@ -192,8 +164,9 @@ def _to_blocks(x: Tensor, grid: BlockGrid) -> Tensor:
     return padded.reshape(grid.rows, -1, grid.block_size)
 
 
-def _quotients(x: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
-    """Numbers divided by their scales, as kernels/shared/scaling.cuh does it."""
+def quotients(x: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+    """Numbers divided by their scales, or by 1 instead of 0, as kernels/shared/scaling.cuh does."""
+    scales = torch.where(scales > 0, scales, 1.0)
     if qmap.lines is None:
         return x / scales
     # A power of two keeps the reciprocal normal; all that it changes is rounded once either way.

@@ -51,6 +51,21 @@ def float32(value: Fraction | float) -> float:
     return float(round(exact / unit) * unit)
 
 
+def guess(size: float) -> int:
+    """The line of a magnitude, or the one before."""
+    half = max((pattern_of(size) >> 16) - _LOWEST_HALF, 0)
+    return half * _GROWTH >> _GROWTH_SHIFT
+
+
+def octave(field: int, splits: tuple[float, ...], signed: bool) -> int:
+    """An entry of `Lines.octaves`, for lines that end at these splits."""
+    first, behind = (from_pattern(number << 23) for number in (field, field + 1))
+    e = sum(split <= first for split in splits) + (0 if signed else 1)
+    inside = [split for split in splits if first < split < behind]
+    carry = (1 << 23) - (pattern_of(inside[0]) & 0x7FFFFF) if inside else 0
+    return ((127 + e - field) << 23) + carry
+
+
 # A sum rounds up to a boundary from half a unit below it: the intercept makes up for that.
 INTERCEPT = float32(Fraction(8, 9)) - 2.0**-24
 
@@ -76,14 +91,7 @@ class Lines:
         The sum of both has 127 + e in that field: where a line ends inside the octave, the mantissa
         carries from there on. GPUs look this up instead of guess and split.
         """
-        return [self._octave(field) for field in range(128)]
-
-    def _octave(self, field: int) -> int:
-        first, behind = (from_pattern(number << 23) for number in (field, field + 1))
-        e = sum(split <= first for split in self.split) + (0 if self.signed else 1)
-        inside = [split for split in self.split if first < split < behind]
-        carry = (1 << 23) - (pattern_of(inside[0]) & 0x7FFFFF) if inside else 0
-        return ((127 + e - field) << 23) + carry
+        return [octave(field, self.split, self.signed) for field in range(128)]
 
     def value(self, k: int) -> float:
         """The value of the k-th code."""
@@ -94,8 +102,7 @@ class Lines:
         """The k of a magnitude up to 1, a float32 number."""
         if size < self.least:
             return 0 if self.signed else 1
-        half = max((pattern_of(size) >> 16) - _LOWEST_HALF, 0)
-        line = half * _GROWTH >> _GROWTH_SHIFT
+        line = guess(size)
         line += size >= self.split[line]
         m = float32(Fraction(self.step[line]) * Fraction(size) + Fraction(INTERCEPT))
         fraction = pattern_of(min(m, BELOW_TWO)) - (126 << 23)

@@ -17,6 +17,7 @@ from optfactory.rules.codegen import CUDA_THREADS, KernelVariant, cuda_source
 from optfactory.rules.options import KernelOptions
 from optfactory.state.codec import decode, encode
 from optfactory.state.quantmap import map_for
+from optfactory.state.random_codes import encode_at_random
 from tests.emulation.arguments import address, integer
 from tests.emulation.driver import EmulatedDriver
 from tests.emulation.harness import CASES
@@ -27,17 +28,17 @@ pytestmark = needs_compiler
 VECTOR = 8  # elements of a thread
 KERNELS = r"""
 extern "C" __global__ void encode_all(const MapPointers maps, int is_signed, const float* x,
-                                      const float* scales, uint8_t* codes) {
+                                      const float* scales, uint8_t* codes, const uint32_t* random) {
   OPT_SHARED(Shared, shared);
   load_maps(shared, maps);
   const int first = kVector * (blockIdx.x * THREADS + threadIdx.x);
   Pack<uint8_t> pack = {};
-  encode_state(shared, is_signed, x + first, scales[first], pack);
+  encode_state(shared, is_signed, x + first, scales[first], random + first, pack);
   for (int i = 0; i < kVector; ++i) codes[first + i] = get(pack, i);
 }
 
 extern "C" __global__ void decode_all(const MapPointers maps, int is_signed, const uint8_t* codes,
-                                      const float* scales, float* values) {
+                                      const float* scales, float* values, const uint32_t*) {
   OPT_SHARED(Shared, shared);
   load_maps(shared, maps);
   const int first = kVector * (blockIdx.x * THREADS + threadIdx.x);
@@ -53,6 +54,9 @@ OPTIONS = {
     "symmetric": KernelOptions(symmetric_map=True),
     "symmetric-no-floor": KernelOptions(symmetric_map=True, floors=False),
     "tables": KernelOptions(bitsandbytes=True, floors=False),
+    "random": KernelOptions(random_codes=True),
+    "random-no-floor": KernelOptions(random_codes=True, floors=False),
+    "random-symmetric": KernelOptions(random_codes=True, symmetric_map=True),
 }
 LARGEST = float(np.finfo(np.float32).max)
 NEAR_LIFTS = [2.0**-120 - 2.0**-144, 2.0**-120, 2.0**120, 2.0**120 + 2.0**97]
@@ -78,10 +82,11 @@ class Maps:
         scales = torch.cat([scales, torch.ones(rest)])
         dtype = torch.uint8 if kernel == "encode_all" else torch.float32
         outputs = torch.zeros(len(inputs), dtype=dtype)
-        tables = map_tables(torch.device("cpu"), OPTIONS[self.kind].map_kind)
+        options, random = OPTIONS[self.kind], random_words(len(inputs))
+        tables = map_tables(torch.device("cpu"), options.map_kind, options.random_codes)
         maps = np.zeros(1, dtype=np.dtype([("words", np.int64, (2,))]))
         maps["words"][0] = [table.data_ptr() for table in tables]
-        arguments = [maps, integer(signed), *map(address, (inputs, scales, outputs))]
+        arguments = [maps, integer(signed), *map(address, (inputs, scales, outputs, random))]
         blocks = len(inputs) // (VECTOR * CUDA_THREADS)
         module = EmulatedDriver().module(self._source(), "codes", CUDA_THREADS, inputs.device)
         module.launch(kernel, blocks, arguments)
@@ -97,13 +102,21 @@ class Maps:
         return (source.replace(self.old, self.new) if self.old else source) + KERNELS
 
 
+def random_words(count: int) -> Tensor:
+    """Words of 32 bits, int32; one in four is the least or the greatest."""
+    words = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(0))
+    words[::8], words[4::8] = 0, -1
+    return words.to(torch.int32)
+
+
 def neighbours(x: np.ndarray, count: int) -> np.ndarray:
     """Float32 numbers and so many on each side of each."""
     above = below = x
     found = [x]
     for _ in range(count):
-        above = np.nextafter(above, np.float32(np.inf))
-        below = np.nextafter(below, np.float32(-np.inf))
+        with np.errstate(over="ignore"):
+            above = np.nextafter(above, np.float32(np.inf))
+            below = np.nextafter(below, np.float32(-np.inf))
         found += [above, below]
     return np.concatenate(found)
 
@@ -112,12 +125,13 @@ def _numbers(signed: bool, kind: str, scale: float, extreme: bool) -> np.ndarray
     """Numbers around all boundaries at a scale, and the ends of what it may have."""
     qmap = map_for(signed, OPTIONS[kind].map_kind)
     steps = np.float32(scale)
-    x = neighbours(np.array(qmap.firsts, np.float32) * steps, 3)
     values = np.array(qmap.values, np.float32)
-    x = np.concatenate([x, neighbours(np.zeros(1, np.float32), 3), values * steps])
+    ends = values if OPTIONS[kind].random_codes else np.array(qmap.firsts, np.float32)
+    x = np.concatenate([neighbours(ends * steps, 3), neighbours(np.zeros(1, np.float32), 3)])
+    x = np.concatenate([x, values * steps, np.array(qmap.firsts, np.float32) * steps])
     x = np.clip(x, values[0] * steps if signed else 0, steps)
-    ends = [-steps] if signed and (extreme or qmap.lines is None) else []
-    return np.concatenate([x, np.array([0.0, *ends, steps], np.float32)])
+    least = [-steps] if signed and (extreme or qmap.lines is None) else []
+    return np.concatenate([x, np.array([0.0, *least, steps], np.float32)])
 
 
 @cache
@@ -140,7 +154,12 @@ def wrong_codes(maps: Maps, signed: bool) -> Tensor:
     x, scales = numbers(signed, maps.kind)
     got = maps.launch("encode_all", signed, x, scales)
     options = OPTIONS[maps.kind]
-    wanted = encode(x, scales, map_for(signed, options.map_kind), options)
+    qmap = map_for(signed, options.map_kind)
+    if options.random_codes:
+        random = random_words(len(x) + -len(x) % (VECTOR * CUDA_THREADS))[: len(x)]
+        wanted = encode_at_random(x, scales, qmap, options, random.long() & 0xFFFFFFFF)
+    else:
+        wanted = encode(x, scales, qmap, options)
     wrong = got != wanted
     return torch.stack([column[wrong].double() for column in (x, scales, got, wanted)], 1)
 
@@ -174,6 +193,12 @@ PLANTS = {
     "floor": ("lines", False, "FLOORS && x > 0.0f", "FLOORS && size > 0.0f"),
     "lifted floor": ("lines", False, "0x1p-149f", "0.0f"),
     "no floor": ("lines-no-floor", False, "size >= kLeastUnsigned", "size > 0.0f"),
+    "below the least value": ("random-no-floor", False, "0x1.7799dap19f", "0x1.7799dp19f"),
+    "beside zero": ("random", True, "fminf(m, rule::fma(kFirstSigned, size, 0.5f))", "m"),
+    "bend": ("random", True, "0x1.555556p-2f", "0x1.555554p-2f"),
+    "random bits": ("random", False, "random >> 9", "random >> 10"),
+    "beyond the least": ("random", True, "(k < 127 ? k : 127)", "k"),
+    "floor at random": ("random", False, "FLOORS && x > 0.0f ? 2", "FLOORS && size > 0.0f ? 2"),
 }
 
 

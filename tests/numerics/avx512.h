@@ -150,6 +150,11 @@ static inline __m512i srlv_epi32(__m512i a, __m512i n) {
   EACH(uint32_t) x.e[i] = y.e[i] > 31 ? 0 : x.e[i] >> y.e[i];
   return put<__m512i>(x);
 }
+static inline __m512i sllv_epi32(__m512i a, __m512i n) {
+  auto x = get<uint32_t>(a), y = get<uint32_t>(n);
+  EACH(uint32_t) x.e[i] = y.e[i] > 31 ? 0 : x.e[i] << y.e[i];
+  return put<__m512i>(x);
+}
 template <class E>
 static inline __m512i unpack(__m512i a, __m512i b, int high) {
   auto x = get<E>(a), y = get<E>(b);
@@ -194,6 +199,7 @@ static inline __m512i mask_blend_epi8(__mmask64 m, __m512i a, __m512i b) {
 #define _mm512_set_epi32 shim::set_epi32
 #undef _mm512_srli_epi32
 #define _mm512_srli_epi32 shim::srli_epi32
+#define _mm512_sllv_epi32 shim::sllv_epi32
 #define _mm512_srlv_epi32 shim::srlv_epi32
 #define _mm512_unpacklo_epi8(a, b) shim::unpack<uint8_t>(a, b, 0)
 #define _mm512_unpackhi_epi8(a, b) shim::unpack<uint8_t>(a, b, 1)

@@ -24,15 +24,16 @@ from optfactory import build_optimizer
 digest = hashlib.sha256()
 generator = torch.Generator().manual_seed(0)
 draw = lambda shape: torch.randn(shape, generator=generator)
-params = [draw(s).bfloat16().requires_grad_() for s in [(20, 300), (4097,), (64, 256)]]
-optimizer = build_optimizer("lamb8bit", params, lr=1e-2)
-for step in range(3):
-    for p in params:
-        spread = 10 ** (-8 * torch.rand(p.shape, generator=generator))
-        p.grad = (draw(p.shape) * spread).bfloat16()
-    optimizer.step()
-for tensor in [*params, *(t for p in params for t in optimizer.state[p].values())]:
-    digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+for asked in ({}, {"state_rounding": "stochastic"}):
+    params = [draw(s).bfloat16().requires_grad_() for s in [(20, 300), (4097,), (64, 256)]]
+    optimizer = build_optimizer("lamb8bit", params, lr=1e-2, **asked)
+    for step in range(3):
+        for p in params:
+            spread = 10 ** (-8 * torch.rand(p.shape, generator=generator))
+            p.grad = (draw(p.shape) * spread).bfloat16()
+        optimizer.step()
+    for tensor in [*params, *(t for p in params for t in optimizer.state[p].values())]:
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 print(digest.hexdigest())
 """
 

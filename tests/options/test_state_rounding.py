@@ -42,7 +42,7 @@ def values(codes: NDArray[Any], scales: NDArray[Any], signed: bool) -> NDArray[n
 
 @pytest.mark.parametrize("shape", [(64, 512), (7, 300), (5001,)], ids=str)
 def test_codes_are_those_of_the_rule(shape: tuple[int, ...], backend: str) -> None:
-    """The nearest value, or that on the other side with the probability of the distance."""
+    """The neighbour nearer to 0, or the other one with the odds of the distance from it."""
     optimizer, g = one_step(shape, seed=77)
     (p,) = optimizer.param_groups[0]["params"]
     for index, (name, signed) in enumerate([("exp_avg", True), ("exp_avg_sq", False)]):
@@ -51,23 +51,26 @@ def test_codes_are_those_of_the_rule(shape: tuple[int, ...], backend: str) -> No
         scales = state[f"{name}_absmax"].numpy()
         x = g if signed else (g.astype(np.float32) ** 2).astype(np.float64)
         got = values(codes, scales, signed)
-        below, above = codes - 1, codes + 1
-        other = np.where(got < x, above, below).clip(0, 255)
-        other_value = values(other, scales, signed)
-        # The number lies between the value that was taken and its neighbour on the other side.
+        # The neighbours of the number, of which the first is nearer to 0, and where it lies.
+        sign = np.where(x < 0, -1, 1)
+        is_beyond = sign * got > sign * x
+        low, high = (
+            np.where(is_beyond, codes - sign, codes),
+            np.where(is_beyond, codes, codes + sign),
+        )
+        low_value, high_value = (values(of.clip(0, 255), scales, signed) for of in (low, high))
         slack = 1e-6 * np.abs(x)
-        assert (np.minimum(got, other_value) - slack <= x).all()
-        assert (x <= np.maximum(got, other_value) + slack).all()
-        uniform = (random_words(77, 0, 1, x.size, index).reshape(shape) >> 8) * 2.0**-24
-        gap = np.abs(other_value - got)
-        is_nearest = np.abs(x - got) <= gap / 2
-        share = np.where(is_nearest, np.abs(x - got), np.abs(x - other_value)) / gap.clip(1e-300)
-        sure = np.abs(uniform - share) > 1e-4
-        sure &= np.abs(np.abs(x - got) / gap.clip(1e-300) - 0.5) > 1e-4
+        assert (sign * low_value - slack <= sign * x).all()
+        at_end = (high < 0) | (high > 255)
+        assert ((sign * x <= sign * high_value + slack) | at_end).all()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            part = (x - low_value) / (high_value - low_value)
+        uniform = (random_words(77, 0, 1, x.size, index).reshape(shape) >> 9) * 2.0**-23
+        sure = (np.abs(part + uniform - 1) > 1e-4) & (part > 1e-4) & (part < 1 - 1e-4) & ~at_end
         if not signed:
-            sure &= codes > 1  # what is above 0 is never stored as 0
-        taken = np.where(is_nearest, uniform >= share, uniform < share)
-        assert taken[sure].all(), f"{name}: {(~taken[sure]).sum()} of {sure.sum()}"
+            sure &= low > 0  # what is above 0 is never stored as 0
+        wrong = (part + uniform >= 1)[sure] != is_beyond[sure]
+        assert not wrong.any(), f"{name}: {wrong.sum()} of {sure.sum()}"
         assert sure.mean() > 0.5
 
 

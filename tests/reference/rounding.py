@@ -67,16 +67,21 @@ def mix(x: Words) -> Words:
 
 
 def random_words(seed: int, number: int, step: int, count: int, state: int | None = None) -> Words:
-    """The random bits of elements 0 to count - 1 of a parameter at a step, or of a state of it."""
+    """The random bits of elements 0 to count - 1 of a parameter at a step, or of a state of it.
+
+    All states draw one word, turned to the left by 0, 16, 8, 24, 4, ... bits.
+    """
     key = np.zeros(1, dtype=np.uint32)
     with np.errstate(over="ignore"):
         for part in (seed, number, step):
             key = mix(key ^ np.uint32(part))
         if state is not None:
-            key = mix(key + np.uint32(0x9E3779B9 * (state + 1) % 2**32))
+            key = mix(key + np.uint32(0x9E3779B9))
         element = np.arange(count, dtype=np.uint64)
         high = mix((element >> np.uint64(32)).astype(np.uint32) ^ key)
-        return mix(high ^ element.astype(np.uint32))
+        words = mix(high ^ element.astype(np.uint32))
+    by = np.uint32(int(f"{state or 0:05b}"[::-1], 2))
+    return words << by | words >> (np.uint32(32) - by) if by else words
 
 
 def compensated(p: Array, compensation: Array) -> Array:

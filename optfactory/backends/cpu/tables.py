@@ -21,6 +21,7 @@ from optfactory.backends.walk import Walk, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.passes import Stage
 from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
+from optfactory.state.positions import positions_of
 from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
@@ -47,12 +48,16 @@ def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, ...]:
     values = torch.tensor(qmap.values, dtype=torch.float32, device="cpu")
     planes = values.view(torch.uint8).view(256, 4).t().contiguous()
     keys = torch.tensor(qmap.all_keys(options.floors), dtype=torch.int32, device="cpu")
-    return values, planes, keys[len(keys) // 2 :], _line_table(qmap)
+    return values, planes, keys[len(keys) // 2 :], _line_table(qmap, options)
 
 
-def _line_table(qmap: QuantizationMap) -> Tensor:
+def _line_table(qmap: QuantizationMap, options: KernelOptions) -> Tensor:
     """The lines of a map as the struct `Lines` of kernels/cpu/codec.h; zeros if it has none."""
-    rows = qmap.lines.tables() if qmap.lines else [(0.0,) * 8] * 4
+    rows: list[tuple[float, ...]] = [(0.0,) * 8] * 6
+    if qmap.lines is not None and options.random_codes:
+        rows = [*qmap.lines.tables()[:2], *positions_of(qmap.lines).tables()]
+    elif qmap.lines is not None:
+        rows[:4] = qmap.lines.tables()
     return torch.tensor([row * 2 for row in rows], dtype=torch.float32, device="cpu")
 
 

@@ -9,23 +9,43 @@ import torch
 from torch import Tensor
 
 from optfactory.state.lines import Lines
+from optfactory.state.positions import positions_of
 from optfactory.state.quantmap import QuantizationMap, map_for
 
 
 @cache
-def map_tables(device: torch.device, kind: str) -> tuple[Tensor, ...]:
-    """The signed and the unsigned map as the structs of kernels/cuda/maps.cuh."""
+def map_tables(device: torch.device, kind: str, random: bool) -> tuple[Tensor, ...]:
+    """The signed and the unsigned map as the structs of kernels/cuda/maps.cuh.
+
+    Args:
+        random: for kernels that round codes at random.
+    """
     maps = (map_for(True, kind), map_for(False, kind))
-    tables = [_line_struct(qmap.lines) if qmap.lines else _table_struct(qmap) for qmap in maps]
+    tables = [
+        _line_struct(qmap.lines, random) if qmap.lines else _table_struct(qmap) for qmap in maps
+    ]
     return tuple(torch.from_numpy(table).to(device) for table in tables)
 
 
-def _line_struct(lines: Lines) -> np.ndarray:
+def _line_struct(lines: Lines, random: bool) -> np.ndarray:
     slopes, offsets, _, steps = lines.tables()
-    values = np.array([slopes, offsets], dtype=np.float32).T
-    octaves = np.array(lines.octaves(), dtype=np.int32)
-    floats = np.concatenate([values.ravel(), np.array(steps, dtype=np.float32)])
-    return np.concatenate([floats.view(np.int32), octaves])
+    octaves, ends = lines.octaves(), _pairs()
+    if random:
+        positions = positions_of(lines)
+        _, steps, starts, bends = positions.tables()
+        octaves, ends = positions.octaves(), _pairs(starts, bends)
+    parts = (
+        _pairs(slopes, offsets),
+        np.array(steps, np.float32),
+        np.array(octaves, np.int32),
+        ends,
+    )
+    return np.concatenate([part.view(np.int32) for part in parts])
+
+
+def _pairs(*columns: tuple[float, ...]) -> np.ndarray:
+    """Rows of numbers, one after the other."""
+    return np.array(columns, dtype=np.float32).T.ravel()
 
 
 def _table_struct(qmap: QuantizationMap) -> np.ndarray:

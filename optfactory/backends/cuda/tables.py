@@ -239,7 +239,7 @@ class StaticTables:
         self.factors = torch.ones(count if options.clips else 0, **kind)
         self.scales = torch.zeros(count if options.tensor_wise else 0, states, **kind)
         self.maxima = self.cut.maxima if self.cut else tensor_maxima(bucket, self.scales)
-        self.maps = map_tables(device, bucket.key.options.map_kind)
+        self.maps = map_tables(device, options.map_kind, options.random_codes)
 
 
 def _extra_pointers(slot: Slot) -> list[int]:

@@ -88,17 +88,29 @@ def _from_bits(bits: Tensor) -> Tensor:
     return signed.to(torch.int32).view(torch.float32)
 
 
-def random_bits(slot: Slot, scalars: Mapping[str, float], state: int | None = None) -> Tensor:
-    """32 bits for each element, from seed, parameter, step and element alone; int64.
+def random_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
+    """32 bits for each element, from seed, parameter, step and element alone; int64."""
+    return _bits(slot, _key(slot, scalars))
 
-    Args:
-        state: whose codes they are for; None for the parameter itself.
-    """
+
+def code_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
+    """As `random_bits`, but others: for the codes of states."""
+    return _bits(slot, _mix((_key(slot, scalars) + 0x9E3779B9) & _UINT32))
+
+
+def bits_of_state(words: Tensor, state: int) -> Tensor:
+    """What a state, by its number, takes of these: the leading bits are others for each."""
+    by = 16 * (state & 1) + 8 * (state >> 1 & 1) + 4 * (state >> 2 & 1)
+    return (words << by & _UINT32) | words >> (32 - by)
+
+
+def _key(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
+    key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=slot.local.device)
+    return _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
+
+
+def _bits(slot: Slot, key: Tensor) -> Tensor:
     p = slot.local
-    key = torch.tensor(int(scalars["seed"]), dtype=torch.int64, device=p.device)
-    key = _mix(_mix(_mix(key) ^ slot.number) ^ _step_number(scalars))
-    if state is not None:
-        key = _mix((key + 0x9E3779B9 * (state + 1)) & _UINT32)
     element = torch.arange(p.numel(), dtype=torch.int64, device=p.device)
     if slot.layout.piece is not None:  # of the whole tensor
         runs = numbered_runs(slot.layout.piece.box, slot.name)

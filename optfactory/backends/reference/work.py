@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from optfactory.backends.reference.options import (
+    bits_of_state,
     clip_factor,
-    random_bits,
+    code_bits,
     same_signs,
     stays,
     store,
@@ -24,12 +25,12 @@ from optfactory.state.codec import (
     dequantize,
     encode,
     quantize,
-    rounded_at_random,
     scattered_scales,
     spread,
 )
 from optfactory.state.layout import absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.state.random_codes import encode_at_random
 from optfactory.step.slots import Slot
 
 
@@ -236,6 +237,7 @@ class Work:
                 stored[state.name].copy_(values[state.name])
             return
         numbers = None if self.scales is None else self._numbers()
+        words = code_bits(self.slot, self.scalars) if layout.options.random_codes else None
         for index, (state, x) in enumerate(self._finite_states(values).items()):
             qmap = self._map(state)
             if self.scales is None:
@@ -245,9 +247,9 @@ class Work:
                 absmax = self.scales[index].view(layout.tensors[absmax_key(state)].shape)
                 scales = self.scales[index][numbers]
                 codes = encode(x, scales, qmap, layout.options)
-            if layout.options.random_codes:
-                random = random_bits(self.slot, self.scalars, index)
-                codes = rounded_at_random(x, codes, scales, qmap, layout.options, random)
+            if words is not None:
+                random = bits_of_state(words, index)
+                codes = encode_at_random(x, scales, qmap, layout.options, random)
             stored[codes_key(state)].copy_(codes)
             stored[absmax_key(state)].copy_(absmax)
 
