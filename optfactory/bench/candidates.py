@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +17,13 @@ from optfactory.bench.bare_import import import_module
 from optfactory.bench.results import Absent
 from optfactory.errors import ConfigError
 from optfactory.factory import build_optimizer, resolve
-from optfactory.registry import canonical_name, list_optimizers
+from optfactory.registry import canonical_name, get_optimizer_info, list_optimizers
 
 # All candidates have these; what else a step costs does not depend on them.
 _SETTINGS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.01}
 OURS = "optfactory"
 FOR_SLOW = ("large", "100m", "tiny")  # one tensor of a usual size, and what tries the command
+FOR_MATRICES = ("gpt2", "small", "tiny")  # products of one large matrix take minutes
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,20 @@ class Candidate:
         label: what tables call it.
         library: whose it is.
         build: makes it for parameters.
-        passes: how often a step reads its input; see `traffic`.
-        slow: measured in the cases `FOR_SLOW` only, unless named by the user.
+        passes, of_gradients: how often a step reads its input; see `traffic`.
+        cases: it is measured in these only; all if empty.
     """
 
     label: str
     library: str
     build: Callable[[list[Tensor]], Optimizer]
     passes: int = 1
-    slow: bool = False
+    cases: tuple[str, ...] = ()
+    of_gradients: bool = False
 
     def is_for(self, case: str) -> bool:
         """Whether the case is worth the time that it takes."""
-        return not self.slow or case in FOR_SLOW
+        return not self.cases or case in self.cases
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ FOREACH = Candidate("torch AdamW foreach", "torch", partial(build_torch, foreach
 
 def build_ours(parameters: list[Tensor], name: str, **more: Any) -> Optimizer:
     """An optimizer of optfactory."""
-    return build_optimizer(name, parameters, **_SETTINGS, **more)
+    named = [(f"{number}.weight", p) for number, p in enumerate(parameters)]
+    return build_optimizer(name, named, **_SETTINGS, **more)
 
 
 def build_peer(parameters: list[Tensor], peer: Peer) -> Optimizer:
@@ -119,8 +123,14 @@ def ours(name: str, memory: str = "") -> Candidate:
         OURS,
         partial(build_ours, name=config.name, **more),
         passes=2 if rule.trust_ratio else 1,
-        slow=config.is_paged,
+        cases=FOR_MATRICES if config.of_matrices else FOR_SLOW if config.is_paged else (),
+        of_gradients=rule.ratio_of == "g",
     )
+
+
+def is_glob(word: str) -> bool:
+    """Whether a word stands for all names that it matches."""
+    return any(sign in word for sign in "*?[")
 
 
 def chosen(words: Sequence[str]) -> list[Candidate]:
@@ -136,8 +146,7 @@ def chosen(words: Sequence[str]) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     for word in words:
         name, _, memory = word.partition(":")
-        is_glob = any(sign in name for sign in "*?[")
-        matches = list_optimizers(name) if is_glob else [name]
+        matches = list_optimizers(name) if is_glob(name) else [name]
         if not matches:
             raise ConfigError(f"no optimizer matches '{name}'; `optfactory list` shows them all")
         for match in matches:
@@ -146,18 +155,67 @@ def chosen(words: Sequence[str]) -> list[Candidate]:
     return list(found.values())
 
 
-def peers(device: str) -> tuple[list[Candidate], list[Absent]]:
-    """What there is of other libraries for a device, and what is not installed."""
+def peers(device: str, names: Sequence[str] = ()) -> tuple[list[Candidate], list[Absent]]:
+    """What there is of other libraries for a device, and what is not installed.
+
+    Args:
+        names: optimizers whose namesakes in bitsandbytes, and torch's fused ones, are among them.
+    """
     here, absent = [], []
-    for peer in PEERS:
+    for peer in (*PEERS, *_namesakes(names), *_fused(names)):
         if device not in peer.devices:
             continue
         if importlib.util.find_spec(peer.package) is None:
             absent.append(Absent(peer.label, "not installed"))
             continue
         build = partial(build_peer, peer=peer)
-        here.append(Candidate(peer.label, peer.package, build, peer.passes, peer.slow))
+        cases = FOR_SLOW if peer.slow else ()
+        of_gradients = "LARS" in peer.kind
+        here.append(Candidate(peer.label, peer.package, build, peer.passes, cases, of_gradients))
     return here, absent
+
+
+def _namesakes(names: Sequence[str]) -> list[Peer]:
+    """Classes of bitsandbytes that are called as these optimizers, and not among `PEERS`."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return []
+    there = vars(import_module("bitsandbytes.optim"))
+    kinds = {kind.lower(): kind for kind, value in there.items() if isinstance(value, type)}
+    known = {peer.kind for peer in PEERS}
+    found = [kinds.get(name.replace("_", "")) for name in names]
+    return [_namesake(kind) for kind in found if kind is not None and kind not in known]
+
+
+def _fused(names: Sequence[str]) -> list[Peer]:
+    """Fused optimizers of torch for the families of these names; all are next to its AdamW."""
+    kinds = {kind.lower(): kind for kind, value in vars(torch.optim).items() if _can_fuse(value)}
+    families = dict.fromkeys(get_optimizer_info(name).family for name in names)
+    found = [kinds.get(family) for family in families if family != "adamw"]
+    return [
+        Peer("torch", "torch.optim", kind, settings={"fused": True, **_momentum(kind)})
+        for kind in found
+        if kind is not None
+    ]
+
+
+def _can_fuse(value: object) -> bool:
+    return isinstance(value, type) and "fused" in inspect.signature(value).parameters
+
+
+def _momentum(kind: str) -> dict[str, float]:
+    """As ours have it by default."""
+    return {"momentum": 0.9} if kind.startswith(("SGD", "LARS")) else {}
+
+
+def _namesake(kind: str) -> Peer:
+    plain = kind.removeprefix("Paged")
+    return Peer(
+        *("bitsandbytes", "bitsandbytes.optim", kind),
+        passes=2 if plain.startswith(("LAMB", "LARS")) else 1,
+        slow=True,
+        devices=("cuda",) if kind != plain else ("cpu", "cuda"),
+        settings=_momentum(plain),
+    )
 
 
 def _stored(tensor: Tensor) -> Iterator[Tensor]:

@@ -143,7 +143,9 @@ class CaseRun:
         elements = self._case.elements
         states = state_bytes(optimizer)
         size = sum(p.nbytes for p in self._parameters)  # of gradients too: they have the same dtype
-        moved = traffic.step_bytes(size, size, states, candidate.passes)
+        moved = traffic.step_bytes(
+            *(size, size, states, candidate.passes), of_gradients=candidate.of_gradients
+        )
         median = statistics.median(steps.own)
         ratios = (own / beside for own, beside in zip(steps.own, steps.fused, strict=True))
         return Row(

@@ -72,9 +72,10 @@ def _measure_times(
     report: Callable[[Figures], None],
 ) -> None:
     """Step times of every case and dtype."""
-    candidates = [FOREACH, *(replace(c, slow=c.slow and not settings.names) for c in ours)]
+    asked_for = {c.label for c in known.chosen([n for n in settings.names if not known.is_glob(n)])}
+    candidates = [FOREACH, *(replace(c, cases=()) if c.label in asked_for else c for c in ours)]
     if settings.peers:
-        there, absent = known.peers(settings.device)
+        there, absent = known.peers(settings.device, [c.label for c in ours])
         candidates += there
         figures.absent += absent
         figures.machine |= versions(*(peer.library for peer in there))

@@ -10,6 +10,10 @@ reads everything twice:
 
     LAMB:        2 (p + g + s) + (p + s)
 
+LARS needs those of parameter and gradient, for which no state is read:
+
+    LARS:        (p + g) + (p + g + s) + (p + s)
+
 Bytes a parameter, with 8-bit state of 2 codes and 2 scales of 4 bytes per 256 elements:
 
     p and g    state     AdamW, Adam   LAMB
@@ -34,9 +38,16 @@ PROBE = f"the fastest of {', '.join(STREAMS)} and steps beyond the caches, bytes
 BEYOND_CACHES = 16
 
 
-def step_bytes(parameters: int, gradients: int, states: int, passes: int) -> int:
-    """Bytes that a step must move: `passes` (p + g + s) + (p + s)."""
-    return passes * (parameters + gradients + states) + parameters + states
+def step_bytes(
+    parameters: int, gradients: int, states: int, passes: int, *, of_gradients: bool = False
+) -> int:
+    """Bytes that a step must move: `passes` (p + g + s) + (p + s).
+
+    Args:
+        of_gradients: only the last pass reads states.
+    """
+    spared = (passes - 1) * states if of_gradients else 0
+    return passes * (parameters + gradients + states) - spared + parameters + states
 
 
 def seconds_at(bandwidth: float, size: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import pytest
 import torch
@@ -67,6 +68,14 @@ def test_what_is_slow_is_measured_in_few_cases():
     assert all(quick.is_for(case) for case in CASES)
 
 
+def test_products_of_large_matrices_are_left_out():
+    (muon,) = candidates.chosen(["muon8bit"])
+    assert [case for case in CASES if muon.is_for(case)] == ["gpt2", "small", "tiny"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no parameter is without a name
+        muon.build([torch.zeros(8, 4, requires_grad=True), torch.zeros(3, requires_grad=True)])
+
+
 # ---- peers ------------------------------------------------------------------------------------
 
 
@@ -98,8 +107,8 @@ def test_missing_packages_are_reported(monkeypatch):
 def test_installed_peers_take_a_step_with_the_common_settings():
     there, _ = candidates.peers("cpu")
     for peer in there:
-        if peer.slow:
-            continue  # torchao compiles for seconds
+        if peer.library == "torchao":
+            continue  # compiles for seconds
         parameter = torch.ones(64, 256, requires_grad=True)
         parameter.grad = torch.ones_like(parameter)
         optimizer = peer.build([parameter])
@@ -108,6 +117,33 @@ def test_installed_peers_take_a_step_with_the_common_settings():
         assert candidates.state_bytes(optimizer) >= 2 * parameter.numel()
         group = optimizer.param_groups[0]
         assert (group["lr"], group["weight_decay"]) == (1e-4, 0.01)
+
+
+def test_namesakes_in_bitsandbytes():
+    pytest.importorskip("bitsandbytes")
+    names = ["sgd8bit", "lars", "paged_lion8bit", "adamw8bit", "adan8bit", "ademamix8bit"]
+    before = {peer.label for peer in candidates.peers("cuda")[0]}
+    there = candidates.peers("cuda", names)[0]
+    added = [x for x in there if x.label not in before and x.library == "bitsandbytes"]
+    kinds = ["SGD8bit", "LARS", "PagedLion8bit", "AdEMAMix8bit"]
+    assert [peer.label for peer in added] == [f"bitsandbytes {kind}" for kind in kinds]
+    assert all(peer.cases == candidates.FOR_SLOW for peer in added)
+    assert [peer.passes for peer in added] == [1, 2, 1, 1]
+    labels = {peer.label for peer in added}
+    for peer in candidates.peers("cpu", names)[0]:
+        if peer.label in labels:
+            parameter = torch.ones(64, 256, requires_grad=True)
+            parameter.grad = torch.ones_like(parameter)
+            peer.build([parameter]).step()
+            assert (parameter != 1).all(), peer.label
+
+
+def test_fused_optimizers_of_torch():
+    names = ["sgd8bit", "sgd", "adam8bit", "adamw8bit", "lion", "adagrad"]
+    added = [peer for peer in candidates.peers("cpu", names)[0] if peer.library == "torch"]
+    assert [peer.label for peer in added] == ["torch SGD", "torch Adam", "torch Adagrad"]
+    (group,) = added[0].build([torch.zeros(3, requires_grad=True)]).param_groups
+    assert (group["fused"], group["momentum"], group["lr"]) == (True, 0.9, 1e-4)
 
 
 @pytest.mark.parametrize("how", ["fused", "foreach"])

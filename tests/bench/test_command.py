@@ -160,11 +160,11 @@ def test_peers_that_are_missing_or_fail_are_reported_and_nothing_fails(
     there, missing = candidates.Peer("json", "json", "AdamW"), candidates.Peer("nowhere", "n", "A")
     monkeypatch.setattr(candidates, "PEERS", (there, missing))
     file = tmp_path / "figures.json"
-    code, out, _ = run("adam", "--peers", "--cases", "large", "--json", file)
+    code, out, _ = run("adan", "--peers", "--cases", "large", "--json", file)
     assert code == 0
     assert "nowhere A: not installed" in out
     assert "json AdamW: AttributeError: module 'json' has no attribute 'AdamW'" in out
-    assert [name for _, _, name in rows_of(file)][-1] == "adam"
+    assert [name for _, _, name in rows_of(file)][-1] == "adan"
     assert [absent.case for absent in read_json(file).absent] == ["", "large"]
 
 

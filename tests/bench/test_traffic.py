@@ -44,6 +44,12 @@ def test_the_modules_table_states_the_same_numbers():
     } | {("16 bits", "16 bits"): (14, 22)}
 
 
+def test_lars_reads_states_once():
+    """Norms of float32 parameters and gradients, and a step with codes and scales of momentum."""
+    moved = traffic.step_bytes(1024, 1024, 260, 2, of_gradients=True)
+    assert moved == (1024 + 1024) + (1024 + 1024 + 260) + (1024 + 260)
+
+
 def test_bytes_of_the_streams_are_those_read_and_written():
     assert traffic.STREAMS == {"sum(a)": 4, "b = a": 4 + 4, "a = a*s": 4 + 4, "a = a*s + b": 8 + 4}
     assert traffic.seconds_at(4e9, 8e9) == 2.0
@@ -61,7 +67,9 @@ def test_a_row_counts_parameters_gradients_and_the_states_that_are_there(dtype, 
 @pytest.mark.parametrize("name", list_optimizers())
 def test_optimizers_with_a_trust_ratio_read_everything_twice(name):
     (candidate,) = chosen([name])
-    assert candidate.passes == (2 if "lamb" in name else 1)
+    is_lars = "lars" in name
+    assert candidate.passes == (2 if "lamb" in name or is_lars else 1)
+    assert candidate.of_gradients == is_lars
 
 
 def test_peers_with_a_trust_ratio_read_everything_twice(monkeypatch):
