@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ def group_config(
     config: OptimizerConfig,
     place: str,
     planned: torch.device | None = None,
+    *,
+    rounds: bool = False,
 ) -> OptimizerConfig:
     """The checked config of one group; it may differ from the optimizer's in what a name locks.
 
@@ -35,6 +37,8 @@ def group_config(
         config: the optimizer's.
         place: where the group stands, for messages.
         planned: where its parameters will be, if not where they are; need not exist.
+        rounds: whether other groups have 16-bit parameters: what the config says of storing those
+            may stand in all groups.
 
     Raises:
         ConfigError: a hyperparameter is refused, or does not fit the group's parameters.
@@ -50,7 +54,7 @@ def group_config(
     devices = {p.device for p in group["params"] if not p.is_meta}
     problem = _placement_problem(checked, {planned} if planned else devices)
     problem = problem or _backend_problem(checked, devices if planned is None else set())
-    problem = problem or _rounding_problem(checked, group)
+    problem = problem or _rounding_problem(checked, group, rounds)
     problem = problem or _pieces_problem(checked, group["params"])
     problem = problem or _matrix_problem(checked, group)
     if problem:
@@ -70,16 +74,22 @@ def check_groups(
         ConfigError: lists every problem.
     """
     problems = [*grouping.problems, *grouping.unmatched.values()]
+    rounds = has_16_bit(grouping.groups)
     configs = []
     for index, group in enumerate(grouping.groups):
         try:
             place = group_place(group, index, config)
-            configs.append(group_config(group, config, place, planned))
+            configs.append(group_config(group, config, place, planned, rounds=rounds))
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise config_error(f"optimizer '{config.name}'", problems)
     return configs
+
+
+def has_16_bit(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether storing a parameter of these groups rounds it."""
+    return any(_rounded(group["params"]) for group in groups)
 
 
 def group_place(group: Mapping[str, Any], index: int, config: OptimizerConfig) -> str:
@@ -123,12 +133,15 @@ def _backend_problem(config: OptimizerConfig, devices: set[torch.device]) -> str
     return ""
 
 
-def _rounding_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:
+def _rounded(params: Sequence[Tensor]) -> list[int]:
+    """Which parameters are 16-bit; frozen ones may be of any kind."""
+    return [n for n, p in enumerate(params) if p.is_floating_point() and p.dtype.itemsize < 4]
+
+
+def _rounding_problem(config: OptimizerConfig, group: Mapping[str, Any], rounds: bool) -> str:
     params = group["params"]
-    rounded = [  # frozen ones may be of any kind
-        n for n, p in enumerate(params) if p.is_floating_point() and p.dtype.itemsize < 4
-    ]
-    if config.param_rounding != "nearest" and not rounded:
+    rounded = _rounded(params)
+    if config.param_rounding != "nearest" and not (rounded or rounds):
         return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
     field, numbered = "state_rounding", list(range(len(params)))
     if config.param_rounding == "stochastic":

@@ -10,6 +10,7 @@ from optfactory.config.names import OptimizerName
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import model_or_errors, problem_text
 from optfactory.registry import get_optimizer_info, implied_fields
+from optfactory.rules.options import draws_random_numbers
 
 # The key of rules and of param groups.
 OPTIMIZER_KEY = "optimizer"
@@ -80,11 +81,28 @@ def others_rule(config: OptimizerConfig) -> dict[str, GroupRule]:
     given = getattr(config, OTHERS_FIELD, None)
     if given is None:
         return {}
+    values = config.model_dump()
     own = {key: value for key, value in given.items() if key != "name"}
-    name = given.get("name", others_name(config.model_dump()))
-    if config.nonfinite == "skip_step":  # of all, or half of a step would be taken
-        own = {"nonfinite": "skip_step", **own}
+    name = given.get("name", others_name(values))
+    own = {**_of_all_parameters(values, {**values_of_other(name, values), **own}), **own}
     return {OTHERS_FIELD: GroupRule(hidden=False, optional=True, optimizer=name, **own)}
+
+
+def _of_all_parameters(values: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of parameters and steps, whatever optimizer trains them.
+
+    Args:
+        values: of the config.
+        theirs: what the others have without it.
+    """
+    said = {"param_rounding": values["param_rounding"], "capturable": values["capturable"]}
+    if values["nonfinite"] == "skip_step":  # or half of a step would be taken
+        said["nonfinite"] = "skip_step"
+    if values["is_paged"] and theirs["is_paged"]:
+        said |= {key: values[key] for key in ("page_dir", "page_memory")}
+    if draws_random_numbers({**theirs, **said}):
+        said["seed"] = values["seed"]
+    return {key: value for key, value in said.items() if value != theirs[key]}
 
 
 def begun_anew(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from optfactory.config.group_rules import WHOLE_FIELDS
 from optfactory.config.schema import OptimizerConfig
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError
-from optfactory.group_config import annotations_of, check_groups, group_config, group_place
+from optfactory.group_config import (
+    annotations_of,
+    check_groups,
+    group_config,
+    group_place,
+    has_16_bit,
+)
 from optfactory.group_schema import OPTIMIZER_KEY, contradictions, schema_of
 from optfactory.groups.grouping import group_parameters
 from optfactory.groups.parameters import (
@@ -106,8 +112,9 @@ class Optimizer2State(Optimizer):
         group = read_group(param_group, index)
         check_parameters([group], self.param_groups)
         place = group_place(group, index, self.config)
-        config = group_config(group, self.config, place)
         # Those of the constructor, which it has checked, may come from several rules.
+        rounds = self._built is None or has_16_bit(self.param_groups)
+        config = group_config(group, self.config, place, rounds=rounds)
         wrong = contradictions(group, place) if self._built else []
         if wrong:
             raise config_error(f"optimizer '{self.config.name}'", wrong)

@@ -160,3 +160,32 @@ def test_a_rule_and_its_schema_must_agree_on_matrices() -> None:
     for config in (Wrong, WithoutTransform):
         with pytest.raises((ConfigError, TypeError, ValueError), match="transform"):
             register(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "others", "taken"),
+    [
+        ("muon", {"param_rounding": "kahan"}, {}, {"param_rounding": "kahan"}),
+        ("muon", {"param_rounding": "kahan"}, {"param_rounding": "nearest"}, {}),
+        ("muon8bit", {"param_rounding": "stochastic", "seed": 3}, {}, {"seed": 3}),
+        ("muon8bit", {"seed": 3}, {}, {"seed": None}),  # adamw8bit rounds to nearest
+        ("muon8bit", {"seed": 3}, {"name": "lion8bit"}, {"seed": 3}),
+        ("muon8bit", {"seed": 3}, {"name": "lion8bit", "seed": 4}, {"seed": 4}),
+        ("paged_muon", {"page_dir": "."}, {}, {"page_dir": "."}),
+        ("paged_muon", {"page_dir": "."}, {"name": "adamw"}, {"page_dir": None}),
+        ("muon", {"nonfinite": "skip_step"}, {}, {"nonfinite": "skip_step"}),
+    ],
+    ids=str,
+)
+def test_what_is_said_of_all_parameters_holds_for_others(
+    name: str, asked: dict[str, Any], others: dict[str, Any], taken: dict[str, Any]
+) -> None:
+    """How parameters are stored, where pages are, and what skips a step; not what states are."""
+    weight = torch.zeros(8, 8, dtype=torch.bfloat16, requires_grad=True)
+    named = [("0.weight", weight), ("0.bias", torch.zeros(8, requires_grad=True))]
+    groups = build_optimizer(
+        name, named, others=others, percentile_clipping=90, **asked
+    ).param_groups
+    (group,) = [group for group in groups if group["params"][0] is not weight]
+    assert {key: group[key] for key in taken} == taken
+    assert group["percentile_clipping"] == 100

@@ -218,3 +218,24 @@ def test_refused_where_it_could_do_nothing(family: str, asked: dict[str, Any]) -
     assert_refused("param_rounding", family, param_rounding="up")
     mixed = [torch.zeros(8, dtype=d).requires_grad_() for d in (torch.float32, torch.bfloat16)]
     build_optimizer(family, mixed, **asked)
+
+
+def test_groups_of_float32_parameters_may_stand_beside_others() -> None:
+    """Norms of a model in bfloat16, as a group by a rule, by hand, or added."""
+    weight = torch.ones(4, 4, dtype=torch.bfloat16, requires_grad=True)
+    norm, late = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+    named = [("norm.weight", norm), ("fc.weight", weight)]
+    rules = {"norms": {"match": "norm.*", "weight_decay": 0.0}}
+    for optimizer in (
+        build_optimizer("adamw", named, param_rounding="kahan", param_groups=rules),
+        build_optimizer(
+            "adamw", [{"params": [norm]}, {"params": [weight]}], param_rounding="kahan"
+        ),
+    ):
+        optimizer.add_param_group({"params": [late]})
+        assert [group["param_rounding"] for group in optimizer.param_groups] == ["kahan"] * 3
+        for p in (norm, weight, late):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert "compensation" in optimizer.state[weight]
+        assert "compensation" not in optimizer.state[norm]
