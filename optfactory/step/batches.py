@@ -116,7 +116,14 @@ def _dtypes(slots: Sequence[Slot], device: torch.device) -> list[torch.dtype]:
 
 def _alike(slots: Sequence[Slot], device: torch.device) -> list[object]:
     """What parameters of one batch share beside their shape."""
-    return [(how_of(slot.group, device), slot.group["adjust_lr"]) for slot in slots]
+    return [
+        (
+            how_of(slot.group, device),
+            slot.group["adjust_lr"],
+            slot.group["neuron_beta"] if slot.group["neuron_norm"] else None,
+        )
+        for slot in slots
+    ]
 
 
 def _stated_limit(slots: Sequence[Slot]) -> int | None:

@@ -38,9 +38,14 @@ class SpreadMatrix:
 
 
 def team_of(slot: Slot) -> Team | None:
-    """The processes that must put the parameter's matrices together; None if all are whole."""
+    """The processes that must put the parameter's matrices together; None if all are whole.
+
+    Where all keep the second moments of all neurons, they must meet even then.
+    """
     piece = slot.layout.piece
-    if piece is None or all(len(matrix.holders) == 1 for matrix in spread_of(slot)):
+    if piece is None or not piece.sharding.cuts:
+        return None
+    if not slot.group["neuron_norm"] and all(len(m.holders) == 1 for m in spread_of(slot)):
         return None
     return piece.sharding.team
 
