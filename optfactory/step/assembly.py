@@ -80,8 +80,6 @@ class Assembly:
         found = _parts(team, matrices, boxes, parts, whole)
         self._stages: list[_Stage] = []
         for dim in reversed(range(len(team.dims))):
-            if all(part.place[dim] == part.owner[dim] for part in found):
-                continue  # nothing goes along it on any process
             stage = _stage(found, team.lines[dim], dim, here, buffers)
             buffers = buffers[aligned(stage.outgoing.nbytes) + aligned(stage.incoming.nbytes) :]
             self._stages.append(stage)

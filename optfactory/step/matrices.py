@@ -29,7 +29,7 @@ from optfactory.step.assembly import Assembly
 from optfactory.step.batches import Packed, TeamRoom
 from optfactory.step.buckets import Bucket, bucket_key
 from optfactory.step.neurons import Neurons
-from optfactory.step.owners import owners_of, spread_of, stack_for
+from optfactory.step.owners import are_whole, owners_of, spread_of, stack_for
 from optfactory.step.slots import Slot
 
 
@@ -147,7 +147,7 @@ def _work(bucket: Bucket, team: Team | None, batch: StackBatch, memory: Tensor) 
     elements = memory[: 4 * sum(sizes)].view(torch.float32)
     pieces = torch.split(elements, sizes)
     views = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    if team is None:
+    if team is None or are_whole(slots[0]):
         assembly, scratch = None, memory[aligned(elements.nbytes) :]
         stack = elements.view(elements.numel() // (first.rows * first.cols), first.rows, first.cols)
     else:

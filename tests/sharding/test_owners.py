@@ -136,6 +136,18 @@ def test_second_moments_of_neurons_make_a_team_of_all(title: str) -> None:
     assert "neuron_second_moment" not in plain.layout.tensors
 
 
+def test_whole_matrices_need_no_room_to_be_put_together() -> None:
+    """Experts whose neurons are kept by all: beside them only what products need."""
+    slots = [slot((8, 64, 64), (4,), (Cut(0),), n, neuron_norm=True) for n in range(2)]
+    room, matrix = TeamRoom(slots, CPU), 4 * 64 * 64
+    assert room.own(range(2)) == (4 * matrix, 0)
+    assert room.nbytes(range(2), 1) == 4 * matrix + 3 * matrix
+    cut = slot((8, 64, 64), (4,), (Cut(1),), 2, neuron_norm=True)
+    ((team, batches),) = batches_of([*slots, cut], CPU, {team_of(cut): 10**9}).items()
+    assert team is not None
+    assert [batch.members for batch in batches] == [(0, 1), (2,)]
+
+
 def test_second_moments_and_decay_rates_are_not_mixed_in_a_batch() -> None:
     asked: list[dict[str, Any]] = [{}, {"neuron_norm": True}]
     asked += [{"neuron_norm": True, "neuron_beta": 0.5}, {}, {"neuron_norm": True}]
