@@ -81,23 +81,34 @@ class PlainMuon:
     eps: float = 1e-7
     adjust_lr: str = "match_rms_adamw"
     cautious: bool = False
+    neuron_beta: float | None = None  # rows are normalised by NorMuon, if there is one
     buffer: Tensor = field(init=False)
+    neurons: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.p = self.p.detach().double()
         self.buffer = torch.zeros_like(self.p)
+        self.neurons = torch.zeros(len(self.p), 1, dtype=torch.float64)
 
     def step(self, g: Tensor) -> None:
         g, mu = g.double(), self.momentum
         self.buffer = mu * self.buffer + (1 - mu) * g
         u = mu * self.buffer + (1 - mu) * g if self.nesterov else self.buffer
         u = iterated(u, self.triples, self.eps)
+        if self.neuron_beta is not None:
+            u = self._normalised(u, self.neuron_beta)
         rows, cols = u.shape
         factor = 0.2 * max(rows, cols) ** 0.5
         if self.adjust_lr == "original":
             factor = max(1.0, rows / cols) ** 0.5
         kept = (u * self.p >= 0).double() if self.cautious else 1.0
         self.p = self.p - self.lr * self.weight_decay * kept * self.p - self.lr * factor * u
+
+    def _normalised(self, u: Tensor, beta: float) -> Tensor:
+        """Li et al. 2025 (arXiv:2510.05491), as their normuon.py at e5aaaf42 has it."""
+        self.neurons = beta * self.neurons + (1 - beta) * (u * u).mean(dim=1, keepdim=True)
+        scaled = u / (self.neurons.sqrt() + 1e-10)
+        return scaled * (u.norm() / (scaled.norm() + 1e-10))
 
 
 def assert_follows(got: Tensor, want: PlainMuon, start: Tensor, bound: float = 1e-5) -> None:
