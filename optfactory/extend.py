@@ -3,7 +3,7 @@
 A family is a schema (`OptimizerConfig`; `MomentsConfig` for those with Adam's two moments,
 `MatrixConfig` for those whose directions are made orthogonal as whole matrices) whose `rule` names
 the states and holds the rule text, and whose `scalars` computes the numbers that the text reads.
-`register` makes six names of it.
+`register` makes all its names.
 """
 
 from optfactory.config.fields import Beta, Betas, Number

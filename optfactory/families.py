@@ -28,7 +28,7 @@ _registered: dict[str, type[OptimizerConfig]] = {}
 
 
 def register(config_class: Family) -> Family:
-    """Add a family of optimizers: six names with 8-bit and paged state. Usable as a decorator.
+    """Add a family of optimizers: names for each width, paged or not. Usable as a decorator.
 
     Its rule text is read at once, so that mistakes in it show here. A class of the same module and
     name replaces the one that was registered before, as when a notebook's cell runs again.

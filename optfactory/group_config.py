@@ -167,8 +167,8 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     """
     if not any(map(is_flat_piece, params)):
         return ""
-    if config.optim_bits == 8:
-        problem = "optim_bits: 8-bit state cannot be gathered from"
+    if config.optim_bits != 32:
+        problem = f"optim_bits: {config.optim_bits}-bit state cannot be gathered from"
     elif config.rule(config.model_dump()).trust_ratio is not None:
         problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
     elif config.of_matrices:

@@ -72,7 +72,7 @@ def others_name(values: Mapping[str, Any]) -> str:
     Args:
         values: of the optimizer for matrices.
     """
-    bits = 8 if str(values.get("optim_bits")) == "8" else None
+    bits = {"8": 8, "16": 16}.get(str(values.get("optim_bits")))
     return str(OptimizerName("adamw", bits, values.get("is_paged") is True))
 
 

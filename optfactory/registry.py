@@ -1,6 +1,6 @@
 """The registry: which optimizer names exist, and the schema of each.
 
-Each family of `optfactory.families` yields six names, each with a schema of its own.
+Each family of `optfactory.families` yields eight names, each with a schema of its own.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _table() -> dict[str, OptimizerInfo]:
 # By family, so that a class stays the one that pickled configs name when another family comes.
 @cache
 def _rows(family: type[OptimizerConfig]) -> dict[str, OptimizerInfo]:
-    """The six names of a family."""
+    """The names of a family."""
     names = names_of_family(family.family)
     aliases = alias_table(family.family, family.spellings)
     return {

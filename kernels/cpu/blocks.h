@@ -37,7 +37,11 @@ OPT_FN float* in_place(T*, const int64_t*, const Place&) {
   return nullptr;
 }
 
-OPT_FN Stored zero_of(bool is_signed) { return QUANTIZED && is_signed ? Stored(kZeroCode) : 0; }
+#if QUANTIZED
+OPT_FN Stored zero_of(bool is_signed) { return is_signed ? kZeroCode : 0; }
+#else
+OPT_FN Stored zero_of(bool) { return {}; }
+#endif
 
 OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
   Operands o = {in_place(t.p, t.p_view, at), in_place(const_cast<GRAD*>(t.g), t.g_view, at), {}};
@@ -128,7 +132,7 @@ OPT_FN void read_states(const Step& step, const Operands& o, const float* scales
     decode(o.states[j] + i, scales[j], kSigned[j], step.maps[j], states.x[j]);
 #else
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) states.x[j][v] = load<Floats>(o.states[j] + i + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) states.x[j][v] = load_state(o.states[j] + i + v * kWidth);
 #endif
   }
 }
@@ -292,14 +296,21 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
   }
 }
 #else
-OPT_FN void update_strides(const Operands& o, int n, const Step& step) {
-  for (int i = 0; i < whole(n); i += kWidth) {
-    Floats x[STATES];
+OPT_FN void update_strides(const Operands& o, int n, const Step& step, const Noise& noise) {
+  for (int i = 0; i < whole(n); i += kStride) {
+    Uints words[kVectors];
+    draw(noise, i, words);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = i + v * kWidth;
+      Floats x[STATES];
 #pragma GCC unroll 4
-    for (int j = 0; j < STATES; ++j) x[j] = load<Floats>(o.states[j] + i);
-    apply_rule<true, true>(o, i, step, x);
+      for (int j = 0; j < STATES; ++j) x[j] = load_state(o.states[j] + at);
+      apply_rule<true, true>(o, at, step, x);
 #pragma GCC unroll 4
-    for (int j = 0; j < STATES; ++j) store(o.states[j] + i, x[j]);
+      for (int j = 0; j < STATES; ++j)
+        store_state(o.states[j] + at, x[j], RANDOM_CODES ? words_of_state(words[v], j) : Uints{});
+    }
   }
 }
 #endif

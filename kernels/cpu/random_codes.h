@@ -1,4 +1,4 @@
-// 8-bit codes rounded at random, kStride elements at a time; element.cuh defines the random bits.
+// States rounded at random, kStride elements at a time; element.cuh defines the random bits.
 
 #if RANDOM_CODES
 
@@ -31,6 +31,8 @@ OPT_FN void draw(const Noise& noise, int i, Uints* words) {
     for (int v = 0; v < kVectors; ++v) words[v] = load<Uints>(each + v * kWidth);
   }
 }
+
+#if QUANTIZED
 
 // The positions of optfactory/state/positions.py for kVectors vectors of magnitudes, in units of
 // 2^-23.
@@ -118,11 +120,16 @@ OPT_FN void encode_at_random(const float* x, const Coding& coding, int j,
   round_codes(x, coding.scale, kSigned[j], map, random, codes);
 }
 
+#endif
+
 #else
 struct Noise {
   OPT_FN Noise of(uint32_t, int64_t) { return {}; }
 };
 OPT_FN void draw(const Noise&, int, Uints*) {}
+#endif
+
+#if QUANTIZED && !RANDOM_CODES
 template <bool kLifts>
 OPT_FN void encode_at_random(const float* x, const Coding& coding, int j,
                              const QuantizationMap& map, const Uints*, uint8_t* codes) {

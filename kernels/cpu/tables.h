@@ -3,11 +3,7 @@
 
 static_assert(BLOCK % kStride == 0, "a block is a number of strides");
 
-#if QUANTIZED
-using Stored = uint8_t;
-#else
-using Stored = float;
-#endif
+using Stored = STATE;
 
 // ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes ------------
 

@@ -1,7 +1,7 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
-// STATES (number of states), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO,
+// STATES (number of states), STATE (what stands for an element of one), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO,
 // RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars, kSigned[SLOTS], the rule texts as
 // update_rule() and trust_ratio(), and then element.cuh, codec.h, tables.h, blocks.h and
 // statistics.h.
@@ -57,7 +57,8 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, con
                          Workspace& work) {
   prefetch(t, at);
   const Operands o = operands(t, at, work.buffers);
-  update_strides(o, at.n, step);
+  const uint32_t key = RANDOM_CODES ? random_key(t.number, step.scalars) : 0;
+  update_strides(o, at.n, step, Noise::of(key, at.element));
   write_back(t, at, step.scalars, o, work.buffers);
 }
 

@@ -5,9 +5,9 @@ constexpr int kWarp = 32;
 constexpr int kWarps = THREADS / kWarp;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-#if QUANTIZED
+using Stored = STATE;
 
-using Stored = uint8_t;
+#if QUANTIZED
 
 struct Shared {
   SignedMap signed_map;
@@ -110,19 +110,26 @@ OPT_FN void max_over_threads(Shared& shared, int turn, uint32_t* values) {
 
 #else
 
-using Stored = float;
-
 struct Shared {};
 OPT_FN void load_maps(Shared&, const MapPointers&) {}
-OPT_FN float zero_of(bool) { return 0.0f; }
+OPT_FN Stored zero_of(bool) { return {}; }
 
-OPT_FN void decode_state(const Shared&, bool, const Pack<float>& stored, float, float* x) {
+OPT_FN void decode_state(const Shared&, bool, const Pack<Stored>& stored, float, float* x) {
   unpack(stored, x);
 }
 
-OPT_FN void encode_state(const Shared&, bool, const float* x, float, const uint32_t*,
-                         Pack<float>& stored) {
+OPT_FN void encode_state(const Shared&, bool, const float* x, float, const uint32_t* random,
+                         Pack<Stored>& stored) {
+#if RANDOM_CODES
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    Stored value;
+    store_random(&value, x[i], random[i] >> 16);
+    set(stored, i, value);
+  }
+#else
   pack_floats(x, stored);
+#endif
 }
 
 #endif

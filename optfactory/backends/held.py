@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optfactory.state.layout import absmax_key, codes_key
+from optfactory.state.specs import absmax_key
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
@@ -72,9 +72,8 @@ def _checked(slot: Slot, tensors: list[Tensor]) -> Held:
 
 def state_pointers(slot: Slot) -> list[int]:
     """The pointers of a parameter's states, then those of their scales."""
-    states = slot.layout.rule.states
-    if slot.layout.quantized:
-        return [slot.state[codes_key(state)].data_ptr() for state in states] + [
-            slot.state[absmax_key(state)].data_ptr() for state in states
-        ]
-    return [slot.state[state.name].data_ptr() for state in states] + [0] * len(states)
+    states, codec = slot.layout.rule.states, slot.layout.codec
+    elements = [slot.state[codec.elements_key(state)].data_ptr() for state in states]
+    if not codec.scaled:
+        return elements + [0] * len(states)
+    return elements + [slot.state[absmax_key(state)].data_ptr() for state in states]

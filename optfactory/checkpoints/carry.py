@@ -13,7 +13,8 @@ from optfactory.checkpoints.convert import decode, write
 from optfactory.checkpoints.own import live_record
 from optfactory.checkpoints.records import Record
 from optfactory.errors import ConfigError
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, StateLayout
+from optfactory.state.layout import StateLayout
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY
 from optfactory.step.slots import Slot
 
 
@@ -49,11 +50,11 @@ def _fill(
     codes_follow = old.options.symmetric_map == new.options.symmetric_map and not any(
         fills.values()
     )
-    if old.quantized == new.quantized and (codes_follow or not new.quantized):
+    if old.codec == new.codec and (codes_follow or not new.quantized):
         for key in fresh.keys() & state.keys():
             _copy_rows(state[key], fresh[key])
         return
-    # One is too small for 8 bits, or codes have no meaning in the other.
+    # One is too small for blocks, or codes have no meaning in the other.
     record = live_record(old, state)
     states = {
         name: _resized(decode(stored), new.shape, fills[name])

@@ -12,8 +12,9 @@ from optfactory.rules.language import StateSpec
 from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
-from optfactory.state.layout import EXTRA_KEYS, StateLayout, absmax_key, codes_key
+from optfactory.state.layout import StateLayout
 from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.state.specs import EXTRA_KEYS, absmax_key, codes_key
 
 # Elements that are converted at once; temporary memory is some 40 bytes for each of them.
 _CHUNK = 1 << 20

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from optfactory.checkpoints.foreign import copied
 from optfactory.rules.language import StateSpec
-from optfactory.state.layout import TensorSpec
 from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.state.specs import TensorSpec
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

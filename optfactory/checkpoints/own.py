@@ -17,15 +17,9 @@ from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
-from optfactory.state.layout import (
-    HISTORY_KEY,
-    LOSS_KEY,
-    NEURONS_KEY,
-    StateLayout,
-    absmax_key,
-    codes_key,
-)
+from optfactory.state.layout import StateLayout
 from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, absmax_key, codes_key
 
 FORMAT_VERSION = 1
 
@@ -48,7 +42,7 @@ class OwnLayout:
     def read_entries(
         self, fields: Fields, layout: StateLayout, saved: Mapping[str, Any]
     ) -> Record | None:
-        """The states of a parameter, 8- or 32-bit as they were saved."""
+        """The states of a parameter, of the width in which they were saved."""
         grid = BlockGrid.of(
             layout.shape,
             saved["block_size"],
@@ -83,7 +77,10 @@ def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]
 
 
 def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
-    """A parameter's live state, or what this process holds of it; float32 where blocks are cut."""
+    """A parameter's live state, or what this process holds of it.
+
+    It is float32 unless it is in blocks, and those are whole.
+    """
     states: dict[str, StoredState] = {}
     for spec in layout.rule.states:
         if layout.quantized:
@@ -96,7 +93,7 @@ def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
             else:
                 states[spec.name] = Quantized(codes, scales, layout.local_grid, qmap)
         else:
-            states[spec.name] = state[spec.name]
+            states[spec.name] = state[spec.name].float()
     return Record(state["step"], states)
 
 
@@ -133,7 +130,7 @@ def _read(
         if state.name not in fields:
             fields.note(state.name, f"missing in the checkpoint, and so are {codes} and {absmax}")
             return None
-        return fields.state(state.name, state, layout.shape, (torch.float32,))
+        return fields.state(state.name, state, layout.shape, (torch.float32, torch.bfloat16))
     elements = fields.tensor(codes, layout.shape, (torch.uint8,))
     scales = fields.scales(absmax, grid.scales_shape)
     if elements is None or scales is None:

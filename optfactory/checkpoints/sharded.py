@@ -12,7 +12,8 @@ from optfactory.checkpoints import convert
 from optfactory.checkpoints.fields import Fields
 from optfactory.checkpoints.records import Record
 from optfactory.sharding.dtensors import Sharding, is_dtensor, local_values
-from optfactory.state.layout import StateLayout, absmax_key
+from optfactory.state.layout import StateLayout
+from optfactory.state.specs import absmax_key
 from optfactory.step.slots import Slot
 
 # What must be as it was saved for stored blocks and codes to mean the same.

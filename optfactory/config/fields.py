@@ -69,4 +69,4 @@ Bounds = Annotated[tuple[Bound, Bound], BeforeValidator(read_pair), AfterValidat
 _BlockSize = Literal[64, 128, 256, 512, 1024, 2048, 4096]
 BLOCK_SIZES: tuple[int, ...] = get_args(_BlockSize)
 BlockSize = Annotated[_BlockSize, BeforeValidator(read_choice)]
-Bits = Annotated[Literal[8, 32], BeforeValidator(read_choice)]
+Bits = Annotated[Literal[8, 16, 32], BeforeValidator(read_choice)]

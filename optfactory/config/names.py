@@ -1,4 +1,4 @@
-"""Optimizer names: ``[paged_]<family>[8bit|32bit]`` and their aliases.
+"""Optimizer names: ``[paged_]<family>[8bit|16bit|32bit]`` and their aliases.
 
 Names are resolved by exact table look-up, never by substring or suffix search: libraries that
 search substrings have handed out 32-bit or unpaged optimizers for 8-bit or paged names.
@@ -17,6 +17,9 @@ from optfactory.errors import UnknownOptimizerError
 _WIDTH = re.compile(r"\d{1,2}(?:b[a-z]{0,3})?|bits?|")
 _PREFIXES = ("paged", "bnb")
 
+# Bits of an element of state; `optfactory.state.codecs` says what they are.
+WIDTHS = (8, 16, 32)
+
 
 @dataclass(frozen=True)
 class OptimizerName:
@@ -32,8 +35,9 @@ class OptimizerName:
 
 
 def names_of_family(family: str) -> list[OptimizerName]:
-    """All six names of one family: each width stated or not, paged or not."""
-    return [OptimizerName(family, bits, paged) for paged in (False, True) for bits in (None, 8, 32)]
+    """All names of one family: each width stated or not, paged or not."""
+    widths = (None, *WIDTHS)
+    return [OptimizerName(family, bits, paged) for paged in (False, True) for bits in widths]
 
 
 def normalize(text: str) -> str:
@@ -75,7 +79,7 @@ def unknown_name(text: str, known: Iterable[str]) -> UnknownOptimizerError:
     meant = _meant(normalize(text), families)
     hint = f" Did you mean '{meant}'?" if meant else ""
     return UnknownOptimizerError(
-        f"unknown optimizer '{text}'; names are [paged_]<family>[8bit|32bit], "
+        f"unknown optimizer '{text}'; names are [paged_]<family>[8bit|16bit|32bit], "
         f"<family> being one of {', '.join(families)}.{hint}"
     )
 

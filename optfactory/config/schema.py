@@ -77,7 +77,9 @@ class OptimizerConfig(BaseModel):
     lr: Number = Field(default=1e-3, description="learning rate")
     weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
     maximize: bool = Field(default=False, description="follow the gradient upwards")
-    optim_bits: Bits = Field(default=32, description="bits per element of optimizer state: 8 or 32")
+    optim_bits: Bits = Field(
+        default=32, description="bits per element of optimizer state: 8, 16 or 32"
+    )
     is_paged: bool = Field(
         default=False, description="keep the state of large tensors in memory that can be evicted"
     )
@@ -191,11 +193,11 @@ class OptimizerConfig(BaseModel):
     @field_validator(*EIGHT_BIT_FIELDS)
     @classmethod
     def _nothing_to_store_at_32_bits(cls, value: object, info: ValidationInfo) -> object:
-        field = str(info.field_name)
-        if _stated(cls, info, "optim_bits") == 32 and value != cls.model_fields[field].default:
+        field, bits = str(info.field_name), _stated(cls, info, "optim_bits")
+        if bits in (16, 32) and value != cls.model_fields[field].default:
             raise ValueError(
-                f"{field} is for 8-bit state; drop it at 32 bits, or say it in the rule or group "
-                "that has optim_bits: 8"
+                f"{field} is for 8-bit state; drop it at {bits} bits, or say it in the rule or "
+                "group that has optim_bits: 8"
             )
         return value
 
@@ -221,8 +223,8 @@ class OptimizerConfig(BaseModel):
         asked = {key: _stated(cls, info, key) for key in _OF_ROUNDING} | {"compat": "none"}
         if value and not draws_random_numbers(asked):
             raise ValueError(
-                "seed is for param_rounding: stochastic, or state_rounding: stochastic with 8-bit "
-                "state; set one of them, or drop seed"
+                "seed is for param_rounding: stochastic, 16-bit state, or state_rounding: "
+                "stochastic with 8-bit state; set one of them, or drop seed"
             )
         return value
 
@@ -231,6 +233,10 @@ class OptimizerConfig(BaseModel):
     def _compat_alone(cls, value: str, info: ValidationInfo) -> str:
         if value == "none":
             return value
+        if _stated(cls, info, "optim_bits") == 16:
+            raise ValueError(
+                "bitsandbytes has no 16-bit state; set optim_bits: 8 or 32, or drop it"
+            )
         fixed = {
             "signed_map": "dynamic",
             "second_moment_floor": True,

@@ -71,7 +71,7 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     dropped: list[str] = []  # what the optimizer asks for beside what the group does without
     if overrides.get("is_paged") is False:
         dropped += ["page_dir", "page_memory"]
-    if str(overrides.get("optim_bits")) == "32":
+    if str(overrides.get("optim_bits")) in ("16", "32"):
         dropped += EIGHT_BIT_FIELDS
     kept = {key: value for key, value in values.items() if key not in dropped}
     return {**kept, **overrides}

@@ -72,9 +72,10 @@ class MomentsConfig(OptimizerConfig):
     @field_validator("amsgrad")
     @classmethod
     def _amsgrad_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("optim_bits", cls.locked.get("optim_bits")) == 8:
+        bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
+        if value and bits in (8, 16):
             raise ValueError(
-                "amsgrad needs 32-bit state, and optim_bits is 8 here; "
+                f"amsgrad needs 32-bit state, and optim_bits is {bits} here; "
                 "set optim_bits: 32 (or a 32-bit name), or amsgrad: false"
             )
         return value

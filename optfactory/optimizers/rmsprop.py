@@ -43,9 +43,10 @@ class RMSpropConfig(OptimizerConfig):
     @field_validator("centered")
     @classmethod
     def _centered_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("optim_bits", cls.locked.get("optim_bits")) == 8:
+        bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
+        if value and bits in (8, 16):
             raise ValueError(
-                "centered needs 32-bit state, as a variance is less than 8-bit moments are "
+                f"centered needs 32-bit state, as a variance is less than {bits}-bit moments are "
                 "exact to; set optim_bits: 32 (or a 32-bit name), or centered: false"
             )
         return value

@@ -32,10 +32,11 @@ class MomentumConfig(OptimizerConfig):
     @field_validator("momentum")
     @classmethod
     def _no_momentum_has_no_codes(cls, value: float, info: ValidationInfo) -> float:
-        if value == 0 and info.data.get("optim_bits", cls.locked.get("optim_bits")) == 8:
+        bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
+        if value == 0 and bits in (8, 16):
             raise ValueError(
-                "without momentum there is no state to keep at 8 bits; set optim_bits: 32 (or a "
-                "32-bit name), or a momentum above 0"
+                f"without momentum there is no state to keep at {bits} bits; set optim_bits: 32 "
+                "(or a 32-bit name), or a momentum above 0"
             )
         return value
 

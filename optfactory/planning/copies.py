@@ -11,7 +11,7 @@ from torch import Tensor
 from optfactory.planning.sizes import PARAMETERS, STATE, stored_bytes
 from optfactory.planning.spread import Holder
 from optfactory.sharding.dtensors import Sharding
-from optfactory.state.layout import HISTORY_KEY, NEURONS_KEY
+from optfactory.state.specs import HISTORY_KEY, NEURONS_KEY
 from optfactory.step.slots import Slot
 
 SCALES, STEPS, NORMS = "scales of cut blocks", "step counters", "gradient norms"

@@ -23,8 +23,10 @@ _COLORS = {
     "gradients": "#56B4E9",
     "scratch": "#CC79A7",
     "32-bit state": "#D55E00",
+    "16-bit state": "#F0E442",
     "8-bit state": "#E69F00",
     "paged 32-bit state": "#0072B2",
+    "paged 16-bit state": "#000000",
     "paged 8-bit state": "#009E73",
 }
 _GIB = 1024**3

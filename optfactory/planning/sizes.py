@@ -173,7 +173,7 @@ def _state_sizes(layout: StateLayout, device: torch.device) -> Sizes:
     sizes: Sizes = Counter()
     for spec in layout.tensors.values():
         home = device if spec.where == placement.PINNED else spec.home(device)
-        sizes[STATE, home.type, 8 if layout.quantized else 32, spec.where] += spec.nbytes
+        sizes[STATE, home.type, layout.codec.bits, spec.where] += spec.nbytes
     return sizes
 
 

@@ -138,9 +138,9 @@ def _wide(plan: PlanFigures) -> str:
         if row.reason:
             reasons.setdefault(_kind(row.reason), []).append(row.name)
     rows = [[str(len(names)), reason, _shortened(names)] for reason, names in reasons.items()]
-    return (
-        _table(["tensors", "not 8-bit, or not paged, because of", ""], rows, "><<") if rows else ""
-    )
+    bits = plan.config.optim_bits
+    why = f"not {bits if bits < 32 else 8}-bit, or not paged, because of"  # rules may say so too
+    return _table(["tensors", why, ""], rows, "><<") if rows else ""
 
 
 def _kind(reason: str) -> str:

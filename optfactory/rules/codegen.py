@@ -36,6 +36,10 @@ _OPERATORS: dict[type[ast.AST], str] = {
 }
 
 
+# What stands for an element of a state.
+_STORED = {"32bit": "float", "16bit": "bfloat16", "8bit": "uint8_t"}
+
+
 def dtype_name(dtype: object) -> str:
     """How kernels call a torch.dtype; the 16-bit floats are structs of the prelude."""
     return {"float32": "float"}.get(name := str(dtype).removeprefix("torch."), name)
@@ -48,7 +52,7 @@ class KernelVariant:
     Attributes:
         rule: the update rule.
         parameter, gradient: dtypes as C++ names: ``float``, ``float16`` or ``bfloat16``.
-        quantized: 8-bit state instead of float32 state.
+        codec: how states are stored: ``32bit`` (float32), ``16bit`` (bfloat16) or ``8bit`` (codes).
         block_size: elements that share a scale, and the unit of work.
         options: what the kernel does around the rule.
     """
@@ -56,15 +60,19 @@ class KernelVariant:
     rule: UpdateRule
     parameter: str
     gradient: str
-    quantized: bool
+    codec: str
     block_size: int
     options: KernelOptions = field(default_factory=KernelOptions)
 
     @property
     def label(self) -> str:
         """A short name for file names and messages."""
-        width = "8bit" if self.quantized else "32bit"
-        return f"{self.rule.name}-{self.parameter}-{self.gradient}-{width}"
+        return f"{self.rule.name}-{self.parameter}-{self.gradient}-{self.codec}"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether states are codes of blocks that share scales."""
+        return self.codec == "8bit"
 
 
 def cpp_source(variant: KernelVariant) -> str:
@@ -130,6 +138,7 @@ def specialization(variant: KernelVariant) -> str:
         f"#define SLOTS {max(1, len(rule.states))}",  # no array may be empty
         f"#define BLOCK {variant.block_size}",
         f"#define QUANTIZED {int(variant.quantized)}",
+        f"#define STATE {_STORED[variant.codec]}",
         f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
         f"#define RATIO_OF_GRADIENT {int(rule.ratio_of == 'g')}",
         f"#define ANY_SIGNED {int('true' in signed)}",

@@ -39,7 +39,8 @@ class KernelOptions:
         symmetric_map: the signed quantization map reaches -1.
         floors: a positive value of an unsigned state never takes the code of 0.
         bitsandbytes: scales, codes and order of decay are those of bitsandbytes' CUDA kernels.
-        random_codes: 8-bit codes are rounded at random instead of to the nearest value.
+        random_codes: 16-bit states, or 8-bit codes, are rounded at random instead of to the nearest
+            value.
         cuts_blocks: other processes hold parts of the same blocks of 8-bit state, so that scales
             are known to none of them alone.
         cautious: steps are by those elements of the direction whose sign is the gradient's, longer
@@ -75,18 +76,19 @@ class KernelOptions:
     def of(
         cls,
         group: Mapping[str, Any],
-        quantized: bool,
+        bits: int,
         rounds: bool,
         cuts_blocks: bool = False,
     ) -> KernelOptions:
         """The options of a param group for parameters of one kind.
 
         Args:
-            quantized: their state is 8-bit; what concerns codes is otherwise left at its default,
+            bits: of their state; what concerns codes is left at its default where there are none,
                 so that one kernel serves.
             rounds: they are 16-bit, so that storing them rounds.
             cuts_blocks: blocks of their state are cut by sharding.
         """
+        quantized = bits == 8
         compatible = group["compat"] == "bitsandbytes"
         resets = compatible and quantized and group["block_wise"]
         skips = group["nonfinite"] == "skip_element"
@@ -100,7 +102,7 @@ class KernelOptions:
             symmetric_map=quantized and group["signed_map"] == "symmetric",
             floors=not quantized or (group["second_moment_floor"] and not compatible),
             bitsandbytes=compatible,
-            random_codes=quantized and rounds_codes_at_random(group),
+            random_codes=bits == 16 or (quantized and rounds_codes_at_random(group)),
             cuts_blocks=cuts_blocks,
             cautious=group["cautious"],
             cautious_decay=group["cautious_weight_decay"],
@@ -132,7 +134,8 @@ def rounds_codes_at_random(group: Mapping[str, Any]) -> bool:
 
 def draws_random_numbers(group: Mapping[str, Any]) -> bool:
     """Whether a param group needs a stream of random numbers."""
-    codes = group["optim_bits"] == 8 and rounds_codes_at_random(group)
+    bits = group["optim_bits"]
+    codes = bits == 16 or (bits == 8 and rounds_codes_at_random(group))
     return codes or group["param_rounding"] == "stochastic"
 
 

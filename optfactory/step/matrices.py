@@ -24,7 +24,8 @@ from optfactory.matrix.stacks import factor_of, how_of
 from optfactory.rules.parts import STEP_PART, RulePart, direction_part
 from optfactory.sharding.dtensors import Sharding
 from optfactory.sharding.team import Team
-from optfactory.state.layout import LOSS_KEY, StateLayout
+from optfactory.state.layout import StateLayout
+from optfactory.state.specs import LOSS_KEY
 from optfactory.step.assembly import Assembly
 from optfactory.step.batches import Packed, TeamRoom
 from optfactory.step.buckets import Bucket, bucket_key

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optfactory.matrix.neurons import mean_squares, row_factors, second_moment
 from optfactory.sharding.team import Team
-from optfactory.state.layout import NEURONS_KEY
+from optfactory.state.specs import NEURONS_KEY
 from optfactory.step.owners import owners_of, spread_of, stack_for
 from optfactory.step.slots import Slot
 

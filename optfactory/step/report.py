@@ -74,7 +74,7 @@ def report(slots: list[Slot]) -> MemoryReport:
         tuple(
             MemoryRow(
                 name=slot.name,
-                bits=8 if slot.layout.quantized else 32,
+                bits=slot.layout.codec.bits,
                 where=slot.layout.where,
                 nbytes=slot.layout.nbytes,
                 global_nbytes=slot.layout.global_nbytes,

@@ -15,7 +15,8 @@ from optfactory.group_schema import OPTIMIZER_KEY
 from optfactory.groups.parameters import parameter_names, parameter_problem
 from optfactory.memory import placement
 from optfactory.sharding.dtensors import Sharding, local_tensor
-from optfactory.state.layout import EXTRA_KEYS, StateLayout
+from optfactory.state.layout import StateLayout
+from optfactory.state.specs import EXTRA_KEYS
 
 Group = Mapping[str, Any]
 Schema = type[OptimizerConfig]

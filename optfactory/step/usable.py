@@ -8,7 +8,7 @@ from torch import Tensor
 from optfactory.errors import ConfigError
 from optfactory.groups.parameters import parameter_problem
 from optfactory.memory.presence import memory_problem
-from optfactory.state.layout import LOSS_KEY
+from optfactory.state.specs import LOSS_KEY
 from optfactory.step.slots import Slot
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info
 from optfactory.state.codec import dequantize_blockwise
-from optfactory.state.layout import absmax_key, codes_key
 from optfactory.state.quantmap import map_for
+from optfactory.state.specs import absmax_key, codes_key
 from tests.families import FAMILIES, states_of
 
 SIZES = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.011])

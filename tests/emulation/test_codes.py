@@ -96,7 +96,7 @@ class Maps:
         case = CASES["adam-adam-None-8"]
         config = resolve(case.family, **case.asked)
         rule = config.rule(config.model_dump())
-        variant = KernelVariant(rule, "float", "float", True, 256, OPTIONS[self.kind])
+        variant = KernelVariant(rule, "float", "float", "8bit", 256, OPTIONS[self.kind])
         source = cuda_source(variant)
         assert self.old in source, "the source has changed: plant this bug anew"
         return (source.replace(self.old, self.new) if self.old else source) + KERNELS

@@ -12,7 +12,7 @@ from optfactory import build_optimizer
 from optfactory.backends.cuda.paging import PinnedStates, cut
 from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK, ChunkRange
 from optfactory.memory import placement
-from optfactory.state.layout import absmax_key
+from optfactory.state.specs import absmax_key
 from optfactory.step.slots import Slot
 from tests.emulation.harness import Shape, values
 from tests.emulation.paging import Pages

@@ -18,7 +18,7 @@ from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
 from tests.reference.quantization import BLOCK
 from tests.reference.quantized import Expected, Quantized, step_8bit
-from tests.reference.rounding import Stored, compensated
+from tests.reference.rounding import Stored, compensated, nearest, stochastic
 from tests.reference.tracked import UNIT, spacing
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -78,12 +78,17 @@ def options_of(name: str, **asked: Any) -> Options:
     return replace(defaults, **chosen)
 
 
+def stated_bits(name: str, asked: dict[str, Any]) -> int:
+    """The width that a name or what was asked for says."""
+    return get_optimizer_info(name).optim_bits or asked.get("optim_bits", 32)
+
+
 def is_8bit(name: str, p: Tensor, asked: dict[str, Any]) -> bool:
     """The stated rule: 8-bit iff asked for, numel >= min_8bit_size and rows of 64 at least.
 
     All is one row where scales are not per row: one for the tensor, or in bitsandbytes' grid.
     """
-    wide = get_optimizer_info(name).optim_bits or asked.get("optim_bits", 32)
+    wide = stated_bits(name, asked)
     flat = not asked.get("block_wise", True) or asked.get("compat") == "bitsandbytes"
     row = p.numel() if p.ndim < 2 or flat else p.numel() // max(p.shape[0], 1)
     return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and row >= 64
@@ -140,6 +145,18 @@ def assert_close(got: NDArray[np.float64], want: Any, what: str) -> None:
     excess = np.abs(got[finite] - want.value[finite]) / tolerance[finite].clip(min=1e-300)
     worst = excess.max(initial=0.0)
     assert worst <= 1, f"{what}: off by {worst:.3g} x the tolerance"
+
+
+def assert_halved(got: Tensor, want: Any, what: str) -> None:
+    """A bfloat16 state is one of the two numbers next to what it should be, or that itself."""
+    assert got.dtype == torch.bfloat16, what
+    ends = [nearest(want.value + sign * SLACK * want.error, "float32") for sign in (-1, 1)]
+    found = [
+        stochastic(end, np.full(end.shape, word, np.uint32), torch.bfloat16)
+        for end in ends
+        for word in (0, 0xFFFF)
+    ]
+    assert_between(array(got), np.minimum.reduce(found), np.maximum.reduce(found), what)
 
 
 @dataclass
@@ -213,11 +230,11 @@ class Twin:
         seen, before = array(p), stored_state(state, self.states)
         if "compensation" in state:
             seen = compensated(seen, array(state["compensation"]))
-        bits_wanted = 8 if is_8bit(self.name, p, self.asked) else 32
-        keys = {name if bits_wanted == 32 else f"{name}_q8" for name in self.states}
-        what = f"{tuple(p.shape)}: want {bits_wanted}-bit state, got {list(state)}"
+        has_codes = is_8bit(self.name, p, self.asked)
+        keys = {f"{name}_q8" if has_codes else name for name in self.states}
+        what = f"{tuple(p.shape)}: want {'8-bit' if has_codes else 'no'} codes, got {list(state)}"
         assert keys <= set(state), what
-        if bits_wanted == 32:
+        if not has_codes:
             return self.step_reference(seen, array(grad), before, self.options), None
         return step_8bit(
             self.step_reference, seen, array(grad),
@@ -243,5 +260,8 @@ class Twin:
         for name, moment in update.moments.items():
             if codes is not None:
                 assert_quantized(state, name, codes[name], what, self.count)
+            elif stated_bits(self.name, self.asked) == 16:
+                assert_halved(state[name], moment, f"{what}: {name}")
             else:
+                assert state[name].dtype == torch.float32
                 assert_close(array(state[name]), moment, f"{what}: {name}")

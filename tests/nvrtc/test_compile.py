@@ -20,6 +20,7 @@ from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.parts import parts_of
 from optfactory.rules.resources import data_dir
+from optfactory.state.codecs import CODECS, EIGHT_BIT, Codec
 from tests.families import few_values, selections
 from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
 
@@ -101,12 +102,12 @@ def test_a_refused_source_is_an_error_with_the_compilers_words() -> None:
 
 
 @cache
-def rules() -> list[tuple[UpdateRule, bool]]:
+def rules() -> list[tuple[UpdateRule, Codec]]:
     """Every update rule that a config can ask for, with each width of its state."""
     return list(dict.fromkeys(_rules()))
 
 
-def _rules() -> Iterator[tuple[UpdateRule, bool]]:
+def _rules() -> Iterator[tuple[UpdateRule, Codec]]:
     infos = [get_optimizer_info(name) for name in list_optimizers()]
     for info in infos:
         if info.name != info.family:
@@ -123,14 +124,13 @@ def _rules() -> Iterator[tuple[UpdateRule, bool]]:
         few = {field: values for field, values in few.items() if values}
         # bitsandbytes' norms may be of something else, of which there is then a rule.
         compats = ("none", "bitsandbytes") if "trust_ratio" in own else ("none",)
-        for stated, quantized, compat in itertools.product(threes_of(few), (False, True), compats):
-            bits = 8 if quantized else 32
+        for stated, bits, compat in itertools.product(threes_of(few), (32, 16, 8), compats):
             try:
                 config = resolve(info.name, **stated, optim_bits=bits, compat=compat)
             except ConfigError:
                 continue  # such as AMSGrad at 8 bits
             for part in parts_of(config.rule(config.model_dump())):
-                yield part.rule, quantized and bool(part.rule.states)
+                yield part.rule, CODECS[bits if part.rule.states else 32]
 
 
 def threes_of(few: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -141,25 +141,26 @@ def threes_of(few: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
 
 
 def variant(
-    rule: UpdateRule, quantized: bool, parameter: str, gradient: str, block_size: int = 256
+    rule: UpdateRule, codec: Codec, parameter: str, gradient: str, block_size: int = 256
 ) -> KernelVariant:
-    block_size = block_size if quantized else UNQUANTIZED_BLOCK
-    return KernelVariant(rule, parameter, gradient, quantized, block_size)
+    block_size = block_size if codec.scaled else UNQUANTIZED_BLOCK
+    options = KernelOptions(random_codes=codec.bits == 16)
+    return KernelVariant(rule, parameter, gradient, codec.name, block_size, options)
 
 
 def variants() -> Iterator[Any]:
     """Equal dtypes for every generation; the rest, whose code differs little, for one."""
     found: dict[tuple[KernelVariant, str], None] = {}
-    for rule, quantized in rules():
+    for rule, codec in rules():
         for parameter, gradient in itertools.product(DTYPES, DTYPES):
             if gradient not in (parameter, "float"):
                 continue
-            one = variant(rule, quantized, parameter, gradient)
+            one = variant(rule, codec, parameter, gradient)
             for architecture in ARCHITECTURES if parameter == gradient else ("sm_80",):
                 found[one, architecture] = None
-        if quantized:
+        if codec.scaled:
             for block_size in BLOCK_SIZES:
-                found[variant(rule, quantized, "bfloat16", "bfloat16", block_size), "sm_80"] = None
+                found[variant(rule, codec, "bfloat16", "bfloat16", block_size), "sm_80"] = None
     for one, architecture in found:
         ratio = f"-{one.rule.trust_ratio}" if one.rule.trust_ratio else ""
         name = f"{one.label}-{one.block_size}{ratio}-{architecture}"
@@ -203,17 +204,17 @@ def scales_first() -> Iterator[Any]:
     """Each rule with each of the options, for all generations where blocks are cut."""
     found = [(name, "sm_80") for name in OPTIONS if name != "cut"]
     found += [("cut", name) for name in ARCHITECTURES]
-    for (label, architecture), (rule, quantized) in itertools.product(found, rules()):
+    for (label, architecture), (rule, codec) in itertools.product(found, rules()):
         signed = any(state.signed for state in rule.states)
         idle = "cautious" in label and (rule.ratio_of == "g" or not signed)
-        if quantized and not idle:
+        if codec.scaled and not idle:
             name = f"{label}-{rule.name}-{rule.trust_ratio}-{architecture}"
             yield pytest.param(rule, label, architecture, id=name)
 
 
 @pytest.mark.parametrize(("rule", "label", "architecture"), list(scales_first()))
 def test_kernels_with_options_compile(rule: UpdateRule, label: str, architecture: str) -> None:
-    one = replace(variant(rule, True, "bfloat16", "bfloat16"), options=OPTIONS[label])
+    one = replace(variant(rule, EIGHT_BIT, "bfloat16", "bfloat16"), options=OPTIONS[label])
     found = usage_of(cuda_source(one), one.label, architecture)
     if one.options.scales_first:
         assert {"optfactory_statistics", "optfactory_update", "optfactory_commit"} <= found.keys()
@@ -224,8 +225,8 @@ def test_kernels_with_options_compile(rule: UpdateRule, label: str, architecture
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_kernels_of_cut_blocks_of_all_sizes_compile(block_size: int) -> None:
-    rule = next(rule for rule, quantized in rules() if quantized and rule.trust_ratio)
-    one = variant(rule, True, "bfloat16", "bfloat16", block_size)
+    rule = next(rule for rule, codec in rules() if codec.scaled and rule.trust_ratio)
+    one = variant(rule, EIGHT_BIT, "bfloat16", "bfloat16", block_size)
     one = replace(one, options=OPTIONS["cut"])
     assert_in_registers(usage_of(cuda_source(one), one.label, "sm_80"))
 
@@ -240,8 +241,8 @@ MAPS = {
 @pytest.mark.parametrize("kind", MAPS)
 def test_only_maps_by_tables_take_much_shared_memory(kind: str) -> None:
     options, least, most = MAPS[kind]
-    rule = next(rule for rule, quantized in rules() if quantized)
-    one = replace(variant(rule, True, "float", "float"), options=options)
+    rule = next(rule for rule, codec in rules() if codec.scaled)
+    one = replace(variant(rule, EIGHT_BIT, "float", "float"), options=options)
     found = usage_of(cuda_source(one), one.label, "sm_80")
     assert least <= found["optfactory_update"].shared_memory < most
 

@@ -12,7 +12,7 @@ from optfactory import backends, build_optimizer
 from optfactory.errors import ConfigError
 from optfactory.memory import placement
 from optfactory.rules.passes import Stage
-from optfactory.state.layout import HISTORY_KEY
+from optfactory.state.specs import HISTORY_KEY
 from optfactory.step.buckets import Bucket
 from tests.emulation.driver import EmulatedDriver
 from tests.emulation.graphs import GraphDriver

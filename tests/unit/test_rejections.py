@@ -35,7 +35,7 @@ def test_an_unknown_name_names_the_closest_one(given_name: str, meant: str) -> N
     with pytest.raises(UnknownOptimizerError, match=f"Did you mean '{meant}'") as caught:
         resolve(given_name)
     assert f"'{given_name}'" in str(caught.value)
-    assert "[paged_]<family>[8bit|32bit]" in str(caught.value)
+    assert "[paged_]<family>[8bit|16bit|32bit]" in str(caught.value)
     assert isinstance(caught.value, ConfigError)
 
 
@@ -123,13 +123,13 @@ def test_widths_other_than_8_and_32_are_refused(bits: Any) -> None:
     message = str(refusal("adam", optim_bits=bits))
     assert "optimizer.optim_bits: " in message
     assert f"got {bits!r}" in message
-    assert "8 or 32" in message or "boolean" in message
+    assert "8, 16 or 32" in message or "boolean" in message
 
 
-@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_width_that_contradicts_the_name_is_refused(name: str, bits: int) -> None:
-    stated = 8 if name.endswith("8bit") else 32 if name.endswith("32bit") else None
+    stated = next((width for width in (8, 16, 32) if name.endswith(f"{width}bit")), None)
     if stated in (None, bits):
         assert resolve(name, optim_bits=bits).optim_bits == bits
         return

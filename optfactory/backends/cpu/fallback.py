@@ -63,7 +63,8 @@ class FallbackBackend(CpuBackend):
 
 
 def _without_compiler(key: BucketKey) -> str:
-    state = f"8-bit state in blocks of {key.block_size}" if key.quantized else "32-bit state"
+    state = f"{key.codec.bits}-bit state"
+    state += f" in blocks of {key.block_size}" if key.codec.scaled else ""
     return (
         f"there is no prebuilt kernel of the rule '{key.rule.name}' for {key.parameter} "
         f"parameters, {key.gradient} gradients, {state}{_uncommon(key.options)}, and no C++ "

@@ -20,9 +20,9 @@ from optfactory.backends.held import Held, HeldStates, state_pointers
 from optfactory.backends.walk import Walk, cut_scales, tensor_maxima
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.passes import Stage
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
 from optfactory.state.positions import positions_of
 from optfactory.state.quantmap import QuantizationMap, map_for
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 

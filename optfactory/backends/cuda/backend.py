@@ -89,12 +89,12 @@ class CudaBackend:
 
 
 def _variant(key: BucketKey) -> KernelVariant:
-    block_size = key.block_size if key.quantized else UNQUANTIZED_BLOCK
+    block_size = key.block_size if key.codec.scaled else UNQUANTIZED_BLOCK
     return KernelVariant(
         key.rule,
         dtype_name(key.parameter),
         dtype_name(key.gradient),
-        key.quantized,
+        key.codec.name,
         block_size,
         key.options,
     )
@@ -232,7 +232,7 @@ def _chunk_ranges(bucket: Bucket) -> list[ChunkRange]:
     block_size = _variant(bucket.key).block_size
     for slot in bucket.slots:
         if slot.held.row is None:
-            slot.held.row = ChunkRange.of(slot, block_size, bucket.key.quantized)
+            slot.held.row = ChunkRange.of(slot, block_size, bucket.key.codec.scaled)
     return [slot.held.row for slot in bucket.slots]
 
 

@@ -19,7 +19,6 @@ from optfactory.backends.cuda.tables import ChunkRange
 from optfactory.backends.held import state_pointers
 from optfactory.memory import placement
 from optfactory.memory.managed import prefetch
-from optfactory.state.layout import codes_key
 from optfactory.step.slots import Slot
 
 # Large enough that copies run at full speed, small beside a model.
@@ -99,7 +98,7 @@ def _parts(slots: Sequence[tuple[int, Slot, ChunkRange]], piece_bytes: int) -> I
 
 def _large_state(slot: Slot, index: int) -> Tensor:
     state = slot.layout.rule.states[index]
-    return slot.state[codes_key(state) if slot.layout.quantized else state.name]
+    return slot.state[slot.layout.codec.elements_key(state)]
 
 
 def _element_bytes(slot: Slot) -> int:

@@ -22,7 +22,7 @@ from optfactory.backends.cuda.maps import map_tables
 from optfactory.backends.held import state_pointers
 from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.codegen import CUDA_THREADS
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optfactory.backends.walk import numbered_runs
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY
 from optfactory.step.slots import Slot
 
 _UINT32 = 0xFFFFFFFF
@@ -60,14 +60,14 @@ def store(slot: Slot, value: Tensor, scalars: Mapping[str, float]) -> None:
     """Round a float32 value to the parameter's dtype, as its options say."""
     p, rounding = slot.local.detach(), slot.layout.options.rounding
     if rounding == "stochastic":
-        value = _rounded_at_random(value, p.dtype, random_bits(slot, scalars))
+        value = rounded_at_random(value, p.dtype, random_bits(slot, scalars))
     p.copy_(value)
     if rounding == "kahan":
         stored = p.float()
         slot.state[LOSS_KEY].copy_(torch.where(stored.isfinite(), value - stored, 0.0))
 
 
-def _rounded_at_random(x: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
+def rounded_at_random(x: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
     """float32 numbers of the dtype, away from zero with the probability of what is cut off."""
     bits = x.view(torch.int32).long() & _UINT32
     magnitude, sign = bits & 0x7FFFFFFF, bits & 0x80000000

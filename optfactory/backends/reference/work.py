@@ -13,6 +13,7 @@ from optfactory.backends.reference.options import (
     bits_of_state,
     clip_factor,
     code_bits,
+    rounded_at_random,
     same_signs,
     stays,
     store,
@@ -28,9 +29,9 @@ from optfactory.state.codec import (
     scattered_scales,
     spread,
 )
-from optfactory.state.layout import absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.state.random_codes import encode_at_random
+from optfactory.state.specs import absmax_key, codes_key
 from optfactory.step.slots import Slot
 
 
@@ -213,7 +214,7 @@ class Work:
     def _load_states(self) -> dict[str, Tensor]:
         layout, stored = self.slot.layout, self.slot.state
         if not layout.quantized:
-            return {state.name: stored[state.name] for state in layout.rule.states}
+            return {state.name: stored[state.name].float() for state in layout.rule.states}
         numbers = self._numbers() if layout.options.scales_first else None
         values = {}
         for state in layout.rule.states:
@@ -232,12 +233,16 @@ class Work:
 
     def _store_states(self, values: Mapping[str, Tensor]) -> None:
         layout, stored = self.slot.layout, self.slot.state
+        words = code_bits(self.slot, self.scalars) if layout.options.random_codes else None
         if not layout.quantized:
-            for state in layout.rule.states:
-                stored[state.name].copy_(values[state.name])
+            for index, state in enumerate(layout.rule.states):
+                x = values[state.name]
+                if words is not None:
+                    random = bits_of_state(words, index) >> 16
+                    x = rounded_at_random(x, layout.codec.dtype, random)
+                stored[state.name].copy_(x)
             return
         numbers = None if self.scales is None else self._numbers()
-        words = code_bits(self.slot, self.scalars) if layout.options.random_codes else None
         for index, (state, x) in enumerate(self._finite_states(values).items()):
             qmap = self._map(state)
             if self.scales is None:

@@ -20,6 +20,7 @@ from optfactory.rules.codegen import KernelVariant
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.parts import RulePart, parts_of
+from optfactory.state.codecs import CODECS
 
 # Of a parameter and its gradient, as kernels call them; `optfactory.step.plan` accepts no others.
 DTYPES = (
@@ -51,9 +52,9 @@ def prebuilt_variants() -> list[KernelVariant]:
 
 
 def _variant(group: Group, part: RulePart, parameter: str, gradient: str) -> KernelVariant:
-    dtypes, quantized = part.dtypes(parameter, gradient), group["optim_bits"] == 8
-    options = KernelOptions.of(group, quantized, rounds=dtypes[0] != "float")
-    return KernelVariant(part.rule, *dtypes, quantized, group["block_size"], options)
+    dtypes, codec = part.dtypes(parameter, gradient), CODECS[group["optim_bits"]]
+    options = KernelOptions.of(group, codec.bits, rounds=dtypes[0] != "float")
+    return KernelVariant(part.rule, *dtypes, codec.name, group["block_size"], options)
 
 
 def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
@@ -61,9 +62,9 @@ def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
     return family_class(config_class).__module__.startswith(f"{optimizers.__name__}.")
 
 
-def _kernel_of(group: Group) -> tuple[UpdateRule, bool]:
+def _kernel_of(group: Group) -> tuple[UpdateRule, int]:
     config_class = get_optimizer_info(group["name"]).config_class
-    return config_class.rule(group), group["optim_bits"] == 8
+    return config_class.rule(group), group["optim_bits"]
 
 
 def _groups(config_class: type[OptimizerConfig], name: str) -> Iterator[Group]:
