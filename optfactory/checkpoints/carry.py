@@ -13,7 +13,7 @@ from optfactory.checkpoints.convert import decode, write
 from optfactory.checkpoints.own import live_record
 from optfactory.checkpoints.records import Record
 from optfactory.errors import ConfigError
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout
+from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, StateLayout
 from optfactory.step.slots import Slot
 
 
@@ -60,8 +60,9 @@ def _fill(
         for name, stored in record.states.items()
     }
     extras = {key: state[key] for key in (HISTORY_KEY,) if key in state}
-    if LOSS_KEY in state:
-        extras[LOSS_KEY] = _resized(state[LOSS_KEY], new.shape)
+    for key in (LOSS_KEY, NEURONS_KEY):
+        if key in state and key in new.tensors:
+            extras[key] = _resized(state[key], new.tensors[key].shape)
     write(new, Record(record.step, states, extras), fresh)
 
 

@@ -12,7 +12,7 @@ from optfactory.rules.language import StateSpec
 from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
+from optfactory.state.layout import EXTRA_KEYS, StateLayout, absmax_key, codes_key
 from optfactory.state.quantmap import QuantizationMap, map_for
 
 # Elements that are converted at once; temporary memory is some 40 bytes for each of them.
@@ -95,7 +95,7 @@ def _block_of(elements: Tensor, grid: BlockGrid) -> Tensor:
 def write(layout: StateLayout, record: Record, live: Mapping[str, Tensor]) -> None:
     """Write a checked record into a parameter's live state, which stays where it is."""
     live["step"].copy_(record.step)
-    for key in live.keys() & {HISTORY_KEY, LOSS_KEY}:
+    for key in live.keys() & set(EXTRA_KEYS):
         stored_extra = record.extras.get(key)
         if stored_extra is not None and stored_extra.dtype == live[key].dtype:
             live[key].copy_(stored_extra)

@@ -17,7 +17,14 @@ from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout, absmax_key, codes_key
+from optfactory.state.layout import (
+    HISTORY_KEY,
+    LOSS_KEY,
+    NEURONS_KEY,
+    StateLayout,
+    absmax_key,
+    codes_key,
+)
 from optfactory.state.quantmap import QuantizationMap, map_for
 
 FORMAT_VERSION = 1
@@ -65,7 +72,14 @@ def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]
         HISTORY_KEY: ((CLIP_HISTORY,), (torch.float32,)),
         LOSS_KEY: (layout.shape, (torch.bfloat16, torch.float16)),
     }
-    return {key: fields.tensor(key, *facts) for key, facts in known.items() if key in fields}
+    found = {key: fields.tensor(key, *facts) for key, facts in known.items() if key in fields}
+    neurons = layout.tensors.get(NEURONS_KEY)
+    if neurons is None:  # how many there were is not known then
+        fields.ignore(NEURONS_KEY)
+    elif NEURONS_KEY in fields:
+        spec = StateSpec(NEURONS_KEY, signed=False)
+        found[NEURONS_KEY] = fields.state(NEURONS_KEY, spec, neurons.shape, (neurons.dtype,))
+    return found
 
 
 def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:

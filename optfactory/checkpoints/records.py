@@ -23,7 +23,7 @@ STORAGE = (
 # ... and what it does around the rule.
 AROUND = (
     *("percentile_clipping", "skip_zeros", "nonfinite", "state_rounding", "param_rounding"),
-    *("seed", "annotations", "cautious", "cautious_weight_decay"),
+    *("seed", "annotations", "cautious", "cautious_weight_decay", "neuron_norm", "neuron_beta"),
 )
 # ... how matrices are multiplied, and in which memory ...
 PRODUCTS = ("ns_dtype", "ns_memory")
@@ -60,7 +60,7 @@ class Record:
     Attributes:
         step: a 0-d float64 tensor.
         states: the rule's states by name.
-        extras: what options keep (`HISTORY_KEY`, `LOSS_KEY`), as far as it was stored.
+        extras: what options keep (`EXTRA_KEYS`), as far as it was stored.
     """
 
     step: Tensor

@@ -44,6 +44,16 @@ def stack_of(shape: Sequence[int], group: Mapping[str, Any]) -> Stack | None:
     return Stack(count, shape[-2] // group["split"], shape[-1])
 
 
+def neurons_of(shape: Sequence[int], group: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of a number for each row of a parameter's matrices; None if none is kept.
+
+    `split` does not change it: the rows of one block follow those of the other.
+    """
+    if not group["neuron_norm"] or stack_of(shape, group) is None:
+        return None
+    return tuple(shape[:1] if group["flatten"] else shape[:-1])
+
+
 def extents(
     shape: Sequence[int], split: int, flatten: bool
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from optfactory.config.fields import Count, Number
+from optfactory.config.fields import Beta, Count, Number
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.matrix.coefficients import MOST_STEPS, NAMED, Triple, steps_of
@@ -81,6 +81,24 @@ class MatrixConfig(OptimizerConfig):
         description="parameters of 3 and more dimensions (convolutions) are one matrix [first, "
         "all others]; false: stacks of matrices [E, M, N] (experts)",
     )
+
+    neuron_norm: bool = Field(
+        default=False,
+        description="divide rows of the orthogonal direction by the root of their second moment, "
+        "then scale it to its length before (NorMuon)",
+    )
+    neuron_beta: Beta = Field(
+        default=0.95,
+        description="decay rate of the second moment of neurons; only with neuron_norm",
+    )
+
+    @field_validator("neuron_beta")
+    @classmethod
+    def _beta_needs_neuron_norm(cls, value: float, info: ValidationInfo) -> float:
+        default = cls.model_fields["neuron_beta"].default
+        if value != default and info.data.get("neuron_norm") is False:
+            raise ValueError("neuron_beta needs neuron_norm: true; drop it otherwise")
+        return value
 
     @field_validator("ns_coefficients")
     @classmethod

@@ -11,11 +11,12 @@ from torch import Tensor
 from optfactory.planning.sizes import PARAMETERS, STATE, stored_bytes
 from optfactory.planning.spread import Holder
 from optfactory.sharding.dtensors import Sharding
-from optfactory.state.layout import HISTORY_KEY
+from optfactory.state.layout import HISTORY_KEY, NEURONS_KEY
 from optfactory.step.slots import Slot
 
 SCALES, STEPS, NORMS = "scales of cut blocks", "step counters", "gradient norms"
-_ORDER = (PARAMETERS, STATE, SCALES, STEPS, NORMS)
+NEURONS = "moments of neurons"
+_ORDER = (PARAMETERS, STATE, SCALES, STEPS, NORMS, NEURONS)
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Copies:
     """One kind of data that more than one rank holds.
 
     Attributes:
-        what: ``parameters``, ``state``, ``scales of cut blocks``, ``step counters`` or ``gradient
-            norms``. What is whole on all ranks of a mesh's dimension counts, as in HSDP.
+        what: ``parameters``, ``state``, ``scales of cut blocks``, ``step counters``, ``gradient
+            norms`` or ``moments of neurons``. What is whole on all ranks of a mesh's dimension
+            counts, as in HSDP.
         ranks: how many hold the same.
         tensors: of how many parameters.
         nbytes: on the rank that holds the most in all.
@@ -64,6 +66,8 @@ def _what(key: str, is_whole: bool) -> str:
         return STEPS
     if key == HISTORY_KEY:
         return NORMS
+    if key == NEURONS_KEY:
+        return NEURONS
     return SCALES if is_whole else STATE
 
 

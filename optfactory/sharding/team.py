@@ -47,6 +47,11 @@ class Team:
         """Those of them that differ from this one in one dimension, for each."""
         return tuple(Line(self.mesh, index) for index in self.dims)
 
+    def add_up(self, values: Tensor) -> None:
+        """Sum up numbers over all of them, in place."""
+        for line in self.lines:
+            dist.all_reduce(values, group=line.group)
+
     def number_at(self, place: Sequence[int]) -> int:
         """The number of the process at a place."""
         number = 0

@@ -8,7 +8,7 @@ scales).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import StateError
+from optfactory.matrix.stacks import neurons_of
 from optfactory.memory import placement
 from optfactory.memory.presence import memory_problem
 from optfactory.rules.language import StateSpec, UpdateRule
@@ -31,9 +32,12 @@ from optfactory.state.quantmap import map_for
 MIN_8BIT_ROW = 64
 
 
-# Squared gradient norms of percentile clipping, and what storing 16-bit parameters lost (Kahan).
+# Squared gradient norms of percentile clipping, what storing 16-bit parameters lost (Kahan), and
+# second moments of the rows of directions that are made of matrices.
 HISTORY_KEY = "gnorm_vec"
 LOSS_KEY = "compensation"
+NEURONS_KEY = "neuron_second_moment"
+EXTRA_KEYS = (HISTORY_KEY, LOSS_KEY, NEURONS_KEY)
 
 
 def codes_key(state: StateSpec) -> str:
@@ -189,6 +193,9 @@ class StateLayout:
         if options.rounding == "kahan":
             own = shape if piece is None else piece.box.sizes
             tensors[LOSS_KEY] = TensorSpec(dtype, own, sharding=sharding)
+        neurons = None if rule.transform is None else neurons_of(shape, group)
+        if neurons is not None:
+            tensors[NEURONS_KEY] = TensorSpec(torch.float32, neurons)
         if group["optim_bits"] == 32:
             reason = ""
         return cls(
@@ -243,14 +250,14 @@ class StateLayout:
             if problem:
                 raise StateError(f"the state '{key}' of {name}: {problem}")
 
-    def holds_state_of(self, other: StateLayout, extras: Sequence[str]) -> bool:
+    def holds_state_of(self, other: StateLayout) -> bool:
         """Whether state that was made for this layout is what another one reads.
 
-        Args:
-            extras: keys that need not agree.
+        What options keep may be there in one of them alone.
         """
         both = (self, other)
-        specs = [{k: v for k, v in x.tensors.items() if k not in extras} for x in both]
+        optional = (self.tensors.keys() ^ other.tensors.keys()) & set(EXTRA_KEYS)
+        specs = [{k: v for k, v in x.tensors.items() if k not in optional} for x in both]
         codes = [(x.grid, x.options.symmetric_map) if x.quantized else None for x in both]
         return (
             specs[0] == specs[1] and codes[0] == codes[1] and self.rule.states == other.rule.states

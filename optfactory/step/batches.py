@@ -17,6 +17,7 @@ from optfactory.sharding.box import all_boxes
 from optfactory.sharding.team import Team
 from optfactory.step.owners import (
     SpreadMatrix,
+    are_whole,
     owners_of,
     spread_of,
     stack_for,
@@ -35,13 +36,15 @@ class TeamRoom(Room):
     """The memory of matrices that processes of a team put together.
 
     First there are the parts that a process holds; behind them the matrices that it owns, and
-    behind these what products need. There the parts lie too while they are on their way. All
-    processes reserve what the one needs that has most, so that they agree on batches.
+    behind these what products need. There the parts lie too while they are on their way. Where
+    parts are whole matrices, these are what it owns. All processes reserve what the one needs that
+    has most, so that they agree on batches.
     """
 
     def __init__(self, slots: Sequence[Slot], device: torch.device) -> None:
         super().__init__([stack_for(slot) for slot in slots], _dtypes(slots, device), device)
         self._spread = [spread_of(slot) for slot in slots]
+        self._are_whole = list(map(are_whole, slots))
         pieces = [slot.layout.piece for slot in slots]
         shardings = [piece.sharding for piece in pieces if piece is not None]
         self._sizes = shardings[0].team.sizes
@@ -58,11 +61,14 @@ class TeamRoom(Room):
         """Bytes of the parts that a process holds, and of the matrices that it owns, at most."""
         first = self.stacks[members[0]]
         parts = sum(self._numel[n] for n in members)
-        whole = self.most(members) * first.rows * first.cols
+        put_together = 0 if self._are_whole[members[0]] else self.most(members)
+        whole = put_together * first.rows * first.cols
         return aligned(_FLOAT * parts), aligned(_FLOAT * whole)
 
     def nbytes(self, members: Sequence[int], together: int) -> int:
         parts, whole = self.own(members)
+        if not whole:
+            return parts + self.products(members, together)
         stations = [parts, *self._halfway(members), whole]
         # What goes along a dimension, and what has come.
         moving = sum(before + behind for before, behind in pairwise(stations))
@@ -116,7 +122,15 @@ def _dtypes(slots: Sequence[Slot], device: torch.device) -> list[torch.dtype]:
 
 def _alike(slots: Sequence[Slot], device: torch.device) -> list[object]:
     """What parameters of one batch share beside their shape."""
-    return [(how_of(slot.group, device), slot.group["adjust_lr"]) for slot in slots]
+    return [
+        (
+            how_of(slot.group, device),
+            are_whole(slot),
+            slot.group["adjust_lr"],
+            slot.group["neuron_beta"] if slot.group["neuron_norm"] else None,
+        )
+        for slot in slots
+    ]
 
 
 def _stated_limit(slots: Sequence[Slot]) -> int | None:

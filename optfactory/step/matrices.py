@@ -28,7 +28,8 @@ from optfactory.state.layout import LOSS_KEY, StateLayout
 from optfactory.step.assembly import Assembly
 from optfactory.step.batches import Packed, TeamRoom
 from optfactory.step.buckets import Bucket, bucket_key
-from optfactory.step.owners import owners_of, spread_of, stack_for
+from optfactory.step.neurons import Neurons
+from optfactory.step.owners import are_whole, owners_of, spread_of, stack_for
 from optfactory.step.slots import Slot
 
 
@@ -53,6 +54,7 @@ class MatrixWork:
         stack: the matrices that it multiplies, there too: [count, rows, cols].
         together, scratch: how many are multiplied at once, and what that needs.
         how, factor: what is done to each.
+        neurons: what their rows are scaled by; None if all by the factor alone.
         assembly: of matrices whose parts are spread over processes; None if `stack` is `parts`.
         order: by which batches are sorted, the same on all processes that have a part in them.
     """
@@ -67,6 +69,7 @@ class MatrixWork:
     scratch: Tensor
     how: Orthogonalization
     factor: float
+    neurons: Neurons | None
     assembly: Assembly | None
     order: tuple[int, int]
 
@@ -78,6 +81,8 @@ class MatrixWork:
             before.state = slot.state
             if LOSS_KEY in behind.layout.tensors:
                 behind.state[LOSS_KEY] = slot.state[LOSS_KEY]
+        if self.neurons is not None:
+            self.neurons.follow(slots)
         for part in parts:
             part.found_inf = bucket.found_inf
         self.direction.grad_scale = bucket.grad_scale
@@ -98,7 +103,10 @@ class MatrixWork:
         for first in range(0, len(self.stack), self.together):
             some = self.stack[first : first + self.together]
             orthogonalize(some, self.how, out=some, scratch=self.scratch)
-        self.stack.mul_(self.factor)
+        if self.neurons is None:
+            self.stack.mul_(self.factor)
+        else:
+            self.neurons.scale(self.stack, self.factor, self.direction.found_inf)
         if self.assembly is not None:
             self.assembly.scatter()
 
@@ -139,7 +147,7 @@ def _work(bucket: Bucket, team: Team | None, batch: StackBatch, memory: Tensor) 
     elements = memory[: 4 * sum(sizes)].view(torch.float32)
     pieces = torch.split(elements, sizes)
     views = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    if team is None:
+    if team is None or are_whole(slots[0]):
         assembly, scratch = None, memory[aligned(elements.nbytes) :]
         stack = elements.view(elements.numel() // (first.rows * first.cols), first.rows, first.cols)
     else:
@@ -171,6 +179,7 @@ def _work(bucket: Bucket, team: Team | None, batch: StackBatch, memory: Tensor) 
         scratch=scratch,
         how=how_of(group, device),
         factor=factor_of(first, group),
+        neurons=Neurons(slots, team, device) if group["neuron_norm"] else None,
         assembly=assembly,
         order=(bucket.key.turn, -1 if team is None else slots[0].number),
     )

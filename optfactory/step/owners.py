@@ -38,11 +38,21 @@ class SpreadMatrix:
 
 
 def team_of(slot: Slot) -> Team | None:
-    """The processes that must put the parameter's matrices together; None if all are whole."""
+    """The processes that must put the parameter's matrices together; None if all are whole.
+
+    As all keep the second moments of all neurons, they must meet for these even then.
+    """
     piece = slot.layout.piece
-    if piece is None or all(len(matrix.holders) == 1 for matrix in spread_of(slot)):
+    if piece is None or not piece.sharding.cuts:
+        return None
+    if are_whole(slot) and not slot.group["neuron_norm"]:
         return None
     return piece.sharding.team
+
+
+def are_whole(slot: Slot) -> bool:
+    """Whether each of the parameter's matrices is all on one process."""
+    return slot.layout.piece is None or all(len(one.holders) == 1 for one in spread_of(slot))
 
 
 def spread_of(slot: Slot) -> tuple[SpreadMatrix, ...]:

@@ -52,7 +52,7 @@ class Scratch:
                 bucket.matrices.release()
 
     def sent_bytes(self, buckets: Sequence[Bucket]) -> int:
-        """Bytes that this process sends to others for the directions of these buckets."""
+        """Bytes of parts of matrices that this process sends to others for these buckets."""
         works = [work for work in self.works(buckets) if isinstance(work, MatrixWork)]
         return sum(work.assembly.sent_bytes for work in works if work.assembly is not None)
 

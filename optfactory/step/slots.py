@@ -15,10 +15,7 @@ from optfactory.group_schema import OPTIMIZER_KEY
 from optfactory.groups.parameters import parameter_names, parameter_problem
 from optfactory.memory import placement
 from optfactory.sharding.dtensors import Sharding, local_tensor
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY, StateLayout
-
-# What an option that is switched on later keeps from then on, and drops when it is switched off.
-_EXTRAS = (HISTORY_KEY, LOSS_KEY)
+from optfactory.state.layout import EXTRA_KEYS, StateLayout
 
 Group = Mapping[str, Any]
 Schema = type[OptimizerConfig]
@@ -77,7 +74,8 @@ class Slot:
         """
         self.held = None
         missing = self.layout.tensors.keys() - entries.keys()
-        for key in _EXTRAS:
+        # An option that is switched on later keeps its own from then on, and drops it when off.
+        for key in EXTRA_KEYS:
             if key not in self.layout.tensors:
                 entries.pop(key, None)
         if missing == self.layout.tensors.keys():
@@ -85,7 +83,7 @@ class Slot:
             if problem:
                 raise ConfigError(f"cannot update {self.name}: {problem}")
             entries.update(self.allocate())
-        elif missing <= set(_EXTRAS):
+        elif missing <= set(EXTRA_KEYS):
             for key in missing:
                 device, folder = self.local.device, self.group["page_dir"]
                 entries[key] = self.layout.tensors[key].allocate(device, folder)
@@ -208,4 +206,4 @@ def _can_follow(slot: Slot, was: Group, now: Group, key: str) -> bool:
         StateLayout.of(slot.layout.shape, device, p.dtype, slot.schema, values, sharding)
         for values in (was, now)
     )
-    return old.holds_state_of(new, _EXTRAS)
+    return old.holds_state_of(new)

@@ -64,6 +64,32 @@ def test_every_option(processes: Processes, kind: str) -> None:
     assert processes.run(with_options, 3, kind, titles) == [{}] * 3
 
 
+EXPERTS = [((5, 24, 80), (Shard(0),)), ((1, 24, 80), (Shard(0),)), ((2, 24, 80), (Shard(1),))]
+
+
+def normalised(team: Team, kinds: list[str]) -> dict[str, list]:
+    """Rows by their second moments, which all processes keep: of experts that one has whole too."""
+    found = {
+        f"{name} {kind}": compare(team.mesh, spread(kind), name, {"neuron_norm": True})
+        for name in ("muon8bit", "muon32bit")
+        for kind in kinds
+    }
+    split = {"neuron_norm": True, "neuron_beta": 0.5, "split": 3, "ns_memory": 10**7}
+    found["experts"] = compare(team.mesh, EXPERTS, "muon32bit", split)
+    if team.world == 4:
+        pairs = [((6, 24, 80), (Shard(0), Shard(1)))] * 2 + [((5, 24, 80), (Shard(0),) * 2)]
+        pairs += [((101, 96), (Replicate(), Shard(0))), ((3, 2, 80), (Shard(0), Replicate()))]
+        options = {"neuron_norm": True}
+        found["grid"] = compare(team.meshes[2, 2], pairs, "muon32bit", options)
+    return {title: wrong for title, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_second_moments_of_neurons(processes: Processes, world: int) -> None:
+    kinds = sample(list(PLACEMENTS), 2)
+    assert processes.run(normalised, world, kinds) == [{}] * world
+
+
 def rounded(team: Team, kind: str) -> dict[str, list]:
     torch.manual_seed(team.rank)  # what processes draw for themselves must not matter
     asked = {

@@ -68,7 +68,8 @@ def test_models_train_as_in_one_process(processes: Processes, world: int) -> Non
 
 def scaled(team: Team) -> list[str]:
     """An infinity in the gradient of one process, then a good step."""
-    both = beside(by_rows(team.mesh), "muon8bit").train(range(1), team.rank, team.world)
+    both = beside(by_rows(team.mesh), "muon8bit", neuron_norm=True)
+    both.train(range(1), team.rank, team.world)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=100)
     wrong = []
     for bad in (True, False):
@@ -99,10 +100,12 @@ def test_an_infinity_on_one_process_is_skipped_by_all(processes: Processes) -> N
 # ---- what is exchanged ---------------------------------------------------------------------------
 
 
-def exchanged(team: Team, make: Callable[[Any], nn.Module]) -> tuple[dict[str, int], int, int, int]:
+def exchanged(
+    team: Team, make: Callable[[Any], nn.Module], options: dict[str, Any]
+) -> tuple[dict[str, int], int, int, int]:
     """Collectives of a step by name; bytes sent to others, counted and told; of all matrices."""
     model = make(team.mesh)
-    optimizer = build_optimizer("muon8bit", model, lr=1e-2, ns_memory=10**8)
+    optimizer = build_optimizer("muon8bit", model, lr=1e-2, ns_memory=10**8, **options)
     loss(model, 0).backward()
     real, sent = dist.all_to_all_single, []
 
@@ -125,7 +128,7 @@ def exchanged(team: Team, make: Callable[[Any], nn.Module]) -> tuple[dict[str, i
 def test_bytes_of_a_step(processes: Processes) -> None:
     """Each matrix goes to its owner and back, but for what is there already."""
     for world in (1, 2, 4):
-        found = processes.run(exchanged, world, by_rows)
+        found = processes.run(exchanged, world, by_rows, {})
         names, _, _, numel = found[0]
         # Four kinds of matrices, and one word of all before.
         expected = {"alltoall_base_": 8, "allreduce_": 1} if world > 1 else {}
@@ -134,6 +137,11 @@ def test_bytes_of_a_step(processes: Processes) -> None:
         total = sum(sent for _, sent, _, _ in found)
         # Rows are not quite even: owners have a little more or less than a share.
         assert total == pytest.approx(2 * 4 * numel * (world - 1) / world, rel=0.01)
+
+
+def test_second_moments_of_neurons_take_one_word_for_each_batch(processes: Processes) -> None:
+    found = processes.run(exchanged, 2, by_rows, {"neuron_norm": True})
+    assert [names for names, *_ in found] == [{"alltoall_base_": 8, "allreduce_": 1 + 4}] * 2
 
 
 def disagreeing(team: Team) -> list[str]:
@@ -216,6 +224,11 @@ def test_nobody_waits_for_parts_of_a_process_that_ended(
 # ---- memory --------------------------------------------------------------------------------------
 
 
+def asked_on(mesh: str) -> dict[str, Any]:
+    """On some meshes there are second moments of neurons, which all processes keep."""
+    return {"neuron_norm": mesh in ("3", "grid")}
+
+
 def measured(team: Team) -> dict[str, tuple[dict[str, Any], int]]:
     found = {}
     meshes = {"2": by_rows, "3": by_rows, "4": by_rows, "2x2": by_rows, "grid": on_a_grid}
@@ -225,10 +238,11 @@ def measured(team: Team) -> dict[str, tuple[dict[str, Any], int]]:
             model = make(team.meshes[sizes])
             for p in model.parameters():
                 p.grad = torch.ones_like(p)
-            optimizer = build_optimizer("muon8bit", model)
+            optimizer = build_optimizer("muon8bit", model, **asked_on(text))
             optimizer.step()
             (share,) = optimizer._current_plan().scratch._shares.values()
-            found[text] = (figures(plan("muon8bit", model), 0), share.memory.nbytes)
+            here = plan("muon8bit", model, **asked_on(text))
+            found[text] = (figures(here, 0), share.memory.nbytes)
     return found
 
 
@@ -244,7 +258,7 @@ def test_scratch_memory_is_what_plans_say(processes: Processes) -> None:
     for rank, found in enumerate(results):
         for mesh, (here, nbytes) in found.items():
             asked = {"mesh": "2x2", "placements": PLACED} if mesh == "grid" else {"mesh": mesh}
-            planned = figures(plan("muon8bit", transformer(), **asked), rank)
+            planned = figures(plan("muon8bit", transformer(), **asked, **asked_on(mesh)), rank)
             assert planned == here, (mesh, rank)
             assert planned["shares"]["scratch", 32, "resident"] == nbytes
     assert results[0].keys() == {"2", "3", "4", "2x2", "grid"}
@@ -254,7 +268,8 @@ def test_scratch_memory_is_what_plans_say(processes: Processes) -> None:
 
 
 def saved(team: Team) -> dict[Any, Any]:
-    both = beside(by_rows(team.mesh), "muon8bit").train(range(2), team.rank, team.world)
+    both = beside(by_rows(team.mesh), "muon8bit", neuron_norm=True)
+    both.train(range(2), team.rank, team.world)
     state = get_optimizer_state_dict(both.model, both.optimizer)
     folder = str(team.folder.parent / "muon")
     dcp.save({"optimizer": state}, checkpoint_id=folder, process_group=team.group)
@@ -263,7 +278,7 @@ def saved(team: Team) -> dict[Any, Any]:
 
 def loaded(team: Team) -> dict[Any, Any]:
     model = by_rows(team.mesh)
-    optimizer = build_optimizer("muon8bit", model, lr=1.0)
+    optimizer = build_optimizer("muon8bit", model, lr=1.0, neuron_norm=True)
     state = get_optimizer_state_dict(model, optimizer)
     folder = str(team.folder.parent / "muon")
     dcp.load({"optimizer": state}, checkpoint_id=folder, process_group=team.group)
@@ -275,7 +290,8 @@ def loaded(team: Team) -> dict[Any, Any]:
 
 def test_dcp_at_any_number_of_processes(processes: Processes) -> None:
     expected = processes.run(saved, 3)[0]
-    assert any("momentum_buffer_q8" in str(key) for key in expected)
+    for kept in ("momentum_buffer_q8", "neuron_second_moment"):
+        assert any(kept in str(key) for key in expected)
     for world in (1, 2, 4):
         for found in processes.run(loaded, world):
             assert unequal(found, expected) == []

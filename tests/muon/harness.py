@@ -42,6 +42,16 @@ def give(params: Sequence[Tensor], step: int, dtype: torch.dtype | None = None) 
         p.grad = gradient(tuple(p.shape), torch.float32, 1000 * step + number).to(dtype or p.dtype)
 
 
+def give_graded(params: Sequence[Tensor], step: int) -> None:
+    """Gradients whose rows are of different lengths, in another order in each step."""
+    for number, p in enumerate(params):
+        generator = torch.Generator().manual_seed(1000 * step + number)
+        g = torch.randn(p.shape, generator=generator)
+        rows = g.view(-1, p.shape[-1]) if p.ndim < 4 else g.view(len(p), -1)
+        rows *= torch.logspace(0, -1.5, len(rows)).roll(5 * step)[:, None]
+        p.grad = g
+
+
 def train(optimizer: torch.optim.Optimizer, params: Sequence[Tensor], steps: range) -> None:
     for step in steps:
         give(params, step)
@@ -57,6 +67,12 @@ def all_bits(optimizer: Optimizer2State) -> dict[str, bytes]:
             for key, value in optimizer.state[p].items():
                 found[f"{name}.{key}"] = bits(value).tobytes()
     return found
+
+
+def moments(optimizer: Optimizer2State) -> list[Tensor]:
+    """Copies of those of all parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [optimizer.state[p]["neuron_second_moment"].clone() for p in params]
 
 
 def iterated(x: Tensor, triples: Triples, eps: float = 1e-7) -> Tensor:
@@ -81,23 +97,34 @@ class PlainMuon:
     eps: float = 1e-7
     adjust_lr: str = "match_rms_adamw"
     cautious: bool = False
+    neuron_beta: float | None = None  # rows are normalised by NorMuon, if there is one
     buffer: Tensor = field(init=False)
+    neurons: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.p = self.p.detach().double()
         self.buffer = torch.zeros_like(self.p)
+        self.neurons = torch.zeros(len(self.p), 1, dtype=torch.float64)
 
     def step(self, g: Tensor) -> None:
         g, mu = g.double(), self.momentum
         self.buffer = mu * self.buffer + (1 - mu) * g
         u = mu * self.buffer + (1 - mu) * g if self.nesterov else self.buffer
         u = iterated(u, self.triples, self.eps)
+        if self.neuron_beta is not None:
+            u = self._normalised(u, self.neuron_beta)
         rows, cols = u.shape
         factor = 0.2 * max(rows, cols) ** 0.5
         if self.adjust_lr == "original":
             factor = max(1.0, rows / cols) ** 0.5
         kept = (u * self.p >= 0).double() if self.cautious else 1.0
         self.p = self.p - self.lr * self.weight_decay * kept * self.p - self.lr * factor * u
+
+    def _normalised(self, u: Tensor, beta: float) -> Tensor:
+        """Li et al. 2025 (arXiv:2510.05491), as their normuon.py at e5aaaf42 has it."""
+        self.neurons = beta * self.neurons + (1 - beta) * (u * u).mean(dim=1, keepdim=True)
+        scaled = u / (self.neurons.sqrt() + 1e-10)
+        return scaled * (u.norm() / (scaled.norm() + 1e-10))
 
 
 def assert_follows(got: Tensor, want: PlainMuon, start: Tensor, bound: float = 1e-5) -> None:

@@ -35,6 +35,8 @@ class MuonOptions(Options):
     adjust_lr: str = "match_rms_adamw"
     split: int = 1
     flatten: bool = False
+    neuron_norm: bool = False  # compared in tests/muon/test_neurons.py
+    neuron_beta: float = 0.95
 
 
 DEFAULTS = MuonOptions(weight_decay=0.1, eps=1e-7, adam_w_mode=True)
@@ -52,6 +54,11 @@ FACTS = Facts(
         "adjust_lr": [flip("original"), flip("original", optim_bits=8)],
         "split": [flip(2), flip(2, optim_bits=8)],
         "flatten": [flip(True)],
+        "neuron_norm": [flip(True), flip(True, optim_bits=8)],
+        "neuron_beta": [
+            flip(0.5, neuron_norm=True),
+            flip(0.0, neuron_norm=True, optim_bits=8),
+        ],
         "nonfinite": [Flip("skip_step", {}, spoiled=True)],
         # Elements of a matrix do not stand for themselves, and bitsandbytes has no Muon.
         "skip_zeros": [],
@@ -62,6 +69,7 @@ FACTS = Facts(
         "ns_steps": [flip(0), flip(100), flip(6, ns_coefficients="you")],
         "ns_coefficients": [flip("moun"), flip((CUBIC, CUBIC)), flip(((3.4, 4.8, 2.0),))],
         "nonfinite": [flip("skip_element")],
+        "neuron_beta": [flip(0.5), flip(1.0, neuron_norm=True)],
         "skip_zeros": [flip(True)],
         "cautious": [flip(True)],
         "compat": [flip("bitsandbytes")],

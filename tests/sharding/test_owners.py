@@ -120,6 +120,43 @@ def test_memory_is_of_parts_matrices_and_products() -> None:
     assert TeamRoom(grid, CPU).nbytes(range(4), 1) == 2 * matrix + 4 * matrix
 
 
+@pytest.mark.parametrize("title", SPREADS)
+def test_second_moments_of_neurons_make_a_team_of_all(title: str) -> None:
+    """Also of processes that have whole matrices, in which nothing moves; not of one alone."""
+    shape, mesh, cuts, asked, _ = SPREADS[title]
+    own, plain = (slot(shape, mesh, cuts, neuron_norm=on, **asked) for on in (True, False))
+    piece = own.layout.piece
+    assert piece is not None
+    assert team_of(own) == (None if title == "copies" else piece.sharding.team)
+    assert owners_of(spread_of(own)) == owners_of(spread_of(plain))
+    spec = own.layout.tensors["neuron_second_moment"]
+    stack = stack_of(shape, own.group)
+    assert stack is not None
+    assert spec.nbytes == spec.global_nbytes == 4 * stack.count * stack.rows
+    assert "neuron_second_moment" not in plain.layout.tensors
+
+
+def test_whole_matrices_need_no_room_to_be_put_together() -> None:
+    """Experts whose neurons are kept by all: beside them only what products need."""
+    slots = [slot((8, 64, 64), (4,), (Cut(0),), n, neuron_norm=True) for n in range(2)]
+    room, matrix = TeamRoom(slots, CPU), 4 * 64 * 64
+    assert room.own(range(2)) == (4 * matrix, 0)
+    assert room.nbytes(range(2), 1) == 4 * matrix + 3 * matrix
+    cut = slot((8, 64, 64), (4,), (Cut(1),), 2, neuron_norm=True)
+    ((team, batches),) = batches_of([*slots, cut], CPU, {team_of(cut): 10**9}).items()
+    assert team is not None
+    assert [batch.members for batch in batches] == [(0, 1), (2,)]
+
+
+def test_second_moments_and_decay_rates_are_not_mixed_in_a_batch() -> None:
+    asked: list[dict[str, Any]] = [{}, {"neuron_norm": True}]
+    asked += [{"neuron_norm": True, "neuron_beta": 0.5}, {}, {"neuron_norm": True}]
+    slots = [slot((64, 48), (4,), (Cut(0),), n, **own) for n, own in enumerate(asked)]
+    ((team, batches),) = batches_of(slots, CPU, dict.fromkeys([team_of(slots[0])], 10**9)).items()
+    assert team is not None
+    assert [batch.members for batch in batches] == [(0, 3), (1, 4), (2,)]
+
+
 def test_boxes_in_one_order_on_all_processes() -> None:
     cuts = (Cut(0, 3), Cut(0))
     places = itertools.product(range(2), range(3))

@@ -26,7 +26,7 @@ ALLOWED = {
     # engine
     "memory": {"errors"},
     "sharding": {"errors"},
-    "state": {"config", "errors", "memory", "rules", "sharding"},
+    "state": {"config", "errors", "matrix", "memory", "rules", "sharding"},
     "groups": {"config", "errors", "group_schema", "rules", "sharding"},
     "step": {
         *("config", "errors", "group_schema", "groups", "matrix", "memory", "rules"),

@@ -28,7 +28,7 @@ from optfactory.rules.language import (
 )
 from optfactory.rules.parts import parts_of
 from optfactory.rules.resources import data_dir
-from optfactory.state.layout import HISTORY_KEY, LOSS_KEY
+from optfactory.state.layout import EXTRA_KEYS
 from tests.conftest import has_compiler
 from tests.families import has_ratio, selections
 from tests.families import rule_of as rule_of_name
@@ -205,7 +205,7 @@ def rule_of(
     [
         *((name, "is a scalar that every rule has") for name in language.SKELETON_SCALARS),
         *((name, "means something in kernels") for name in ("g", "p", "u", "ratio", "k", "double")),
-        *((name, "is a key of every state dict") for name in (HISTORY_KEY, LOSS_KEY)),
+        *((name, "is a key of every state dict") for name in EXTRA_KEYS),
         *(
             (name, "is no word in lower case")
             for name in ("CLIPS", "kStore", "a b", "_x", "lambda", "")
