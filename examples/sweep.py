@@ -9,6 +9,8 @@ What the README shows is made by
 
     cd examples && python sweep.py --json results/sweep.json --plot results/sweep.png \
         --markdown ../README.md
+    python sweep.py --names '[adamw8bit,muon8bit]' --json results/curves.json \
+        --curves results/curves.png -- eval_every=20
 
 The runs are Hydra multiruns of `train_lm.py`: `-m 'optimizer=glob(*)'` does the same by hand. The
 model is smaller than that script's. Names that end the first seed with the same bits (paged or not)
@@ -22,10 +24,18 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lm.comparison import find_markers, markdown, plot, same_results, write_between_markers
+from lm.comparison import (
+    find_markers,
+    markdown,
+    plot,
+    plot_curves,
+    same_results,
+    write_between_markers,
+)
 
 HERE = Path(__file__).parent
 
@@ -35,38 +45,44 @@ KEYS = (
     *("optimizer", "seed", "val_loss", "state_bytes", "parameters", "unigram_loss"),
     *("model", "device"),
 )
+OF_CURVES = ("lr", "val_curve")  # kept for curves only: they are long
 
 
-def train_all(names: str, seeds: int, overrides: list[str], folder: Path) -> list[dict[str, Any]]:
+def train_all(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run for each optimizer that a glob matches, and for each seed."""
-    runs = train(f"glob({names})", [0], overrides, folder / "first")
-    if runs and seeds > 1:
-        one_each = [same[0] for same, _ in same_results(runs)]
-        runs += train(",".join(one_each), list(range(1, seeds)), overrides, folder / "others")
+    keys = KEYS + OF_CURVES * bool(arguments.curves)
+    overrides, seeds = arguments.overrides, range(1, arguments.seeds)
+    runs = train(f"glob({arguments.names})", [0], overrides, folder / "first", keys)
+    if runs and seeds:
+        one_each = ",".join(same[0] for same, _ in same_results(runs))
+        runs += train(one_each, seeds, overrides, folder / "others", keys)
     return runs
 
 
-def train(names: str, seeds: list[int], overrides: list[str], folder: Path) -> list[dict[str, Any]]:
+def train(
+    names: str, seeds: Iterable[int], overrides: list[str], folder: Path, keys: Iterable[str]
+) -> list[dict[str, Any]]:
     """The metrics of one multirun, by seed and name."""
     command = [sys.executable, str(HERE / "train_lm.py"), "-m", f"optimizer={names}"]
     command += [f"seed={','.join(map(str, seeds))}", f"hydra.sweep.dir={folder}"]
     subprocess.run([*command, *SMALL, *overrides], check=True)
     files = sorted(folder.glob("*/metrics.json"))
     runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    runs = [{key: run[key] for key in KEYS} for run in runs]
+    runs = [{key: run[key] for key in keys} for run in runs]
     return sorted(runs, key=lambda run: (run["seed"], run["optimizer"]))
 
 
-def main() -> None:
-    """Train, or read what was trained; write what the options ask for."""
+def read_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The options, checked before the work, and the parser for errors that show later."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--names", default="*", metavar="GLOB", help="which optimizers")
+    parser.add_argument("--names", default="*", metavar="GLOB", help="which optimizers; or [A,B]")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train with this many")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="train nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--curves", type=Path, metavar="FILE.png", help="draw loss against step")
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="put the table there")
     parser.add_argument("overrides", nargs="*", metavar="k=v", help="for train_lm.py")
     arguments = parser.parse_args()
@@ -77,18 +93,28 @@ def main() -> None:
             find_markers(arguments.markdown)  # before the work
         except (OSError, ValueError) as error:
             parser.error(str(error))
+    return arguments, parser
+
+
+def main() -> None:
+    """Train, or read what was trained; write what the options ask for."""
+    arguments, parser = read_arguments()
     if arguments.source:
         runs = json.loads(arguments.source.read_text(encoding="utf-8"))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            runs = train_all(arguments.names, arguments.seeds, arguments.overrides, Path(folder))
+            runs = train_all(arguments, Path(folder))
     if not runs:
         parser.error(f"no optimizer matches {arguments.names!r}; see optfactory list")
+    if arguments.curves and not all(run.keys() >= set(OF_CURVES) for run in runs):
+        parser.error(f"{arguments.source} has no curves; train with --curves to keep them")
     print(markdown(runs), end="")
     if arguments.json:
         arguments.json.write_text(json.dumps(runs, indent=2) + "\n", encoding="utf-8")
     if arguments.plot:
         plot(runs, arguments.plot)
+    if arguments.curves:
+        plot_curves(runs, arguments.curves)
     if arguments.markdown:
         write_between_markers(arguments.markdown, markdown(runs))
 

@@ -171,6 +171,7 @@ def run(cfg: DictConfig, team: Processes) -> float:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     metrics |= {
         "optimizer": config.name,
+        "lr": config.lr,
         "seed": cfg.seed,
         "model": f"character transformer, {cfg.model.depth} blocks of width {cfg.model.width}",
         "device": device_name(team.device),

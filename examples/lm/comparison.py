@@ -86,6 +86,32 @@ def plot(runs: Runs, path: Path) -> None:
     plt.close(figure)
 
 
+def plot_curves(runs: Runs, path: Path) -> None:
+    """Validation loss against step: the mean of the seeds, and their range as a band.
+
+    Names with the same results are one color. What is far above the unigram baseline is cut off.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for (names, group), color in zip(same_results(runs), cycle(COLORS), strict=False):
+        steps = [step for step, _ in group[0]["val_curve"]]
+        curves = [[loss for _, loss in run["val_curve"]] for run in group]
+        at_steps = list(zip(*curves, strict=True))
+        label = f"{', '.join(names)}, lr {group[0]['lr']:g}"
+        axes.plot(steps, [mean(found) for found in at_steps], color=color, label=label)
+        low, high = [min(found) for found in at_steps], [max(found) for found in at_steps]
+        axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
+    unigrams = runs[0]["unigram_loss"]
+    axes.axhline(unigrams, color="grey", linestyle="--", label="unigram baseline")
+    axes.set(xlabel="training step", ylabel="validation loss, nats a character")
+    axes.set_ylim(top=1.02 * max(unigrams, *losses(runs)))
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.set_title(_title(runs), fontsize=8)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def _title(runs: Runs) -> str:
     """Model, device, and the names that did best."""
     groups = same_results(runs)

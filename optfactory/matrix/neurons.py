@@ -33,7 +33,7 @@ def second_moment(
     Args:
         before: v.
         squares: S.
-        found_inf: not 0 if the step is skipped; where it is, nothing waits for it.
+        found_inf: not 0 if the step is skipped; on the same device, so that nothing waits for it.
     """
     stays = ~squares.isfinite()
     if found_inf is not None:

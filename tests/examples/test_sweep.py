@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TINY = ["steps=12", "warmup=2", "eval_every=6", "eval_batches=2", "batch=4", "context=16"]
-TINY += ["model.width=64", "model.depth=1", "model.heads=2"]
+from tests.examples.tools import TINY, figures_of, run_of, sweep
+
 HEADER = "| optimizer | validation loss | bytes of state a parameter |\n|---|---|---|\n"
 SEEDS = HEADER.replace("validation loss", "validation loss, mean of 2 seeds (range)")
 MARKED = "# Title\n\n<!-- sweep -->\nold\n<!-- /sweep -->\n\nrest\n"
 
 pytestmark = pytest.mark.slow
-
-
-def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "sweep.py"), *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-@pytest.fixture(scope="module")
-def comparison() -> ModuleType:
-    """The module that makes tables and pictures; scripts find it beside them."""
-    pytest.importorskip("matplotlib")
-    file = ROOT / "examples" / "lm" / "comparison.py"
-    spec = importlib.util.spec_from_file_location("comparison_of_the_sweep", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_of(
-    name: str, val_loss: float = 2.0, state_bytes: int = 800, seed: int = 0
-) -> dict[str, Any]:
-    figures = {"optimizer": name, "val_loss": val_loss, "state_bytes": state_bytes, "seed": seed}
-    where = {"model": "a model of two blocks", "device": "Abacus 2, 2 threads"}
-    return {**figures, **where, "parameters": 100, "unigram_loss": 3.0}
 
 
 RUNS = [run_of("adam"), run_of("adam8bit", 2.25, 203), run_of("paged_adam")]
@@ -114,6 +76,32 @@ def test_a_sweep_needs_a_seed(tmp_path: Path) -> None:
     done = sweep(tmp_path, "--seeds", "0")
     assert done.returncode == 2
     assert "--seeds must be at least 1" in done.stderr
+
+
+def test_curves_are_kept_and_drawn_where_asked_for(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 400, encoding="utf-8")
+    files = ("--curves", "curves.png", "--json", "curves.json")
+    chosen = ("--names", "[adamw8bit,muon8bit]", "--seeds", "1")
+    done = sweep(tmp_path, *chosen, *files, "--", f"data={text}", *TINY)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "curves.json").read_text())
+    assert [(run["optimizer"], run["lr"]) for run in runs] == [
+        ("adamw8bit", 0.002),
+        ("muon8bit", 0.016),
+    ]
+    for run in runs:
+        assert [step for step, _ in run["val_curve"]] == [0, 6, 12]
+        assert run["val_curve"][-1][1] == run["val_loss"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_without_curves_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text(json.dumps([run_of("adam")]))
+    done = sweep(tmp_path, "--from", "runs.json", "--curves", "curves.png", "--json", "again.json")
+    assert done.returncode == 2
+    assert "runs.json has no curves; train with --curves to keep them" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
 
 
 # ---- pieces -----------------------------------------------------------------------------------
@@ -188,20 +176,6 @@ def test_no_text_leaves_the_picture(
     assert min(box.x0, box.y0) >= 0
     assert box.x1 <= kept[0].get_figwidth()
     assert box.y1 <= kept[0].get_figheight()
-
-
-def figures_of(comparison: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Those that are drawn from now on."""
-    kept: list[Any] = []
-    subplots = comparison.plt.subplots
-
-    def keep(**options: Any) -> Any:
-        figure, axes = subplots(**options)
-        kept.append(figure)
-        return figure, axes
-
-    monkeypatch.setattr(comparison.plt, "subplots", keep)
-    return kept
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])

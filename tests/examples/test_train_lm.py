@@ -43,7 +43,7 @@ def metrics_of(out: Path, *overrides: str) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["paged_adam8bit", "lamb8bit", "adamw"])
+@pytest.mark.parametrize("name", ["paged_adam8bit", "lamb8bit", "adamw", "muon8bit"])
 def test_loss_falls_and_the_report_is_written(name, text, tmp_path):
     out = tmp_path / "out"
     metrics = metrics_of(out, f"optimizer={name}", f"data={text}")
@@ -59,7 +59,7 @@ def test_loss_falls_and_the_report_is_written(name, text, tmp_path):
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     config = resolve(OmegaConf.load(out / "optimizer.yaml"))
     assert config.name == name
-    assert config.lr == (0.02 if "lamb" in name else 0.002)  # the app's peak_lr
+    assert config.lr == {"lamb8bit": 0.02, "muon8bit": 0.016}.get(name, 0.002)  # the app's peak_lr
 
 
 def test_standard_library_is_the_default_text(tmp_path):

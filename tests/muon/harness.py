@@ -42,6 +42,16 @@ def give(params: Sequence[Tensor], step: int, dtype: torch.dtype | None = None) 
         p.grad = gradient(tuple(p.shape), torch.float32, 1000 * step + number).to(dtype or p.dtype)
 
 
+def give_graded(params: Sequence[Tensor], step: int) -> None:
+    """Gradients whose rows are of different lengths, in another order in each step."""
+    for number, p in enumerate(params):
+        generator = torch.Generator().manual_seed(1000 * step + number)
+        g = torch.randn(p.shape, generator=generator)
+        rows = g.view(-1, p.shape[-1]) if p.ndim < 4 else g.view(len(p), -1)
+        rows *= torch.logspace(0, -1.5, len(rows)).roll(5 * step)[:, None]
+        p.grad = g
+
+
 def train(optimizer: torch.optim.Optimizer, params: Sequence[Tensor], steps: range) -> None:
     for step in steps:
         give(params, step)
@@ -57,6 +67,12 @@ def all_bits(optimizer: Optimizer2State) -> dict[str, bytes]:
             for key, value in optimizer.state[p].items():
                 found[f"{name}.{key}"] = bits(value).tobytes()
     return found
+
+
+def moments(optimizer: Optimizer2State) -> list[Tensor]:
+    """Copies of those of all parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [optimizer.state[p]["neuron_second_moment"].clone() for p in params]
 
 
 def iterated(x: Tensor, triples: Triples, eps: float = 1e-7) -> Tensor:
