@@ -20,6 +20,7 @@ from optfactory.rules.language import StateSpec, UpdateRule
 
 NAMES = list_optimizers()
 FAMILIES = sorted({get_optimizer_info(name).family for name in NAMES})
+PER_FAMILY = len(NAMES) // len(FAMILIES)  # names
 # The families whose numbers and names some tests write out, so that none of them is lost.
 FIRST = ("adam", "adamw", "lamb")
 NAMES_OF_FIRST = [name for name in NAMES if get_optimizer_info(name).family in FIRST]

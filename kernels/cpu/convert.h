@@ -101,11 +101,10 @@ OPT_FN Floats load_state(const bfloat16* from) {
 #endif
 }
 OPT_FN void store_state(float* to, Floats x, Uints) { store(to, x); }
-// As store_random() in element.cuh, by the upper half of `random`.
+// As store_random() in element.cuh, by the upper half of `random`; adding to infinity leaves it.
 OPT_FN void store_state(bfloat16* to, Floats x, Uints random) {
-  const Ints bits = bits_of(x), nan = bits | 0x400000;
-  const Ints raised = bits + (Ints)(random >> 16);
-  const Ints kept = (bits & 0x7fffffff) < 0x7f800000 ? raised : x == x ? bits : nan;
+  const Ints bits = bits_of(x);
+  const Ints kept = x == x ? bits + (Ints)(random >> 16) : bits | 0x400000;
 #if defined(__AVX512F__)
   store(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)kept, 16)));
 #elif defined(__AVX2__)

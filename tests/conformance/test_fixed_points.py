@@ -1,4 +1,4 @@
-"""8-bit states come to where 32-bit ones do, for gradients early and late, large and small.
+"""8- and 16-bit states come to where 32-bit ones do, for gradients early and late, large and small.
 
 With the nearest codes an average stands still as soon as its increments are less than half the
 distance of two codes: a second moment with beta2 = 0.999 at a few hundredths of its value, where
@@ -34,7 +34,7 @@ def final_states(name: str, **asked: Any) -> tuple[dict[str, Tensor], Tensor]:
     late = torch.arange(ELEMENTS) // 16 % 2 == 1
     gradient[::256] = 1.0
     p = torch.zeros(2, ELEMENTS // 2, requires_grad=True)
-    optimizer = build_optimizer(name, [p], lr=1e-3, min_8bit_size=1, **asked)
+    optimizer = build_optimizer(name, [p], lr=1e-3, **asked)
     for step in range(STEPS):
         g = gradient * (1.5 if step % 2 else 0.5)
         p.grad = (torch.where(late, 0.0, g) if step < LATE else g).view(2, -1)
@@ -51,10 +51,14 @@ def final_states(name: str, **asked: Any) -> tuple[dict[str, Tensor], Tensor]:
     return found, late
 
 
-@pytest.mark.parametrize("family", RANDOM)
-def test_states_agree_on_the_average(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "bits"),
+    [*((family, 8) for family in RANDOM), *((f, 16) for f in FAMILIES if states_of(f))],
+)
+def test_states_agree_on_the_average(family: str, bits: int) -> None:
     """Within 2 %, whatever the size of a gradient, its sign, and when it began."""
-    narrow, late = final_states(f"{family}8bit", seed=1)
+    asked = {"min_8bit_size": 1} if bits == 8 else {}
+    narrow, late = final_states(f"{family}{bits}bit", seed=1, **asked)
     wide, _ = final_states(f"{family}32bit")
     for name, expected in wide.items():
         ratios = narrow[name] / expected
@@ -70,8 +74,9 @@ def test_states_agree_on_the_average(family: str) -> None:
 def test_nearest_codes_stall_and_random_ones_do_not(family: str) -> None:
     """What the docs say of the families that round as bitsandbytes does."""
     wide, late = final_states(f"{family}32bit")
-    nearest, _ = final_states(f"{family}8bit")
-    moved, _ = final_states(f"{family}8bit", state_rounding="stochastic", seed=1)
+    nearest, _ = final_states(f"{family}8bit", min_8bit_size=1)
+    asked = {"state_rounding": "stochastic", "seed": 1, "min_8bit_size": 1}
+    moved, _ = final_states(f"{family}8bit", **asked)
     ratios = {
         kind: float((found["exp_avg_sq"] / wide["exp_avg_sq"])[late].mean())
         for kind, found in (("nearest", nearest), ("stochastic", moved))

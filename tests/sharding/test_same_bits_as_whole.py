@@ -98,7 +98,7 @@ def test_percentile_clipping(label: str, name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adamw16bit"])
 @pytest.mark.parametrize("label", ALL)
 def test_random_bits_are_those_of_the_whole_tensor(
     label: str, name: str, dtype: torch.dtype, backend: str

@@ -216,7 +216,7 @@ def test_an_installed_packages_optimizer_can_be_copied_into_an_app(app, environm
 def test_an_option_that_nobody_has_is_refused_with_those_that_there_are(
     app, environment, installed
 ):
-    run = run_app(app, "optimizer=ball16bit", **environment)
+    run = run_app(app, "optimizer=ball12bit", **environment)
     assert run.returncode == 1
     assert "paged_ball8bit" in run.stderr
     assert "paged_adamw8bit" in run.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.families import NAMES
+from tests.families import NAMES, PER_FAMILY
 from tests.plugin_packages import family_source, install
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_one_module_may_add_several_families(site: Site) -> None:
     source = family_source("ball", registered=True) + family_source("cube", registered=True)
     site.install("two_pkg", source, "two_pkg:BallConfig", "two_pkg:CubeConfig")
     use = "from optfactory import list_optimizers; print(len(list_optimizers()))"
-    assert site.run(use, "-W", "error")[0] == f"{len(NAMES) + 12}\n"
+    assert site.run(use, "-W", "error")[0] == f"{len(NAMES) + 2 * PER_FAMILY}\n"
 
 
 # ---- packages that do not work -------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_a_broken_package_is_left_out_with_one_warning(site: Site, source: str) 
     site.install("bad_pkg", source, "bad_pkg:BadConfig")
     site.install("ball_pkg", family_source("ball"), "ball_pkg:BallConfig")
     out, err = site.run(KEEPS_ON, "-W", "always")
-    assert out == f"{len(NAMES) + 6}\n" * 2
+    assert out == f"{len(NAMES) + PER_FAMILY}\n" * 2
     (warning,) = warnings_in(err)
     assert warning.startswith(
         "optimizers are left out of the package 'bad_pkg 1.5' (entry point 'bad_pkg:BadConfig'): "
@@ -210,7 +210,7 @@ def test_two_packages_with_one_family_lose_it_alone(
     )
     site.install("two_pkg", family_source("ball", registered=registered), "two_pkg:BallConfig")
     out, err = site.run(f"{first}\n{CLASH}")
-    assert out.startswith(f"{len(NAMES) + 6}\n")
+    assert out.startswith(f"{len(NAMES) + PER_FAMILY}\n")
     assert "'ball' is also in the package 'two_pkg 1.5'" in out
     assert "'ball' is also in the package 'one_pkg 1.5'" in out
     assert len(warnings_in(err)) == 2

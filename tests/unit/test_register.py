@@ -11,7 +11,7 @@ import pytest
 from optfactory import families, get_optimizer_info, list_optimizers, resolve
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.extend import OptimizerConfig, StateSpec, UpdateRule, register
-from tests.families import NAMES
+from tests.families import NAMES, PER_FAMILY
 
 SCALARS = ("beta",)
 STATES = (StateSpec("exp_avg", signed=True),)
@@ -49,7 +49,7 @@ def made(
 
 def test_names_aliases_and_configs_of_a_registered_family() -> None:
     assert register(made()).family == "heavyball"
-    assert len(list_optimizers("*heavyball*")) == 6
+    assert len(list_optimizers("*heavyball*")) == PER_FAMILY
     assert resolve("PagedHeavyBall8bit", lr=0.5).optim_bits == 8
     assert get_optimizer_info("heavyball").description == "Momentum."
 

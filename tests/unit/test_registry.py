@@ -209,11 +209,11 @@ def test_an_alias_keeps_its_bits_and_its_paging() -> None:
         for alias in get_optimizer_info(name).aliases:
             config = resolve(alias)
             if "bit" in alias:
-                assert config.optim_bits == (8 if alias.endswith("8bit") else 32), alias
+                assert alias.endswith(f"{config.optim_bits}bit"), alias
                 seen += 1
             assert config.is_paged == ("paged" in alias), alias
-    # Of a family four names have a width, without "bnb" and with it at two places; sgd has another.
-    assert seen == 12 * (len(FAMILIES) + 1)
+    # Of a family six names have a width, without "bnb" and with it at two places; sgd has another.
+    assert seen == 18 * (len(FAMILIES) + 1)
 
 
 @pytest.mark.parametrize(

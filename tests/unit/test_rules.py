@@ -330,7 +330,8 @@ def test_every_rule_text_of_every_name_is_read() -> None:
     used = set()
     for name in list_optimizers():
         clip = {"trust_ratio": "clip", "compat": "bitsandbytes"}
-        for stated in (*selections(name), *([clip] if has_ratio(name) else [])):
+        clips = [clip] if has_ratio(name) and "16bit" not in name else []
+        for stated in (*selections(name), *clips):
             rule = rule_of_name(name, **stated)
             used |= {read_update_text(part.rule).path for part in parts_of(rule)}
             if rule.trust_ratio:

@@ -59,7 +59,7 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "betas": betas,
     "bias_correction": st.booleans(),
     "adam_w_mode": st.booleans(),
-    "optim_bits": st.sampled_from([8, 32]),
+    "optim_bits": st.sampled_from([8, 16, 32]),
     "amsgrad": st.booleans(),
     "is_paged": st.booleans(),
     "page_dir": st.none(),
@@ -143,14 +143,15 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("optim_bits", None)
     if name.startswith("paged_"):
         values.pop("is_paged", None)
-    if name.endswith("8bit") or values.get("optim_bits") == 8:
+    bits = get_optimizer_info(name).optim_bits or values.get("optim_bits", 32)
+    if bits != 32:
         values.pop("amsgrad", None)
     if values.get("trust_ratio") != "clip":
         values.pop("max_unorm", None)
     elif "trust_coefficient" in fields_of(name):
         values.pop("eps", None)
         values.pop("trust_coefficient", None)
-    if not (name.endswith("8bit") or (values.get("optim_bits") == 8)):
+    if bits != 8:
         for key in EIGHT_BIT_FIELDS:
             values.pop(key, None)
     for key in ("signed_map", "second_moment_floor"):
