@@ -1,10 +1,10 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
-// STATES (number of states), STATE (what stands for an element of one), BLOCK (elements of a block), QUANTIZED, TRUST_RATIO,
-// RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars, kSigned[SLOTS], the rule texts as
-// update_rule() and trust_ratio(), and then element.cuh, codec.h, tables.h, blocks.h and
-// statistics.h.
+// STATES (number of states), STATE (what stands for an element of one), BLOCK (elements of a
+// block), QUANTIZED, TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars,
+// kSigned[SLOTS], the rule texts as update_rule() and trust_ratio(), and then element.cuh, codec.h,
+// tables.h, blocks.h and statistics.h.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.

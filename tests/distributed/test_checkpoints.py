@@ -148,7 +148,10 @@ def converted(team: Team, source: str, target: str) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("adamw", "adamw8bit"), ("adamw8bit", "adamw"), ("lamb8bit", "lamb32bit")],
+    [
+        *(("adamw", "adamw8bit"), ("adamw8bit", "adamw"), ("lamb8bit", "lamb32bit")),
+        *(("adamw", "adamw16bit"), ("adamw16bit", "adamw8bit")),
+    ],
 )
 def test_widths_are_converted_as_in_one_process(
     processes: Processes, source: str, target: str

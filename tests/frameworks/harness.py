@@ -43,6 +43,12 @@ def assert_close(model: nn.Module, expected: nn.Module, rtol: float = 1e-5) -> N
         torch.testing.assert_close(p, q, rtol=rtol, atol=1e-6)
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """What stands for an element of state under a name."""
+    narrow = {"16bit": torch.bfloat16, "8bit": torch.uint8}
+    return next((kind for width, kind in narrow.items() if name.endswith(width)), torch.float32)
+
+
 def assert_kept_as_named(optimizer: Optimizer, name: str) -> None:
     """The state of the weights has the width and the place that a name states."""
     name = name.lower()
@@ -54,6 +60,5 @@ def assert_kept_as_named(optimizer: Optimizer, name: str) -> None:
         if p.ndim == 2 and key in entries
     ]
     assert moments
-    width = torch.uint8 if name.endswith("8bit") else torch.float32
-    assert {moment.dtype for moment in moments} == {width}
+    assert {moment.dtype for moment in moments} == {dtype_of(name)}
     assert {is_paged(moment) for moment in moments} == {name.startswith("paged")}

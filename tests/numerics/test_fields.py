@@ -52,7 +52,7 @@ FLIPS: dict[str, list[Flip]] = {
         flip(False, adam_w_mode=True, **DECAYING),
         flip(False, adam_w_mode=True, optim_bits=8, **DECAYING),
     ],
-    "optim_bits": [flip(8)],
+    "optim_bits": [flip(8), flip(16)],
     "amsgrad": [flip(True)],
     "is_paged": [flip(True), flip(True, optim_bits=8)],
     "page_dir": [flip(PAGES, is_paged=True), flip(PAGES, is_paged=True, optim_bits=8)],

@@ -99,7 +99,7 @@ def _variants() -> list[Any]:
     cases = []
     for family in FAMILIES:
         for variant, asked in _variants_of(family).items():
-            widths = [asked["optim_bits"]] if "optim_bits" in asked else [32, 8]
+            widths = [asked["optim_bits"]] if "optim_bits" in asked else [32, 16, 8]
             for width in widths:
                 values = asked | {"optim_bits": width}
                 cases.append(pytest.param(family, values, id=f"{family}-{width}-{variant}"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from optfactory import Optimizer2State, build_optimizer
+from optfactory import Optimizer2State, build_optimizer, get_optimizer_info
 from tests.param_groups.harness import Net, Rules, built, give_gradients, labels
 
 WIDTH = 64  # rows and tensors of this size have 8-bit state
@@ -74,7 +74,7 @@ def test_rules_train_as_groups_written_by_hand(name: str) -> None:
     assert sum(moved) == 12  # all but the head's weight, of which no rule speaks
     bits = {row.name: row.bits for row in optimizer.memory_report().rows}
     assert bits["embed.weight"] == 32
-    assert bits["blocks.0.mix.weight"] == (8 if name.endswith("8bit") else 32)
+    assert bits["blocks.0.mix.weight"] == (get_optimizer_info(name).optim_bits or 32)
 
 
 def test_rules_train_as_torchs_own_optimizer() -> None:

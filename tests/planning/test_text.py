@@ -49,21 +49,27 @@ tensors  not 8-bit, or not paged, because of
 
 name                 state  on the device
 adam              3.99 MiB       5.98 MiB  no
+adam16bit         2.45 MiB       4.44 MiB  no
 adam32bit         3.99 MiB       5.98 MiB  no
 adam8bit          1.71 MiB       3.71 MiB  no
 adamw             3.99 MiB       5.98 MiB  no
+adamw16bit        2.45 MiB       4.44 MiB  no
 adamw32bit        3.99 MiB       5.98 MiB  no
 adamw8bit         1.71 MiB       3.71 MiB  no
 lamb              3.99 MiB       5.98 MiB  no
+lamb16bit         2.45 MiB       4.44 MiB  no
 lamb32bit         3.99 MiB       5.98 MiB  no
 lamb8bit          1.71 MiB       3.71 MiB  no
 paged_adam        3.99 MiB       5.98 MiB  fits paged
+paged_adam16bit   2.45 MiB       4.44 MiB  fits paged
 paged_adam32bit   3.99 MiB       5.98 MiB  fits paged
 paged_adam8bit    1.71 MiB       3.71 MiB  fits paged
 paged_adamw       3.99 MiB       5.98 MiB  fits paged
+paged_adamw16bit  2.45 MiB       4.44 MiB  fits paged
 paged_adamw32bit  3.99 MiB       5.98 MiB  fits paged
 paged_adamw8bit*  1.71 MiB       3.71 MiB  fits paged
 paged_lamb        3.99 MiB       5.98 MiB  fits paged
+paged_lamb16bit   2.45 MiB       4.44 MiB  fits paged
 paged_lamb32bit   3.99 MiB       5.98 MiB  fits paged
 paged_lamb8bit    1.71 MiB       3.71 MiB  fits paged
 

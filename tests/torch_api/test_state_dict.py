@@ -27,6 +27,7 @@ from tests.torch_api.harness import (
 )
 
 NAMES = list_optimizers()
+NARROW = ("8bit", "16bit")
 StateDict = dict[str, Any]
 
 pytestmark = pytest.mark.usefixtures("small_tensors")
@@ -199,7 +200,7 @@ def test_the_states_of_the_first_families_are_torchs() -> None:
     for name in NAMES_OF_FIRST:
         states = ["exp_avg", "exp_avg_sq"]
         assert [state.name for state in states_of(name)] == states
-        if not name.endswith("8bit"):
+        if not name.endswith(NARROW):
             states.append("max_exp_avg_sq")
             assert [state.name for state in states_of(name, amsgrad=True)] == states
 
@@ -207,7 +208,7 @@ def test_the_states_of_the_first_families_are_torchs() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [(name, {}) for name in NAMES]
-    + [(name, {"amsgrad": True}) for name in names_with("amsgrad") if not name.endswith("8bit")],
+    + [(name, {"amsgrad": True}) for name in names_with("amsgrad") if not name.endswith(NARROW)],
 )
 def test_states_have_flat_keys_and_stated_dtypes_and_shapes(
     name: str, options: dict[str, Any]
@@ -226,7 +227,8 @@ def test_states_have_flat_keys_and_stated_dtypes_and_shapes(
                 expected[f"{state}_q8"] = (torch.uint8, p.shape)
                 expected[f"{state}_absmax"] = (torch.float32, scales[tuple(p.shape)])
             else:
-                expected[state] = (torch.float32, p.shape)
+                kind = torch.bfloat16 if name.endswith("16bit") else torch.float32
+                expected[state] = (kind, p.shape)
         found = entries[index]
         assert {key: (t.dtype, t.shape) for key, t in found.items()} == expected
         assert list(found) == list(expected)

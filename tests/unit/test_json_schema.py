@@ -136,7 +136,7 @@ RULES: list[tuple[Any, bool]] = [
     ({"match": "a", "lr_scale": 0}, False),
     ({"layer_decay": 1.01}, False),
     ({"layer_decay": 0}, False),
-    ({"match": "a", "optim_bits": 16}, False),
+    ({"match": "a", "optim_bits": 12}, False),
     ({"match": "a", "optional": "perhaps", "lr": 1}, False),
     ("no_decay_1d", False),
     (["a"], False),
@@ -172,7 +172,7 @@ VALUES: list[tuple[str, Any, bool]] = [
     *(("page_memory", value, good) for value, good in [("auto", True), ("both", False)]),
     *(("page_dir", value, good) for value, good in [(None, True), (3, False)]),
     *(("maximize", value, good) for value, good in [(True, True), ([], False), (None, False)]),
-    *(("optim_bits", value, False) for value in (16, 32.5, None, "wide")),
+    *(("optim_bits", value, False) for value in (12, 32.5, None, "wide")),
     *((key, 1, False) for key in ("lrr", "learning_rate", "fused", "title", "trust", "Lr")),
     *(("param_groups", value, good) for value, good in [({}, True), ([], False), ("x", False)]),
     *(("param_groups", value, True) for value in (None, "llama", ["llama", "embeddings_32bit"])),
@@ -192,7 +192,7 @@ def test_values_are_checked_as_the_package_does(
 def test_what_a_name_states_cannot_be_contradicted(valid: Callable[..., bool]) -> None:
     for name in NAMES:
         info = get_optimizer_info(name)
-        for bits in (8, 32):
+        for bits in (8, 16, 32):
             config = {"name": name, "optim_bits": bits}
             assert valid(config) == (info.optim_bits in (None, bits))
         assert valid({"name": name, "is_paged": False}) == (not info.is_paged)

@@ -102,7 +102,7 @@ def test_labels_of_groups_are_free() -> None:
         ({"betas": (0.9, 1.0)}, "betas.1"),
         ({"betas": (0.9,)}, "betas"),
         ({"weight_decay": float("inf")}, "weight_decay"),
-        ({"optim_bits": 16}, "optim_bits"),
+        ({"optim_bits": 12}, "optim_bits"),
         ({"amsgrad": True, "optim_bits": 8}, "amsgrad"),
         ({"momentum": 0.9}, "momentum"),
         ({"wieght_decay": 0.1}, "wieght_decay"),

@@ -94,7 +94,9 @@ def test_fields_of_lamb_are_unknown_to_the_others(name: str, key: str) -> None:
     assert f"optimizer.{key}: unknown key" in str(refusal(name, **{key: None}))
 
 
-@pytest.mark.parametrize("name", [name for name in names_with("amsgrad") if name.endswith("8bit")])
+@pytest.mark.parametrize(
+    "name", [name for name in names_with("amsgrad") if name.endswith(("8bit", "16bit"))]
+)
 def test_amsgrad_is_refused_for_every_8bit_name(name: str) -> None:
     message = str(refusal(name, amsgrad=True))
     assert "optimizer.amsgrad: " in message
