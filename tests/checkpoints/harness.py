@@ -82,7 +82,7 @@ def decoded_flat(codes: Array, scales: Array, name: str, block: int = 256) -> Ar
 
 
 def values_of(entries: dict[str, Tensor], name: str, block: int = 256) -> Array:
-    """The values of one of our states, 8- or 32-bit."""
+    """The values of one of our states, of any width."""
     if name in entries:
         return array(entries[name])
     codes, scales = entries[f"{name}_q8"], entries[f"{name}_absmax"]

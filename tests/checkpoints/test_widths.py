@@ -55,6 +55,8 @@ def assert_converted(
         for key in (state.name for state in states_of(old.config)):
             values = values_of(old.state[p], key, old_block)
             is_quantized = f"{key}_q8" in new.state[q]
+            if key in new.state[q] and new.state[q][key].dtype == torch.bfloat16:
+                values = array(torch.from_numpy(values).bfloat16())
             if not is_quantized or (f"{key}_q8" in old.state[p] and old_block == block):
                 assert same(values_of(new.state[q], key, block), values)
             else:
@@ -76,8 +78,8 @@ def test_every_name_goes_on_from_every_name_of_its_family(saved_by: str, loaded_
     for state in states_of(loaded_by):
         mapped = large[f"{state.name}_q8" if info.optim_bits == 8 else state.name]
         assert is_file_mapped(mapped) == info.is_paged
-    if get_optimizer_info(saved_by).optim_bits in (None, 32) and "8bit" in loaded_by:
-        return  # quantizing changed the state
+    if info.optim_bits in (8, 16) and get_optimizer_info(saved_by).optim_bits != info.optim_bits:
+        return  # rounding changed the state
     # A step moves the parameters by moments that are not yet quantized anew.
     other = build_optimizer(saved_by, clones(held(old)), lr=0.5)
     other.load_state_dict(old.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from optfactory import list_optimizers, optim
 from tests.families import states_of
@@ -41,6 +42,18 @@ def assert_close(model: nn.Module, expected: nn.Module, rtol: float = 1e-5) -> N
     """The parameters agree as those of two implementations of one formula in float32 do."""
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=rtol, atol=1e-6)
+
+
+def rate_of(name: str) -> float:
+    """A learning rate at which a few steps lower the loss; RMSprop's first steps are long."""
+    return 1e-3 if "rmsprop" in name else 0.01
+
+
+def one_cycle(optimizer: Optimizer) -> OneCycleLR:
+    """A schedule of twelve steps, of the momentum too where there is one."""
+    group = optimizer.param_groups[0]
+    cycles = not {"betas", "momentum"}.isdisjoint(optimizer.defaults)
+    return OneCycleLR(optimizer, 2 * group["lr"], total_steps=12, cycle_momentum=cycles)
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from optfactory import build_optimizer
@@ -22,6 +21,8 @@ from tests.frameworks.harness import (
     batches,
     loss_of,
     network,
+    one_cycle,
+    rate_of,
     weights,
 )
 from tests.torch_api.harness import assert_same_training
@@ -58,7 +59,7 @@ def run(
     )
     model = network().to(dtype)
     optimizer = make(model)
-    schedule = OneCycleLR(optimizer, 0.02, total_steps=12)
+    schedule = one_cycle(optimizer)
     data = DataLoader(torch.cat(batches()).to(dtype), batch_size=4)
     model, optimizer, schedule, data = accelerator.prepare(model, optimizer, schedule, data)
     if load is not None:
@@ -91,7 +92,7 @@ def assert_resumes(make: Any, folder: Path, **given: Any) -> Run:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_state_is_loaded_and_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    rest = assert_resumes(lambda model: build_optimizer(name, model, lr=0.01), tmp_path)
+    rest = assert_resumes(lambda model: build_optimizer(name, model, lr=rate_of(name)), tmp_path)
     assert_kept_as_named(rest.optimizer, name)
     assert {entries["step"].item() for entries in rest.optimizer.state.values()} == {8}
 

@@ -22,6 +22,8 @@ from tests.frameworks.harness import (
     batches,
     loss_of,
     network,
+    one_cycle,
+    rate_of,
     weights,
 )
 
@@ -54,7 +56,7 @@ class Net(lightning.LightningModule):
         optimizer = self.make(self)
         if not self.scheduled:
             return optimizer
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=12)
+        schedule = one_cycle(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -104,7 +106,7 @@ def assert_resumes(make: Any, folder: Path, dtype: torch.dtype = torch.float32) 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(name: str, tmp_path: Path) -> None:
     def make(model: Net) -> Optimizer:
-        return build_optimizer(name, model, lr=0.01)
+        return build_optimizer(name, model, lr=rate_of(name))
 
     optimizer = assert_resumes(make, tmp_path)
     assert_kept_as_named(optimizer, name)

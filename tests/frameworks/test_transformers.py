@@ -15,6 +15,7 @@ from tests.frameworks.harness import (
     NAMES,
     assert_close,
     assert_kept_as_named,
+    rate_of,
     weights,
 )
 
@@ -77,7 +78,7 @@ def trainer(folder: Path, model: Any, **given: Any) -> Any:
 def named(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """Through `optimizers=`, with the Trainer's own schedule."""
     model = language_model(dtype)
-    optimizer = build_optimizer(name, model, lr=0.01, **options)
+    optimizer = build_optimizer(name, model, lr=rate_of(name), **options)
     return trainer(folder, model, optimizers=(optimizer, None))
 
 

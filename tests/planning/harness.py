@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -127,11 +127,18 @@ def is_mapped(tensor: Tensor) -> bool:
     return tensor.untyped_storage().filename is not None
 
 
+def width_of(state: Mapping[str, Tensor]) -> int:
+    """The bits of a parameter's states; what storing it lost is as wide as the parameter."""
+    kinds = {value.dtype for key, value in state.items() if key != "compensation"}
+    narrow = {torch.uint8: 8, torch.bfloat16: 16}
+    return next((bits for kind, bits in narrow.items() if kind in kinds), 32)
+
+
 def counted_state(optimizer: Optimizer2State) -> Counter[tuple[int, bool]]:
     """Bytes of allocated state by (width of its parameter's state, whether it is mapped)."""
     found: Counter[tuple[int, bool]] = Counter()
     for state in optimizer.state.values():
-        bits = 8 if any(value.dtype == torch.uint8 for value in state.values()) else 32
+        bits = width_of(state)
         for value in state.values():
             found[bits, is_mapped(value)] += value.untyped_storage().nbytes()
     return Counter({key: nbytes for key, nbytes in found.items() if nbytes})

@@ -25,6 +25,7 @@ from tests.planning.harness import (
     planned_state,
     sized,
     storage_bytes,
+    width_of,
 )
 
 
@@ -46,9 +47,10 @@ def test_every_row_is_that_of_the_optimizer_and_what_torch_allocates(
     parameters = parameters_of(optimizer)
     assert len(planned.report.rows) == len(parameters) == len(optimizer.state)
     for row, parameter in zip(planned.report.rows, parameters, strict=True):
-        state = optimizer.state[parameter].values()
+        entries = optimizer.state[parameter]
+        state = entries.values()
         assert row.nbytes == storage_bytes(state), row.name
-        assert row.bits == (8 if torch.uint8 in {value.dtype for value in state} else 32), row.name
+        assert row.bits == width_of(entries), row.name
         paged = any(map(is_mapped, state))
         assert row.where == ("file-mapped" if paged else "resident"), row.name
     assert planned_state(planned) == counted_state(optimizer)

@@ -222,7 +222,7 @@ def test_an_alias_keeps_its_bits_and_its_paging() -> None:
         "adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "adamw_hf", "adamw_apex_fused",
         "nosuch_8bit", "adopt_adamw", "stable_adamw", "galore_adamw_8bit", "schedule_free_sgd",
         "radamw", "nadamw", "adanw", "fusedlamb", "nesterov", "sgdw", "ao_adamw_8bit",
-        "adam16bit", "adam4bit", "bnb_adam_bnb", "adam8bitbnb", "8bit_adam", "adam8",
+        "adam12bit", "adam4bit", "bnb_adam_bnb", "adam8bitbnb", "8bit_adam", "adam8",
         "adam_paged", "paged", "bnb", "bnbbnbadam", "pagedpagedadam", "adam8bit8bit", "adam bit",
         "adam 8bit", "torch.optim.Adam", "", " ", "adam\n8bit", "аdam",
     ],

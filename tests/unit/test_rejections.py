@@ -20,7 +20,7 @@ from tests.unit.harness import NAMES, NUMBERS, refusal
     ("given_name", "meant"),
     [
         ("adamm", "adam"),
-        ("lamb16bit", "lamb8bit"),
+        ("lamb18bit", "lamb8bit"),
         ("page_adam8bit", "paged_adam8bit"),
         ("adamw_8bits", "adamw8bit"),
         ("paged_lmab", "paged_lamb"),
@@ -97,7 +97,7 @@ def test_fields_of_lamb_are_unknown_to_the_others(name: str, key: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in names_with("amsgrad") if name.endswith(("8bit", "16bit"))]
 )
-def test_amsgrad_is_refused_for_every_8bit_name(name: str) -> None:
+def test_amsgrad_is_refused_for_every_narrow_name(name: str) -> None:
     message = str(refusal(name, amsgrad=True))
     assert "optimizer.amsgrad: " in message
     assert "32-bit" in message
