@@ -17,6 +17,7 @@ from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
+from optfactory.state.codecs import UNSCALED
 from optfactory.state.layout import StateLayout
 from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, absmax_key, codes_key
@@ -130,7 +131,7 @@ def _read(
         if state.name not in fields:
             fields.note(state.name, f"missing in the checkpoint, and so are {codes} and {absmax}")
             return None
-        return fields.state(state.name, state, layout.shape, (torch.float32, torch.bfloat16))
+        return fields.state(state.name, state, layout.shape, UNSCALED)
     elements = fields.tensor(codes, layout.shape, (torch.uint8,))
     scales = fields.scales(absmax, grid.scales_shape)
     if elements is None or scales is None:

@@ -12,6 +12,7 @@ from optfactory.checkpoints import convert
 from optfactory.checkpoints.fields import Fields
 from optfactory.checkpoints.records import Record
 from optfactory.sharding.dtensors import Sharding, is_dtensor, local_values
+from optfactory.state.codecs import UNSCALED
 from optfactory.state.layout import StateLayout
 from optfactory.state.specs import absmax_key
 from optfactory.step.slots import Slot
@@ -54,6 +55,7 @@ def read_local(fields: Fields, layout: StateLayout, local: Mapping[str, Tensor])
     """Check these tensors; as a record whose extras are all of them, to be copied as they are."""
     step = fields.step()
     scales = {absmax_key(state) for state in layout.rule.states}
+    floats = {state.name: UNSCALED for state in layout.rule.states}  # rounded as they are copied
     found: dict[str, Tensor | None] = {}
     for key, value in local.items():
         spec = layout.tensors[key]
@@ -61,7 +63,7 @@ def read_local(fields: Fields, layout: StateLayout, local: Mapping[str, Tensor])
         if key in scales:
             found[key] = fields.scales(key, spec.shape)
         else:
-            found[key] = fields.tensor(key, spec.shape, (spec.dtype,))
+            found[key] = fields.tensor(key, spec.shape, (spec.dtype, *floats.get(key, ())))
     return Record.of(step, {}, found)
 
 

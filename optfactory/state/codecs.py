@@ -76,6 +76,9 @@ FLOAT32 = Codec("32bit", 32, torch.float32)
 BFLOAT16 = Codec("16bit", 16, torch.bfloat16)
 EIGHT_BIT = Codec("8bit", 8, torch.uint8, scaled=True)
 
+# What may stand for elements by itself.
+UNSCALED = (FLOAT32.dtype, BFLOAT16.dtype)
+
 CODECS = {codec.bits: codec for codec in (EIGHT_BIT, BFLOAT16, FLOAT32)}
 
 

@@ -30,7 +30,15 @@ CEILINGS = {
     "x86-64-v4-amd": {"adamw": 1.98, "adamw8bit": 6.6, "lamb8bit": 11.0},
     "x86-64-v4-vbmi": {"adamw": 1.98, "adamw8bit": 6.6, "lamb8bit": 11.0},
     # 8 bits took 10.87 and 17.34 with tables, of which each look-up is many micro-operations.
-    "x86-64-v3": {"adamw": 3.38, "adamw8bit": 12.52, "lamb8bit": 20.37},
+    "x86-64-v3": {
+        "adamw": 3.38,
+        "adamw16bit": 7.65,
+        "adamw8bit": 12.52,
+        "lamb8bit": 20.37,
+        # Rounded at random.
+        "lion8bit": 10.28,
+        "ademamix8bit": 23.9,
+    },
 }
 
 
