@@ -24,7 +24,7 @@ _TESTS = Path(__file__).parent
 KEPT = {"options": 1, "frameworks": 1, "conformance": 1, "numerics": 1, "robustness": 1}
 KEPT |= dict.fromkeys(("bench", "checkpoints", "emulation", "nvrtc"), 1)
 KEPT |= {"torch_api": 1, "distributed": 1, "sharding": 1, "matrix": 2, "muon": 1}
-KEPT |= {"examples": 1, "packaging": 1, "unit": 3, "param_groups": 2, "planning": 2}
+KEPT |= {"examples": 1, "packaging": 1, "unit": 2, "param_groups": 2, "planning": 1}
 KEPT |= {"unit/test_plugins.py": 2, "unit/test_small_stacks.py": 1, "unit/test_contributing.py": 1}
 
 

@@ -85,11 +85,18 @@ class LaidOut:
 
     def _scratch_shares(self, slots: Sequence[Slot]) -> list[Share]:
         sizes: Sizes = Counter()
+        found = zip(slots, self.devices, strict=True)
+        of_matrices = [(slot, home) for slot, home in found if slot.layout.rule.transform]
+        if not of_matrices:  # as for nearly all names, whose plans are made together
+            return []
         values = [checked.model_dump() for checked in self.configs]
         places = {id(group): index for index, group in enumerate(self.grouping.groups)}
-        whole = [replace(slot, group=values[places[id(slot.group)]]) for slot in slots]
         for device in dict.fromkeys(self.devices):
-            here = [s for s, home in zip(whole, self.devices, strict=True) if home == device]
+            here = [
+                replace(slot, group=values[places[id(slot.group)]])
+                for slot, home in of_matrices
+                if home == device
+            ]
             sizes[SCRATCH, device.type, 32, placement.RESIDENT] += scratch_bytes(here, device)
         return _shares(sizes)
 
