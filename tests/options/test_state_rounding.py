@@ -17,6 +17,7 @@ from tests.reference.quantization import SIGNED_CODEC, UNSIGNED_CODEC, decode32
 from tests.reference.rounding import random_words
 
 RANDOM: dict[str, Any] = {"optim_bits": 8, "min_8bit_size": 1, "state_rounding": "stochastic"}
+WIDTHS: list[dict[str, Any]] = [RANDOM, {"optim_bits": 16}]
 # States become the gradient and its square.
 FORGETFUL: dict[str, Any] = {"betas": (0.0, 0.0), "eps": 1e-3, "lr": 1e-3}
 
@@ -89,11 +90,12 @@ def test_the_mean_is_the_number(backend: str) -> None:
     assert np.abs(relative).max() < 0.1
 
 
-def test_the_stream_goes_on_after_a_resume(backend: str) -> None:
+@pytest.mark.parametrize("asked", WIDTHS, ids=["8", "16"])
+def test_the_stream_goes_on_after_a_resume(asked: dict[str, Any], backend: str) -> None:
     def fresh() -> tuple[torch.Tensor, Optimizer2State]:
         torch.manual_seed(0)
         p = torch.randn(4096).requires_grad_()
-        return p, build_optimizer("adamw", [p], **RANDOM)
+        return p, build_optimizer("adamw", [p], **asked)
 
     p, optimizer = fresh()
     q, resumed = fresh()
@@ -110,13 +112,16 @@ def test_the_stream_goes_on_after_a_resume(backend: str) -> None:
     assert seen(resumed) == seen(optimizer)
 
 
+@pytest.mark.parametrize("asked", WIDTHS, ids=["8", "16"])
 @pytest.mark.parametrize("family", ELEMENT_WISE)
-def test_an_element_without_a_gradient_stays(family: str, backend: str) -> None:
+def test_an_element_without_a_gradient_stays(
+    family: str, asked: dict[str, Any], backend: str
+) -> None:
     """A state of 0 has the code of 0 whatever the random bits are."""
     if not states_of(family):
         pytest.skip("keeps no state")
     p = torch.ones(2, 4096).requires_grad_()
-    optimizer = build_optimizer(family, [p], weight_decay=0.0, **RANDOM)
+    optimizer = build_optimizer(family, [p], weight_decay=0.0, **asked)
     torch.manual_seed(0)
     for _ in range(20):
         p.grad = torch.randn(2, 4096)
