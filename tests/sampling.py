@@ -38,10 +38,11 @@ def spread(items: Sequence[T], kept: int) -> list[T]:
     return list(items) if runs_all() else list(items[:: max(1, -(-len(items) // kept))])
 
 
-# Tests that take CI too long for what they add: other processors' kernels, processes by the dozen.
+# Tests that take CI too long for what they add: other processors' kernels, all kernels of a wheel,
+# processes by the dozen.
 ONLY_WITH_ALL = (
     *("numerics/test_other_processors.py", "instructions/test_counts.py"),
-    *("distributed/test_plans.py", "examples/test_sweep.py"),
+    *("distributed/test_plans.py", "examples/test_sweep.py", "packaging/test_prebuilt.py"),
 )
 
 # Tests of these folders run on every backend.

@@ -14,6 +14,7 @@ from optfactory import Optimizer2State, list_optimizers, resolve
 from optfactory.errors import ConfigError
 from optfactory.planning.memory_plan import MemoryPlan
 from optfactory.planning.sizes import OF_OPTIMIZERS, STATE, Share
+from tests.sampling import spread
 
 NAMES = list_optimizers()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -101,7 +102,10 @@ def possible(name: str, setting: str) -> bool:
     return False
 
 
-CASES = [(name, setting) for name in NAMES for setting in SETTINGS if possible(name, setting)]
+# Each case is resolved to see whether it can be: those of all names would take seconds a run.
+FOR_TESTS = ("adam", "adamw8bit", "lamb", "paged_adamw8bit")
+CASE_NAMES = list(dict.fromkeys((*spread(NAMES, 16), *FOR_TESTS)))
+CASES = [(name, setting) for name in CASE_NAMES for setting in SETTINGS if possible(name, setting)]
 
 
 def dtype_of(setting: str) -> torch.dtype:

@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 from optfactory import Optimizer2State, build_optimizer, plan
 from optfactory.planning import memory_plan
 from tests.planning.harness import (
+    CASE_NAMES,
     CASES,
     DTYPES,
-    NAMES,
     SETTINGS,
     Odd,
     counted_state,
@@ -70,7 +70,7 @@ def test_the_settings_differ_in_what_they_need() -> None:
         }
         & states.keys()
     )
-    assert {(name, "default") for name in NAMES} <= set(CASES)
+    assert {(name, "default") for name in CASE_NAMES} <= set(CASES)
     assert len(CASES) > 200
 
 
