@@ -193,7 +193,7 @@ class OptimizerConfig(BaseModel):
     @field_validator(*EIGHT_BIT_FIELDS)
     @classmethod
     def _nothing_to_store_at_32_bits(cls, value: object, info: ValidationInfo) -> object:
-        field, bits = str(info.field_name), _stated(cls, info, "optim_bits")
+        field, bits = str(info.field_name), known_value(cls, info, "optim_bits")
         if bits in (16, 32) and value != cls.model_fields[field].default:
             raise ValueError(
                 f"{field} is for 8-bit state; drop it at {bits} bits, or say it in the rule or "
@@ -220,7 +220,7 @@ class OptimizerConfig(BaseModel):
     @field_validator("seed")
     @classmethod
     def _seed_of_stochastic_rounding(cls, value: int | None, info: ValidationInfo) -> int | None:
-        asked = {key: _stated(cls, info, key) for key in _OF_ROUNDING} | {"compat": "none"}
+        asked = {key: known_value(cls, info, key) for key in _OF_ROUNDING} | {"compat": "none"}
         if value and not draws_random_numbers(asked):
             raise ValueError(
                 "seed is for param_rounding: stochastic, 16-bit state, or state_rounding: "
@@ -233,7 +233,7 @@ class OptimizerConfig(BaseModel):
     def _compat_alone(cls, value: str, info: ValidationInfo) -> str:
         if value == "none":
             return value
-        if _stated(cls, info, "optim_bits") == 16:
+        if known_value(cls, info, "optim_bits") == 16:
             raise ValueError(
                 "bitsandbytes has no 16-bit state; set optim_bits: 8 or 32, or drop it"
             )
@@ -296,6 +296,6 @@ def _signs(model: type[OptimizerConfig]) -> set[bool]:
     return {state.signed for state in model.rule(fields | {"name": model.family}).states}
 
 
-def _stated(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:
+def known_value(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:
     """A field's value, which a name may have locked."""
     return info.data.get(field, model.locked.get(field))

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
-from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding, known_value
 from optfactory.rules.language import StateSpec, UpdateRule
 
 _SQUARES = StateSpec("square_avg", signed=False)
@@ -43,7 +43,7 @@ class RMSpropConfig(OptimizerConfig):
     @field_validator("centered")
     @classmethod
     def _centered_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
+        bits = known_value(cls, info, "optim_bits")
         if value and bits in (8, 16):
             raise ValueError(
                 f"centered needs 32-bit state, as a variance is less than {bits}-bit moments are "
