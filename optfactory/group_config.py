@@ -167,8 +167,9 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     """
     if not any(map(is_flat_piece, params)):
         return ""
-    if config.optim_bits != 32:
-        problem = f"optim_bits: {config.optim_bits}-bit state cannot be gathered from"
+    if config.optim_bits != 32 or config.state_bits:
+        bits = min([config.optim_bits, *(config.state_bits or {}).values()])
+        problem = f"optim_bits: {bits}-bit state cannot be gathered from"
     elif config.rule(config.model_dump()).trust_ratio is not None:
         problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
     elif config.of_matrices:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optfactory.config.group_rules import OTHERS_FIELD, WHOLE_FIELDS, GroupRule
-from optfactory.config.names import OptimizerName
+from optfactory.config.names import OptimizerName, width_of
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import model_or_errors, problem_text
 from optfactory.registry import get_optimizer_info, implied_fields
@@ -72,8 +72,9 @@ def others_name(values: Mapping[str, Any]) -> str:
     Args:
         values: of the optimizer for matrices.
     """
-    bits = {"8": 8, "16": 16}.get(str(values.get("optim_bits")))
-    return str(OptimizerName("adamw", bits, values.get("is_paged") is True))
+    width = width_of(values)
+    paged = values.get("is_paged") is True
+    return str(OptimizerName("adamw", "" if width == "32bit" else width, paged))
 
 
 def others_rule(config: OptimizerConfig) -> dict[str, GroupRule]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -49,7 +49,8 @@ class OptimizerInfo:
     Attributes:
         name: canonical name, e.g. ``paged_adam8bit``.
         family: the schema and rule it shares with its siblings, e.g. ``adam``.
-        optim_bits: the state width the name states, or None where the config chooses.
+        states: what the name states of the width of state, by field; nothing where the config
+            chooses.
         is_paged: whether the name states paged state.
         description: the first sentence of the family's schema.
         defaults: every hyperparameter's default.
@@ -60,11 +61,17 @@ class OptimizerInfo:
 
     name: str
     family: str
-    optim_bits: int | None
+    states: Mapping[str, object] = field(hash=False)
     is_paged: bool
     description: str
     aliases: tuple[str, ...]
     base: type[OptimizerConfig] = field(repr=False)
+
+    @property
+    def optim_bits(self) -> int | None:
+        """The bits that the name states, or None where the config chooses."""
+        bits = self.states.get("optim_bits")
+        return bits if isinstance(bits, int) else None
 
     # Made when they are asked for: a schema takes longer than all that a list of names needs.
     @cached_property
@@ -92,8 +99,8 @@ def _table() -> dict[str, OptimizerInfo]:
 @cache
 def _rows(family: type[OptimizerConfig]) -> dict[str, OptimizerInfo]:
     """The names of a family."""
-    names = names_of_family(family.family)
-    aliases = alias_table(family.family, family.spellings)
+    names = names_of_family(family.family, family.too_coarse)
+    aliases = alias_table(family.family, family.spellings, family.too_coarse)
     return {
         str(name): _info(name, family, tuple(k for k, v in aliases.items() if v == str(name)))
         for name in names
@@ -107,7 +114,7 @@ def _info(
     return OptimizerInfo(
         name=str(name),
         family=name.family,
-        optim_bits=name.bits,
+        states=name.states,
         is_paged=name.paged,
         description=description,
         aliases=aliases,
@@ -118,8 +125,7 @@ def _info(
 def _config_class(info: OptimizerInfo, family: type[OptimizerConfig]) -> type[OptimizerConfig]:
     """The family's schema with `name` fixed, what the name states locked, and rules for groups."""
     locked: dict[str, object] = {"name": info.name}
-    if info.optim_bits is not None:
-        locked["optim_bits"] = info.optim_bits
+    locked |= info.states
     if info.is_paged:
         locked["is_paged"] = True
     fields: dict[str, Any] = {}

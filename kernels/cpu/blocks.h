@@ -15,14 +15,14 @@ struct Place {  // of a block in its tensor
 struct Buffers {
   alignas(64) float p[BLOCK];
   alignas(64) float g[BLOCK];
-  alignas(64) Stored states[STATES][BLOCK];
+  alignas(64) uint8_t states[STATES][4 * BLOCK];
 };
 
 // Whole strides of float32 parameters and gradients, and of states as they are stored.
 struct Operands {
   float* p;
   const float* g;
-  Stored* states[STATES];
+  uint8_t* states[STATES];
 };
 
 OPT_FN bool is_whole(int n) { return n % kStride == 0; }
@@ -36,12 +36,6 @@ template <class T>
 OPT_FN float* in_place(T*, const int64_t*, const Place&) {
   return nullptr;
 }
-
-#if QUANTIZED
-OPT_FN Stored zero_of(bool is_signed) { return is_signed ? kZeroCode : 0; }
-#else
-OPT_FN Stored zero_of(bool) { return {}; }
-#endif
 
 OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
   Operands o = {in_place(t.p, t.p_view, at), in_place(const_cast<GRAD*>(t.g), t.g_view, at), {}};
@@ -60,51 +54,57 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
     o.g = buffers.g;
   }
   for (int j = 0; j < STATES; ++j) {
-    Stored* own = static_cast<Stored*>(t.state[j]) + at.first;
+    uint8_t* const own = t.state[j] + bytes_of(j, at.first);
     o.states[j] = is_whole(at.n) ? own : buffers.states[j];
-    for (int i = 0; !is_whole(at.n) && i < padded; ++i)
-      buffers.states[j][i] = i < at.n ? own[i] : zero_of(kSigned[j]);
+    if (is_whole(at.n)) continue;
+    const int64_t bytes = bytes_of(j, at.n), padding = bytes_of(j, padded) - bytes;
+    std::memcpy(buffers.states[j], own, bytes);
+    std::memset(buffers.states[j] + bytes, zero_byte(j), padding);
   }
   return o;
 }
 
 // Writes what was worked on in a copy; codes are written by `flush`.
-OPT_FN void write_back(const Tensor& t, const Place& at, const Scalars& scalars, const Operands& o,
+OPT_FN void write_back(const Tensor& t, const Place& at, uint32_t key, const Operands& o,
                        const Buffers& buffers) {
-  if (o.p == buffers.p)
-    write_elements(t, at.first, at.element, at.n, o.p,
-                   STOCHASTIC ? random_key(t.number, scalars) : 0);
+  if (o.p == buffers.p) write_elements(t, at.first, at.element, at.n, o.p, key);
   for (int j = 0; !QUANTIZED && j < STATES; ++j)
     if (o.states[j] == buffers.states[j])
-      std::memcpy(static_cast<Stored*>(t.state[j]) + at.first, o.states[j], at.n * sizeof(Stored));
+      std::memcpy(t.state[j] + bytes_of(j, at.first), o.states[j], bytes_of(j, at.n));
 }
 
 // Asks for a later block's data: the hardware's own prefetching does not reach past the
 // computation of a block. Addresses behind a tensor's end are harmless.
 constexpr int64_t kPrefetchDistance = 1024;
 
-template <class T>
-OPT_FN void prefetch(const T* base, const Place& at) {
-  const char* from = reinterpret_cast<const char*>(base + at.first + kPrefetchDistance);
-  for (int64_t byte = 0; byte < int64_t(BLOCK * sizeof(T)); byte += 64)
-    __builtin_prefetch(from + byte);
+template <int kBits>
+OPT_FN void prefetch(const void* base, const Place& at) {
+  const char* from = static_cast<const char*>(base) + (at.first + kPrefetchDistance) * kBits / 8;
+  for (int64_t byte = 0; byte < BLOCK * kBits / 8; byte += 64) __builtin_prefetch(from + byte);
 }
 
 OPT_FN void prefetch(const Tensor& t, const Place& at) {
   if (at.n < BLOCK) return;  // the end of a row
-  prefetch(t.p, at);
-  prefetch(t.g, at);
-  for (int j = 0; j < STATES; ++j) prefetch(static_cast<const Stored*>(t.state[j]), at);
+  prefetch<8 * sizeof(PARAM)>(t.p, at);
+  prefetch<8 * sizeof(GRAD)>(t.g, at);
+  for_each_state(OPT_STATE(j) { prefetch<bits_of_format(kFormats[j])>(t.state[j], at); });
 }
 
 // ---- what a block's work needs ---------------------------------------------------------------
 
-// What the blocks of a chunk share; a copy, because stores might change what a pointer leads to.
-struct Step {
+// The numbers of a tensor's step. Loops read copies of their own, of operands too: stores of codes
+// might change what a pointer leads to.
+struct Numbers {
   Scalars scalars;
   float factor;  // of gradients
   float ratio;   // of the tensor
   float size;    // of the step, with the ratio where rules do not read that
+};
+
+// What the blocks of a chunk share.
+struct Step {
+  Numbers numbers;
+  uint32_t key;  // of random bits, if NUMBERS_ELEMENTS
   QuantizationMap maps[STATES];
 };
 
@@ -112,7 +112,10 @@ OPT_FN Step make_step(const Bucket& bucket, const Chunk& chunk) {
   const Scalars& scalars = bucket.scalars[bucket.tensors[chunk.tensor].scalars];
   const float ratio = HAS_RATIO ? bucket.ratios[chunk.tensor] : 1.0f;
   const float factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
-  Step step = {scalars, factor, ratio, -scalars.step_size * (RATIO_OF_GRADIENT ? 1.0f : ratio), {}};
+  const float size = -scalars.step_size * (RATIO_OF_GRADIENT ? 1.0f : ratio);
+  const int64_t number = bucket.tensors[chunk.tensor].number;
+  const uint32_t key = NUMBERS_ELEMENTS ? random_key(number, scalars) : 0;
+  Step step = {{scalars, factor, ratio, size}, key, {}};
   for (int j = 0; j < STATES; ++j) step.maps[j] = bucket.maps[j];
   return step;
 }
@@ -126,25 +129,20 @@ struct Strides {
 
 OPT_FN void read_states(const Step& step, const Operands& o, const float* scales, int i,
                         Strides& states) {
-#pragma GCC unroll 4
-  for (int j = 0; j < STATES; ++j) {
-#if QUANTIZED
-    decode(o.states[j] + i, scales[j], kSigned[j], step.maps[j], states.x[j]);
-#else
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) states.x[j][v] = load_state(o.states[j] + i + v * kWidth);
-#endif
-  }
+  for_each_state(OPT_STATE(j) {
+    decode_state<j>(o.states[j] + bytes_of(j, i), scales[j], step.maps[j], states.x[j]);
+  });
 }
 
 // The scales by which a block's states are decoded.
 OPT_FN void read_scales(const Tensor& t, const Place& at, float* scales) {
-  for (int j = 0; QUANTIZED && j < STATES; ++j) scales[j] = t.absmax[j][TENSOR_WISE ? 0 : at.block];
+  for (int j = 0; j < STATES; ++j)
+    scales[j] = is_scaled(kFormats[j]) ? t.absmax[j][TENSOR_WISE ? 0 : at.block] : 0.0f;
 }
 
 #if QUANTIZED
 
-// A block's new states that have yet to be encoded: the next block is updated meanwhile, because
+// A block's new states that have yet to be stored: the next block is updated meanwhile, because
 // the one waits for divisions and the other for the look-up of codes.
 struct Pending {
   alignas(64) float x[STATES][BLOCK];
@@ -193,21 +191,22 @@ OPT_FN void write_stride(const Step& step, const Pending& from, const Coding* co
                          uint8_t* const* codes) {
   Uints words[kVectors];
   draw(from.noise, i, words);
-#pragma GCC unroll 4
-  for (int j = 0; j < STATES; ++j)
-    encode_at_random<kLifts>(from.x[j] + i, codings[j], j, step.maps[j], words, codes[j]);
+  for_each_state(OPT_STATE(j) {
+    encode_state<j, kLifts>(from.x[j] + i, codings[j], step.maps[j], words, codes[j]);
+  });
 }
 
 // Writes the codes of a block.
 OPT_FN void flush(const Step& step, Pending& pending) {
   for (int i = 0; i < pending.n; i += kStride) {
-    uint8_t tails[STATES][kStride];
+    uint8_t tails[STATES][4 * kStride];
     uint8_t* codes[STATES];
     const int left = pending.n - i;
-    for (int j = 0; j < STATES; ++j) codes[j] = left < kStride ? tails[j] : pending.codes[j] + i;
+    for (int j = 0; j < STATES; ++j)
+      codes[j] = left < kStride ? tails[j] : pending.codes[j] + bytes_of(j, i);
     write_stride<true>(step, pending, pending.codings, i, codes);
     for (int j = 0; left < kStride && j < STATES; ++j)
-      std::memcpy(pending.codes[j] + i, tails[j], left);
+      std::memcpy(pending.codes[j] + bytes_of(j, i), tails[j], bytes_of(j, left));
   }
   pending.n = 0;
 }
@@ -248,7 +247,7 @@ OPT_FN Floats without_padding(Floats x, int i, int n) {
 
 // The rule on one vector: new states; new parameters if kMoves, else what is measured.
 template <bool kStore, bool kMoves>
-OPT_FN Floats apply_rule(const Operands& o, int i, const Step& step, Floats* states) {
+OPT_FN Floats apply_rule(const Operands& o, int i, const Numbers& step, Floats* states) {
   const Floats p = load<Floats>(o.p + i), g = load<Floats>(o.g + i);
   const Ints stay = stays(g);
   const Floats own_g = rule_gradient(g, step.factor);
@@ -262,12 +261,14 @@ OPT_FN Floats apply_rule(const Operands& o, int i, const Step& step, Floats* sta
   return rule::where(stay, Floats{}, u);
 }
 
-// New parameters and states of n elements. States of 8 bits are left in `next`, those of `ready`, a
-// block of the same length, are encoded meanwhile if kEncodes.
+// New parameters and states of n elements. Where some share scales, states are left in `next`, and
+// those of `ready`, a block of the same length, are encoded meanwhile if kEncodes.
 #if QUANTIZED
 template <bool kEncodes>
-OPT_FN void update_strides(const Step& step, const Operands& o, const float* scales, int n,
+OPT_FN void update_strides(const Step& step, const Operands& given, const float* scales, int n,
                            Pending& next, const Pending& ready, Extremes* extremes) {
+  const Numbers numbers = step.numbers;
+  const Operands o = given;
   Coding codings[STATES];
   uint8_t* targets[STATES];
   for (int j = 0; j < STATES; ++j) codings[j] = ready.codings[j], targets[j] = ready.codes[j];
@@ -280,7 +281,7 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
       Floats x[STATES];
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
-      apply_rule<true, true>(o, at, step, x);
+      apply_rule<true, true>(o, at, numbers, x);
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) {
         x[j] = without_padding(x[j], at, n);
@@ -291,12 +292,13 @@ OPT_FN void update_strides(const Step& step, const Operands& o, const float* sca
     if (!kEncodes) continue;
     uint8_t* codes[STATES];
 #pragma GCC unroll 4
-    for (int j = 0; j < STATES; ++j) codes[j] = targets[j] + i;
+    for (int j = 0; j < STATES; ++j) codes[j] = targets[j] + bytes_of(j, i);
     write_stride<false>(step, ready, codings, i, codes);
   }
 }
 #else
 OPT_FN void update_strides(const Operands& o, int n, const Step& step, const Noise& noise) {
+  const Numbers numbers = step.numbers;
   for (int i = 0; i < whole(n); i += kStride) {
     Uints words[kVectors];
     draw(noise, i, words);
@@ -304,12 +306,9 @@ OPT_FN void update_strides(const Operands& o, int n, const Step& step, const Noi
     for (int v = 0; v < kVectors; ++v) {
       const int at = i + v * kWidth;
       Floats x[STATES];
-#pragma GCC unroll 4
-      for (int j = 0; j < STATES; ++j) x[j] = load_state(o.states[j] + at);
-      apply_rule<true, true>(o, at, step, x);
-#pragma GCC unroll 4
-      for (int j = 0; j < STATES; ++j)
-        store_state(o.states[j] + at, x[j], RANDOM_CODES ? words_of_state(words[v], j) : Uints{});
+      for_each_state(OPT_STATE(j) { x[j] = load_state<j>(o.states[j], at); });
+      apply_rule<true, true>(o, at, numbers, x);
+      for_each_state(OPT_STATE(j) { store_state<j>(o.states[j], at, x[j], words[v]); });
     }
   }
 }

@@ -100,12 +100,6 @@ struct Magnitudes {
   OPT_MEMBER bool are_finite() const {
     return positive < kInfinityBits && negative < kInfinityBits;
   }
-
-  // The scale that the values need; see optfactory/state/codec.py for the rules.
-  OPT_MEMBER float scale(bool is_signed, const QuantizationMap& map) const {
-    const float lowest = is_signed && !BITSANDBYTES ? -map.values[0] : 1.0f;
-    return block_scale(bits_float(positive), bits_float(negative), lowest);
-  }
 };
 
 // An unsigned state has no negative values, so that one of the two extremes says all.
@@ -123,8 +117,8 @@ struct Coding {
   OPT_MEMBER bool lifts() const { return divisor.lift != 1.0f; }
 
   // A block of zeros has scale 0; dividing by 1 instead gives the code of zero.
-  OPT_FN Coding of(float scale, bool is_signed) {
-    return {scale, make_divisor(scale > 0.0f ? scale : 1.0f, are_computed(is_signed))};
+  OPT_FN Coding of(float scale, bool computed) {
+    return {scale, make_divisor(scale > 0.0f ? scale : 1.0f, computed)};
   }
 };
 

@@ -87,35 +87,6 @@ OPT_FN int write_together(float16* to, const float* x, int n) {
 }
 #endif
 
-// States that are stored as they are, or by their upper halves, which are rounded at random.
-OPT_FN Floats load_state(const float* from) { return load<Floats>(from); }
-OPT_FN Floats load_state(const bfloat16* from) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(from)), 16);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(from)), 16);
-#else
-  Floats x;
-  for (int lane = 0; lane < kWidth; ++lane) x[lane] = to_float(from[lane]);
-  return x;
-#endif
-}
-OPT_FN void store_state(float* to, Floats x, Uints) { store(to, x); }
-// As store_random() in element.cuh, by the upper half of `random`; adding to infinity leaves it.
-OPT_FN void store_state(bfloat16* to, Floats x, Uints random) {
-  const Ints bits = bits_of(x);
-  const Ints kept = x == x ? bits + (Ints)(random >> 16) : bits | 0x400000;
-#if defined(__AVX512F__)
-  store(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)kept, 16)));
-#elif defined(__AVX2__)
-  const __m256i upper = _mm256_srli_epi32((__m256i)kept, 16);
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x08);
-  store(to, _mm256_castsi256_si128(packed));
-#else
-  for (int lane = 0; lane < kWidth; ++lane) to[lane].bits = uint16_t((uint32_t)kept[lane] >> 16);
-#endif
-}
-
 // sum + x * x; the product of two floats is exact in double, so that a fused sum is the same.
 OPT_FN Doubles plus_square(Doubles sum, HalfFloats x) {
 #if defined(__AVX512F__)

@@ -33,6 +33,7 @@ OPT_FN Ints splat(int32_t x) { return x - Ints{}; }
 template <>
 struct Kind<Floats> {
   using Mask = Ints;  // all ones where true
+  using Word = Uints;
   OPT_FN Floats splat(float x) { return x - Floats{}; }
   template <class Function>
   OPT_FN Floats each(Floats x, Function function) {
@@ -43,6 +44,8 @@ struct Kind<Floats> {
 
 OPT_FN Ints bits_of(Floats x) { return (Ints)x; }
 OPT_FN Floats floats_of(Ints bits) { return (Floats)bits; }
+OPT_FN Uints words_of(Floats x) { return (Uints)x; }
+OPT_FN Floats floats_of(Uints bits) { return (Floats)bits; }
 
 OPT_FN Ints is_finite(Floats x) { return (bits_of(x) & 0x7fffffff) < int32_t(kInfinityBits); }
 

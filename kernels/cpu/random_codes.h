@@ -1,6 +1,6 @@
 // States rounded at random, kStride elements at a time; element.cuh defines the random bits.
 
-#if RANDOM_CODES
+#if DRAWS_FOR_STATES
 
 // What the random bits of a block's elements depend on.
 struct Noise {
@@ -32,7 +32,7 @@ OPT_FN void draw(const Noise& noise, int i, Uints* words) {
   }
 }
 
-#if QUANTIZED
+#if QUANTIZED && RANDOM_CODES
 
 // The positions of optfactory/state/positions.py for kVectors vectors of magnitudes, in units of
 // 2^-23.
@@ -107,19 +107,6 @@ OPT_FN void round_codes(const float* x, float scale, bool is_signed, const Quant
   write_codes<0>(code, codes);
 }
 
-// Writes the codes of kStride elements of state j.
-template <bool kLifts>
-OPT_FN void encode_at_random(const float* x, const Coding& coding, int j,
-                             const QuantizationMap& map, const Uints* words, uint8_t* codes) {
-  Uints random[kVectors];
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) random[v] = words_of_state(words[v], j);
-  if (are_computed(kSigned[j]))
-    return encode_by_positions<kLifts>(x, coding, kSigned[j], *map.lines, random, codes);
-  encode<kLifts>(x, coding, kSigned[j], map, codes);
-  round_codes(x, coding.scale, kSigned[j], map, random, codes);
-}
-
 #endif
 
 #else
@@ -127,12 +114,4 @@ struct Noise {
   OPT_FN Noise of(uint32_t, int64_t) { return {}; }
 };
 OPT_FN void draw(const Noise&, int, Uints*) {}
-#endif
-
-#if QUANTIZED && !RANDOM_CODES
-template <bool kLifts>
-OPT_FN void encode_at_random(const float* x, const Coding& coding, int j,
-                             const QuantizationMap& map, const Uints*, uint8_t* codes) {
-  encode<kLifts>(x, coding, kSigned[j], map, codes);
-}
 #endif

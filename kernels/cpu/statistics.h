@@ -72,7 +72,7 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
       Floats x[STATES];
 #pragma GCC unroll 4
       for (int j = 0; j < STATES; ++j) x[j] = states.x[j][v];
-      const Floats own_u = apply_rule<SCALES_FIRST, false>(o, first, step, x);
+      const Floats own_u = apply_rule<SCALES_FIRST, false>(o, first, step.numbers, x);
       store(u + v * kWidth, without_padding(own_u, first, at.n));
 #if SCALES_FIRST
 #pragma GCC unroll 4
@@ -95,7 +95,8 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
   Magnitudes found[STATES];
   find_magnitudes(extremes, work.pending[0].x, at.n, found);
   for (int j = 0; j < STATES; ++j) {
-    const float scale = found[j].scale(kSigned[j], step.maps[j]);
+    if (!is_scaled(kFormats[j])) continue;
+    const float scale = scale_of(j, found[j], step.maps[j]);
     if (CUTS_BLOCKS) t.own_scales[STATES * at.part + j] = scale;
     statistics.scales[j] = rule::max(statistics.scales[j], scale);
   }
@@ -111,7 +112,7 @@ OPT_FN void block_norms(const Tensor& t, const Place& at, const Step& step, Stat
 #pragma GCC unroll 16
     for (int v = 0; v < kStride; v += kWidth) {
       const Floats raw = load<Floats>(o.g + i + v);
-      store(g + v, rule::where(stays(raw), Floats{}, rule_gradient(raw, step.factor)));
+      store(g + v, rule::where(stays(raw), Floats{}, rule_gradient(raw, step.numbers.factor)));
     }
     statistics.p.add(o.p + i);
     statistics.x.add(g);

@@ -3,8 +3,6 @@
 
 static_assert(BLOCK % kStride == 0, "a block is a number of strides");
 
-using Stored = STATE;
-
 // ---- tables shared with optfactory/backends/cpu/tables.py: every field is 8 bytes ------------
 
 struct Part {  // of a block that is cut
@@ -34,8 +32,8 @@ struct Tensor {
   float* own_scales;    // [parts][STATES]
   float* new_scales;    // [STATES][scales]
   int64_t scales;       // of each state
-  void* state[STATES];  // float32, or uint8 codes
-  float* absmax[STATES];
+  uint8_t* state[STATES];  // of whatever format
+  float* absmax[STATES];   // null where elements share no scales
 };
 
 struct Chunk {

@@ -1,10 +1,10 @@
 // The CPU kernel: one call per bucket and pass, work split into chunks of blocks over threads.
 //
 // optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
-// STATES (number of states), STATE (what stands for an element of one), BLOCK (elements of a
-// block), QUANTIZED, TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars,
-// kSigned[SLOTS], the rule texts as update_rule() and trust_ratio(), and then element.cuh, codec.h,
-// tables.h, blocks.h and statistics.h.
+// STATES (number of states), BLOCK (elements of a block), QUANTIZED (whether states share scales),
+// TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars, kSigned[SLOTS] and
+// kFormats[SLOTS], the rule texts as update_rule() and trust_ratio(), and then element.cuh and the
+// other files of this folder.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.
@@ -35,17 +35,18 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
   } else {
     update_alone(step, o, scales, at.n, next, ready, extremes);
   }
-  write_back(t, at, step.scalars, o, work.buffers);
+  write_back(t, at, step.key, o, work.buffers);
   find_magnitudes(extremes, next.x, at.n, found);
   next.n = at.n;
-  if (RANDOM_CODES) next.noise = Noise::of(random_key(t.number, step.scalars), at.element);
+  next.noise = Noise::of(step.key, at.element);
   for (int j = 0; j < STATES; ++j) {
+    next.codes[j] = t.state[j] + bytes_of(j, at.first);
+    if (!is_scaled(kFormats[j])) continue;
     const float scale = TENSOR_WISE   ? new_scales[j]
                         : CUTS_BLOCKS ? t.new_scales[t.scales * j + at.block]
-                                      : found[j].scale(kSigned[j], step.maps[j]);
+                                      : scale_of(j, found[j], step.maps[j]);
     if (!SCALES_FIRST) t.absmax[j][at.block] = scale;
-    next.codings[j] = Coding::of(scale, kSigned[j]);
-    next.codes[j] = static_cast<uint8_t*>(t.state[j]) + at.first;
+    next.codings[j] = Coding::of(scale, multiplies_by_reciprocal(j));
   }
 }
 
@@ -57,9 +58,8 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, con
                          Workspace& work) {
   prefetch(t, at);
   const Operands o = operands(t, at, work.buffers);
-  const uint32_t key = RANDOM_CODES ? random_key(t.number, step.scalars) : 0;
-  update_strides(o, at.n, step, Noise::of(key, at.element));
-  write_back(t, at, step.scalars, o, work.buffers);
+  update_strides(o, at.n, step, Noise::of(step.key, at.element));
+  write_back(t, at, step.key, o, work.buffers);
 }
 
 OPT_FN void finish(const Step&, Workspace&) {}
@@ -89,11 +89,13 @@ OPT_FN void for_each_block(const Tensor& t, const Chunk& chunk, Body body) {
   }
 #else
   const int64_t per_row = (t.cols + BLOCK - 1) / BLOCK;
+  int64_t row = chunk.first_block / per_row, col = chunk.first_block % per_row * BLOCK;
   for (int64_t block = chunk.first_block; block < chunk.end_block; ++block) {
-    const int64_t row = block / per_row, col = block % per_row * BLOCK;
     const int64_t first = row * t.cols + col, left = t.cols - col;
     const int64_t element = t.element + row * t.stride + col;
     body(Place{first, block, int(left < BLOCK ? left : BLOCK), element, 0});
+    col += BLOCK;
+    if (col >= t.cols) row += 1, col = 0;
   }
 #endif
 }
@@ -232,6 +234,7 @@ void optfactory_update(const Bucket* bucket) {
   for (int64_t i = 0; SCALES_FIRST && i < bucket->tensor_count; ++i) {
     const Tensor& t = bucket->tensors[i];
     for (int j = 0; j < STATES; ++j) {
+      if (!is_scaled(kFormats[j])) continue;
       const float* scales =
           CUTS_BLOCKS ? t.new_scales + t.scales * j : bucket->scales + STATES * i + j;
       for (int64_t k = 0; k < (CUTS_BLOCKS ? t.scales : 1); ++k) t.absmax[j][k] = scales[k];

@@ -5,8 +5,6 @@ constexpr int kWarp = 32;
 constexpr int kWarps = THREADS / kWarp;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-using Stored = STATE;
-
 #if QUANTIZED
 
 struct Shared {
@@ -21,11 +19,20 @@ OPT_FN void load_maps(Shared& shared, const MapPointers& maps) {
   __syncthreads();
 }
 
-OPT_FN uint8_t zero_of(bool is_signed) { return is_signed ? kZeroCode : uint8_t(0); }
+template <Format kFormat>
+OPT_FN void decode_minifloats(const Pack<uint8_t>& codes, float scale, float* x) {
+#pragma unroll
+  for (int i = 0; i < kVector; ++i)
+    x[i] = minifloat_value<kFormat, float>(to_bits(get(codes, i))) * scale;
+}
 
-OPT_FN void decode_state(const Shared& shared, bool is_signed, const Pack<uint8_t>& codes,
-                         float scale, float* x) {
-  if (is_signed)
+OPT_FN void decode_codes(const Shared& shared, int j, const Pack<uint8_t>& codes, float scale,
+                         float* x) {
+  if (kFormats[j] == kE4m3)
+    decode_minifloats<kE4m3>(codes, scale, x);
+  else if (kFormats[j] == kE5m3)
+    decode_minifloats<kE5m3>(codes, scale, x);
+  else if (kSigned[j])
     decode_by(shared.signed_map, codes, scale, x);
   else
     decode_by(shared.unsigned_map, codes, scale, x);
@@ -33,14 +40,15 @@ OPT_FN void decode_state(const Shared& shared, bool is_signed, const Pack<uint8_
 
 // The scale that a thread's own elements would need, as a bit pattern: scales are not negative, so
 // that the patterns are ordered as the numbers are, and the team's scale is the greatest.
-OPT_FN uint32_t own_scale(const Shared& shared, bool is_signed, const float* x) {
+OPT_FN uint32_t own_scale(const Shared& shared, int j, const float* x) {
   float positive = 0.0f, negative = 0.0f;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     positive = fmaxf(positive, x[i]);
-    if (is_signed) negative = fmaxf(negative, -x[i]);
+    if (kSigned[j]) negative = fmaxf(negative, -x[i]);
   }
-  const float lowest = is_signed ? lowest_of(shared.signed_map) : 1.0f;
+  if (kFormats[j] != kMap8) return float_bits(fmaxf(positive, negative) / largest_of(kFormats[j]));
+  const float lowest = kSigned[j] ? lowest_of(shared.signed_map) : 1.0f;
   return float_bits(block_scale(positive, negative, lowest));
 }
 
@@ -50,6 +58,7 @@ OPT_FN uint32_t own_scale(const Shared& shared, bool is_signed, const float* x) 
 OPT_FN void max_over_team(Shared& shared, int turn, uint32_t* values) {
 #pragma unroll
   for (int j = 0; j < STATES; ++j) {
+    if (!is_scaled(kFormats[j])) continue;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     if (kTeam >= kWarp) {
       values[j] = __reduce_max_sync(kAllLanes, values[j]);
@@ -78,10 +87,52 @@ OPT_FN void max_over_team(Shared& shared, int turn, uint32_t* values) {
   }
 }
 
-// `random`: of each element, if RANDOM_CODES.
-OPT_FN void encode_state(const Shared& shared, bool is_signed, const float* x, float scale,
+// The code of a number by its scale.
+template <Format kFormat>
+OPT_FN uint32_t code_by(float x, const Divisor& divisor, uint32_t random) {
+  using M = Minifloat<kFormat>;
+  const float y = divide(x, divisor, true);
+  const uint32_t found = minifloat_code<kFormat>(M::kHasSign ? fabsf(y) : y, random >> 16);
+  const uint32_t size = found < M::kLast ? found : M::kLast;
+  const uint32_t sign = 1u << (bits_of_format(kFormat) - 1);
+  return M::kHasSign && y < 0.0f && size > 0u ? size | sign : size;  // zero has no sign
+}
+
+template <Format kFormat>
+OPT_FN void encode_minifloats(const float* x, float scale, const uint32_t* random,
+                              Pack<uint8_t>& codes) {
+  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, true);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i)
+    set(codes, i, uint8_t(code_by<kFormat>(x[i], divisor, random[i])));
+}
+
+// Of 4 bits: kVector elements in a word, the first of a byte in its upper half.
+OPT_FN int place_of_half(int i) { return 4 * (i ^ 1); }
+
+template <Format kFormat>
+OPT_FN void decode_halves(const StatePack& state, float scale, float* x) {
+#pragma unroll
+  for (int i = 0; i < kVector; ++i)
+    x[i] = minifloat_value<kFormat, float>(state.words[0] >> place_of_half(i) & 15u) * scale;
+}
+
+template <Format kFormat>
+OPT_FN void encode_halves(const float* x, float scale, const uint32_t* random, StatePack& state) {
+  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, true);
+  state.words[0] = 0u;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i)
+    state.words[0] |= code_by<kFormat>(x[i], divisor, random[i]) << place_of_half(i);
+}
+
+OPT_FN void encode_codes(const Shared& shared, int j, const float* x, float scale,
                          const uint32_t* random, Pack<uint8_t>& codes) {
-  if (is_signed)
+  if (kFormats[j] == kE4m3)
+    encode_minifloats<kE4m3>(x, scale, random, codes);
+  else if (kFormats[j] == kE5m3)
+    encode_minifloats<kE5m3>(x, scale, random, codes);
+  else if (kSigned[j])
     encode_by(shared.signed_map, x, scale, random, codes);
   else
     encode_by(shared.unsigned_map, x, scale, random, codes);
@@ -112,27 +163,50 @@ OPT_FN void max_over_threads(Shared& shared, int turn, uint32_t* values) {
 
 struct Shared {};
 OPT_FN void load_maps(Shared&, const MapPointers&) {}
-OPT_FN Stored zero_of(bool) { return {}; }
 
-OPT_FN void decode_state(const Shared&, bool, const Pack<Stored>& stored, float, float* x) {
-  unpack(stored, x);
+#endif
+
+// ---- a thread's elements of state j ---------------------------------------------------------------
+
+OPT_FN void decode_state(const Shared& shared, int j, const StatePack& state, float scale,
+                         float* x) {
+  if (kFormats[j] == kFloat32) return unpack(pack_of<float>(state), x);
+  if (kFormats[j] == kBfloat16) return unpack(pack_of<bfloat16>(state), x);
+#if QUANTIZED
+  if (kFormats[j] == kE2m1) return decode_halves<kE2m1>(state, scale, x);
+  if (kFormats[j] == kE3m1) return decode_halves<kE3m1>(state, scale, x);
+  decode_codes(shared, j, pack_of<uint8_t>(state), scale, x);
+#endif
 }
 
-OPT_FN void encode_state(const Shared&, bool, const float* x, float, const uint32_t* random,
-                         Pack<Stored>& stored) {
-#if RANDOM_CODES
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    Stored value;
-    store_random(&value, x[i], random[i] >> 16);
-    set(stored, i, value);
+// `random`: of each element, if DRAWS_FOR_STATES.
+OPT_FN void encode_state(const Shared& shared, int j, const float* x, float scale,
+                         const uint32_t* random, StatePack& state) {
+  if (kFormats[j] == kFloat32) {
+    Pack<float> pack;
+    pack_floats(x, pack);
+    return set_pack(state, pack);
   }
-#else
-  pack_floats(x, stored);
+#if ANY_SHORT_FLOAT
+  if (kFormats[j] == kBfloat16) {
+    Pack<bfloat16> pack;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      bfloat16 value;
+      store_random(&value, x[i], random[i] >> 16);
+      set(pack, i, value);
+    }
+    return set_pack(state, pack);
+  }
+#endif
+#if QUANTIZED
+  if (kFormats[j] == kE2m1) return encode_halves<kE2m1>(x, scale, random, state);
+  if (kFormats[j] == kE3m1) return encode_halves<kE3m1>(x, scale, random, state);
+  Pack<uint8_t> codes;
+  encode_codes(shared, j, x, scale, random, codes);
+  set_pack(state, codes);
 #endif
 }
-
-#endif
 
 // ---- sums over all threads, in a fixed order ----------------------------------------------------
 

@@ -5,8 +5,8 @@ struct Elements {
   Pack<PARAM> p;
   Pack<PARAM> loss;
   Pack<GRAD> g;
-  Pack<Stored> states[SLOTS];
-  float scales[SLOTS];  // of 8-bit states, by which they are decoded
+  StatePack states[SLOTS];
+  float scales[SLOTS];  // by which states are decoded that share some
 };
 
 // All reads come before the first use, so that they wait for memory together. Elements that the
@@ -19,7 +19,8 @@ OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elemen
     if (KAHAN) e.loss = read_pack(work.loss, at);
     e.g = read_pack(work.g, at);
 #pragma unroll
-    for (int j = 0; kStates && j < STATES; ++j) e.states[j] = read_pack(work.states->state[j], at);
+    for (int j = 0; kStates && j < STATES; ++j)
+      read_state(j, work.states->state[j], at, e.states[j]);
   } else {
     const int64_t* p_view = bucket.p_view[work.tensor];
     const int64_t* g_view = bucket.g_view[work.tensor];
@@ -32,14 +33,14 @@ OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elemen
       set(e.g, i, exists ? work.g[offset_of(g_view, element)] : GRAD{});
 #pragma unroll
       for (int j = 0; kStates && j < STATES; ++j)
-        set(e.states[j], i, exists ? work.states->state[j][element] : zero_of(kSigned[j]));
+        read_one(j, work.states->state[j], element, i, exists, e.states[j]);
     }
   }
-#if QUANTIZED
 #pragma unroll
   for (int j = 0; kStates && j < STATES; ++j)
-    e.scales[j] = at.n > 0 ? work.states->absmax[j][TENSOR_WISE ? 0 : at.block] : 0.0f;
-#endif
+    e.scales[j] = is_scaled(kFormats[j]) && at.n > 0
+                      ? work.states->absmax[j][TENSOR_WISE ? 0 : at.block]
+                      : 0.0f;
 }
 
 OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const Elements& e) {
@@ -47,7 +48,7 @@ OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const
     write_pack(work.p, at, e.p);
     if (KAHAN) write_pack(work.loss, at, e.loss);
 #pragma unroll
-    for (int j = 0; j < STATES; ++j) write_pack(work.states->state[j], at, e.states[j]);
+    for (int j = 0; j < STATES; ++j) write_state(j, work.states->state[j], at, e.states[j]);
   } else {
     const int64_t* p_view = bucket.p_view[work.tensor];
 #pragma unroll
@@ -57,13 +58,15 @@ OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const
       work.p[offset_of(p_view, element)] = get(e.p, i);
       if (KAHAN) work.loss[element] = get(e.loss, i);
 #pragma unroll
-      for (int j = 0; j < STATES; ++j) work.states->state[j][element] = get(e.states[j], i);
+      for (int j = 0; j < STATES; ++j)
+        write_one(j, work.states->state[j], element, i, e.states[j]);
     }
   }
 #if QUANTIZED && !SCALES_FIRST
   if (at.lane == 0 && at.n > 0) {
 #pragma unroll
-    for (int j = 0; j < STATES; ++j) work.states->absmax[j][at.block] = e.scales[j];
+    for (int j = 0; j < STATES; ++j)
+      if (is_scaled(kFormats[j])) work.states->absmax[j][at.block] = e.scales[j];
   }
 #endif
 }
@@ -97,7 +100,7 @@ OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e
   decode_operands(bucket, e, x);
 #pragma unroll
   for (int j = 0; j < STATES; ++j)
-    decode_state(shared, kSigned[j], e.states[j], e.scales[j], x.states[j]);
+    decode_state(shared, j, e.states[j], e.scales[j], x.states[j]);
 }
 
 OPT_FN void encode_params(const Work& work, const Place& at, const float* p, Elements& e) {
@@ -129,13 +132,13 @@ OPT_FN uint32_t scale_of(const Shared& shared, const Place& at, int j, float* x)
 #pragma unroll
     for (int i = 0; i < kVector; ++i) x[i] = position(at, i) < at.n ? x[i] : 0.0f;
   }
-  return own_scale(shared, kSigned[j], x);
+  return is_scaled(kFormats[j]) ? own_scale(shared, j, x) : 0u;
 }
 #endif
 
-// The random bits of a thread's elements, if RANDOM_CODES.
+// The random bits of a thread's elements, if DRAWS_FOR_STATES.
 OPT_FN void draw(const Work& work, const Place& at, uint32_t* words) {
-#if RANDOM_CODES
+#if DRAWS_FOR_STATES
   const uint32_t key = codes_key(work.key);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) words[i] = random_bits(key, at.element + position(at, i));
@@ -169,8 +172,8 @@ OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int
 #pragma unroll
   for (int j = 0; j < STATES; ++j) {
 #pragma unroll
-    for (int i = 0; RANDOM_CODES && i < kVector; ++i) random[i] = words_of_state(words[i], j);
-    encode_state(shared, kSigned[j], x.states[j], e.scales[j], random, e.states[j]);
+    for (int i = 0; DRAWS_FOR_STATES && i < kVector; ++i) random[i] = words_of_state(words[i], j);
+    encode_state(shared, j, x.states[j], e.scales[j], random, e.states[j]);
   }
 }
 

@@ -68,6 +68,31 @@ OPT_FN void pack_floats(const float* x, Pack<float16>& pack) {
 }
 #endif
 
+// ---- states, whatever their format ----------------------------------------------------------------
+
+OPT_FN int64_t bytes_of(int j, int64_t elements) {
+  return bytes_of_format(kFormats[j], elements);
+}
+
+// A thread's elements of one state as they are in memory, without the words that it does not need.
+struct StatePack {
+  uint32_t words[kVector];
+};
+
+template <class T>
+OPT_FN Pack<T> pack_of(const StatePack& state) {
+  Pack<T> pack;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T)) * kVector / 4; ++i) pack.words[i] = state.words[i];
+  return pack;
+}
+
+template <class T>
+OPT_FN void set_pack(StatePack& state, const Pack<T>& pack) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T)) * kVector / 4; ++i) state.words[i] = pack.words[i];
+}
+
 struct Place {      // of a thread's elements
   int64_t first;    // of the block, in the tensor
   int64_t block;    // in the tensor
@@ -81,7 +106,12 @@ struct Place {      // of a thread's elements
 // A thread of a team that accesses packs takes neighbouring elements, else every kTeam-th: both
 // ways the team's accesses are contiguous.
 OPT_FN int position(const Place& at, int i) {
-  return at.vectorized ? at.lane * kVector + i : at.lane + i * kTeam;
+  if (at.vectorized) return at.lane * kVector + i;
+#if ANY_HALF_BYTE
+  return at.lane * 2 + i % 2 + i / 2 * (2 * kTeam);  // no two threads write to a byte
+#else
+  return at.lane + i * kTeam;
+#endif
 }
 
 OPT_FN bool is_full(const Place& at) { return at.vectorized & ((at.lane + 1) * kVector <= at.n); }
@@ -115,4 +145,80 @@ OPT_NOINLINE int64_t strided_offset(const int64_t* view, int64_t element) {
 
 OPT_FN int64_t offset_of(const int64_t* view, int64_t element) {
   return view ? strided_offset(view, element) : element;
+}
+
+// The same of states.
+OPT_FN bool is_aligned_state(int j, const uint8_t* address) {
+  if (kFormats[j] == kFloat32) return is_aligned(reinterpret_cast<const float*>(address));
+  if (kFormats[j] == kBfloat16) return is_aligned(reinterpret_cast<const bfloat16*>(address));
+  if (bits_of_format(kFormats[j]) == 4)
+    return reinterpret_cast<unsigned long long>(address) % (kVector / 2) == 0;
+  return is_aligned(address);
+}
+
+template <class T>
+OPT_FN void read_state_as(const uint8_t* base, const Place& at, StatePack& state) {
+  set_pack(state, read_pack(reinterpret_cast<const T*>(base), at));
+}
+OPT_FN void read_state(int j, const uint8_t* base, const Place& at, StatePack& state) {
+  if (kFormats[j] == kFloat32) return read_state_as<float>(base, at, state);
+  if (kFormats[j] == kBfloat16) return read_state_as<bfloat16>(base, at, state);
+  if (bits_of_format(kFormats[j]) == 4) {
+    const int64_t first = bytes_of(j, at.first + at.lane * kVector);
+    state.words[0] = *reinterpret_cast<const uint32_t*>(base + first);
+    return;
+  }
+  read_state_as<uint8_t>(base, at, state);
+}
+
+template <class T>
+OPT_FN void write_state_as(uint8_t* base, const Place& at, const StatePack& state) {
+  write_pack(reinterpret_cast<T*>(base), at, pack_of<T>(state));
+}
+OPT_FN void write_state(int j, uint8_t* base, const Place& at, const StatePack& state) {
+  if (kFormats[j] == kFloat32) return write_state_as<float>(base, at, state);
+  if (kFormats[j] == kBfloat16) return write_state_as<bfloat16>(base, at, state);
+  if (bits_of_format(kFormats[j]) == 4) {
+    const int64_t first = bytes_of(j, at.first + at.lane * kVector);
+    *reinterpret_cast<uint32_t*>(base + first) = state.words[0];
+    return;
+  }
+  write_state_as<uint8_t>(base, at, state);
+}
+
+// One element, the i-th of the thread; in order, if it is read. `element` counts in the tensor.
+template <class T>
+OPT_FN void read_one_as(const uint8_t* base, int64_t element, int i, bool exists, T none,
+                        StatePack& state) {
+  Pack<T> pack = pack_of<T>(state);
+  set(pack, i, exists ? reinterpret_cast<const T*>(base)[element] : none);
+  set_pack(state, pack);
+}
+OPT_FN void read_one(int j, const uint8_t* base, int64_t element, int i, bool exists,
+                     StatePack& state) {
+  if (kFormats[j] == kFloat32) return read_one_as(base, element, i, exists, 0.0f, state);
+  if (kFormats[j] == kBfloat16) return read_one_as(base, element, i, exists, bfloat16{}, state);
+  if (bits_of_format(kFormats[j]) == 4) {
+    const uint32_t pair = exists ? base[element / 2] : 0u, place = i ^ 1;
+    const uint32_t others = i == 0 ? 0u : state.words[0];  // set in order
+    state.words[0] = others | (pair >> (element % 2 == 0 ? 4 : 0) & 15u) << (4 * place);
+    return;
+  }
+  const uint8_t none = kFormats[j] == kMap8 && kSigned[j] ? kZeroCode : 0;
+  read_one_as(base, element, i, exists, none, state);
+}
+
+template <class T>
+OPT_FN void write_one_as(uint8_t* base, int64_t element, int i, const StatePack& state) {
+  reinterpret_cast<T*>(base)[element] = get(pack_of<T>(state), i);
+}
+OPT_FN void write_one(int j, uint8_t* base, int64_t element, int i, const StatePack& state) {
+  if (kFormats[j] == kFloat32) return write_one_as<float>(base, element, i, state);
+  if (kFormats[j] == kBfloat16) return write_one_as<bfloat16>(base, element, i, state);
+  if (bits_of_format(kFormats[j]) == 4) {
+    // Pairs are a thread's own: both are written with the first.
+    if (i % 2 == 0) base[element / 2] = uint8_t(state.words[0] >> (4 * i));
+    return;
+  }
+  write_one_as<uint8_t>(base, element, i, state);
 }

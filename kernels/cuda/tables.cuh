@@ -27,8 +27,8 @@ struct Tensor {
 };
 
 struct StatePointers {  // a tensor's state, or the part of it that is in device memory now
-  Stored* state[SLOTS];
-  float* absmax[SLOTS];
+  uint8_t* state[SLOTS];  // of whatever format
+  float* absmax[SLOTS];   // null where elements share no scales
 };
 
 struct Chunk {
@@ -141,7 +141,7 @@ OPT_FN Place place_of(const Work& work, uint32_t block, bool exists) {
   at.vectorized = !work.strided & is_aligned(work.p + at.first) & is_aligned(work.g + at.first);
 #pragma unroll
   for (int j = 0; j < STATES; ++j)
-    at.vectorized = at.vectorized & is_aligned(work.states->state[j] + at.first);
+    at.vectorized &= is_aligned_state(j, work.states->state[j] + bytes_of(j, at.first));
   if (KAHAN) at.vectorized = at.vectorized & is_aligned(work.loss + at.first);
   return at;
 }

@@ -1,9 +1,9 @@
 // The CUDA kernels: one launch per bucket and pass, whatever the number of tensors.
 //
-// optfactory.rules.codegen puts before this text: prelude.cuh, the macros PARAM, GRAD (dtypes),
+// optfactory.rules.codegen puts before this text: prelude.cuh, formats.cuh, the macros PARAM, GRAD (dtypes),
 // STATES (number of states), SLOTS (at least one, as CUDA has no empty arrays), BLOCK (elements of
 // a block), QUANTIZED, TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars,
-// kSigned[SLOTS], and the rule texts as update_rule() and trust_ratio(); then scaling.cuh,
+// kSigned[SLOTS] and kFormats[SLOTS], and the rule texts as update_rule() and trust_ratio(); then scaling.cuh,
 // element.cuh, memory.cuh, maps.cuh, codec.cuh, tables.cuh and elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(THREADS, 2) optfactory_commit(const Bucket buc
     const int64_t count = CUTS_BLOCKS ? tensor.scales : 1;
     const float* scales = CUTS_BLOCKS ? tensor.new_scales : bucket.scales + STATES * t;
     for (int64_t i = threadIdx.x; i < count * STATES; i += THREADS)
-      bucket.states[t].absmax[i / count][i % count] = scales[i];
+      if (float* const own = bucket.states[t].absmax[i / count]) own[i % count] = scales[i];
   }
 }
 #endif

@@ -6,8 +6,10 @@
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
 // New scales are known before the update.
 #define SCALES_FIRST (TENSOR_WISE || CUTS_BLOCKS)
+// States are rounded at random: codes of dynamic maps if RANDOM_CODES, and all short floats.
+#define DRAWS_FOR_STATES (RANDOM_CODES || ANY_SHORT_FLOAT)
 // Random bits depend on the number of an element in the whole tensor.
-#define NUMBERS_ELEMENTS (STOCHASTIC || RANDOM_CODES)
+#define NUMBERS_ELEMENTS (STOCHASTIC || DRAWS_FOR_STATES)
 // The norm of what the rule makes is needed, and not of what it is given.
 #define MEASURES_RULE (TRUST_RATIO && !RATIO_OF_GRADIENT)
 #define NEEDS_STATISTICS (MEASURES_RULE || CAUTIOUS || SCALES_FIRST)
@@ -169,6 +171,12 @@ template <class Word>
 OPT_FN Word words_of_state(Word word, int j) {
   const int by = 16 * (j & 1) + 8 * (j >> 1 & 1) + 4 * (j >> 2 & 1);
   return by == 0 ? word : word << by | word >> (32 - by);
+}
+
+// The upper half of these.
+template <class Word>
+OPT_FN Word half_words_of_state(Word word, int j) {
+  return j == 1 ? word & 0xffffu : words_of_state(word, j) >> 16;
 }
 
 // See optfactory/state/positions.py.

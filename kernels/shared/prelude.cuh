@@ -18,6 +18,7 @@ using uint64_t = unsigned long long;
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #define OPT_FN static inline __attribute__((always_inline))
 #define OPT_NOINLINE static __attribute__((noinline))
 #define OPT_MEMBER inline __attribute__((always_inline))
@@ -51,6 +52,10 @@ OPT_FN float bits_float(uint32_t bits) {
 #endif
 }
 
+// As vectors have them too.
+OPT_FN uint32_t words_of(float value) { return float_bits(value); }
+OPT_FN float floats_of(uint32_t bits) { return bits_float(bits); }
+
 constexpr uint32_t kSignBit = 0x80000000u;
 constexpr uint32_t kInfinityBits = 0x7f800000u;
 
@@ -69,6 +74,7 @@ struct Kind;
 template <>
 struct Kind<float> {
   using Mask = bool;  // of a comparison
+  using Word = uint32_t;
   OPT_FN float splat(float x) { return x; }
   template <class Function>
   OPT_FN float each(float x, Function function) {

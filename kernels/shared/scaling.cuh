@@ -10,6 +10,11 @@ OPT_FN constexpr bool are_computed(bool is_signed) {
   return is_signed ? COMPUTES_SIGNED : COMPUTES_UNSIGNED;
 }
 
+// Whether a state's numbers are divided by their scale by way of its reciprocal.
+OPT_FN constexpr bool multiplies_by_reciprocal(int j) {
+  return kFormats[j] != kMap8 || are_computed(kSigned[j]);
+}
+
 // Division by one number many times. To compute codes the product with the reciprocal will do,
 // which is at most 1.2e-7 (relative) off.
 struct Divisor {
@@ -46,4 +51,11 @@ OPT_FN F divide(F x, const Divisor& by, bool computed) {
 OPT_FN float block_scale(float positive, float negative, float lowest) {
   const float scale = rule::max(positive, negative / lowest);
   return rule::min(scale, 3.4028234663852886e38f);
+}
+
+// The largest number of a format of both signs, with which a block's greatest magnitude is stored.
+OPT_FN constexpr float largest_of(Format format) {
+  return format == kE4m3   ? Minifloat<kE4m3>::kLargest
+         : format == kE5m3 ? Minifloat<kE5m3>::kLargest
+                           : Minifloat<kE2m1>::kLargest;
 }

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from optfactory.state.specs import absmax_key
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
@@ -71,9 +70,7 @@ def _checked(slot: Slot, tensors: list[Tensor]) -> Held:
 
 
 def state_pointers(slot: Slot) -> list[int]:
-    """The pointers of a parameter's states, then those of their scales."""
-    states, codec = slot.layout.rule.states, slot.layout.codec
-    elements = [slot.state[codec.elements_key(state)].data_ptr() for state in states]
-    if not codec.scaled:
-        return elements + [0] * len(states)
-    return elements + [slot.state[absmax_key(state)].data_ptr() for state in states]
+    """The pointers of a parameter's states, then those of their scales; 0 without such."""
+    keys = [codec.keys(state) for state, codec in slot.layout.stored]
+    elements = [slot.state[names[0]].data_ptr() for names in keys]
+    return elements + [slot.state[n[1]].data_ptr() if len(n) > 1 else 0 for n in keys]

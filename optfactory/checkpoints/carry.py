@@ -50,7 +50,7 @@ def _fill(
     codes_follow = old.options.symmetric_map == new.options.symmetric_map and not any(
         fills.values()
     )
-    if old.codec == new.codec and (codes_follow or not new.quantized):
+    if old.codecs == new.codecs and (codes_follow or not new.quantized):
         for key in fresh.keys() & state.keys():
             _copy_rows(state[key], fresh[key])
         return

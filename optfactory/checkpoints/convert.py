@@ -11,10 +11,9 @@ from optfactory.checkpoints.records import Quantized, Record, StoredState
 from optfactory.rules.language import StateSpec
 from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions
 from optfactory.state import codec
-from optfactory.state.codec import BlockGrid
+from optfactory.state.codec import BlockGrid, CodeMap
 from optfactory.state.layout import StateLayout
-from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.state.specs import EXTRA_KEYS, absmax_key, codes_key
+from optfactory.state.specs import EXTRA_KEYS
 
 # Elements that are converted at once; temporary memory is some 40 bytes for each of them.
 _CHUNK = 1 << 20
@@ -38,7 +37,7 @@ def decode(stored: StoredState) -> Tensor:
 def quantize(
     stored: StoredState,
     grid: BlockGrid,
-    qmap: QuantizationMap,
+    qmap: CodeMap,
     options: KernelOptions = DEFAULT_OPTIONS,
 ) -> Quantized:
     """A state in this grid and map.
@@ -102,15 +101,17 @@ def write(layout: StateLayout, record: Record, live: Mapping[str, Tensor]) -> No
             live[key].copy_(stored_extra)
         else:
             live[key].zero_()
-    if not layout.quantized:
-        for state in layout.rule.states:
-            live[state.name].copy_(decode(record.states[state.name]))
-        return
-    for state, stored in _finite(layout.rule.states, record.states):
-        qmap = map_for(state.signed, layout.options.map_kind)
-        quantized = quantize(stored, layout.grid, qmap, layout.options)
-        live[codes_key(state)].copy_(quantized.codes)
-        scales = live[absmax_key(state)]
+    states = dict(record.states)
+    if layout.quantized:
+        states = {state.name: stored for state, stored in _finite(layout.rule.states, states)}
+    for state, own in layout.stored:
+        stored, keys = states[state.name], own.keys(state)
+        if not own.scaled:
+            live[keys[0]].copy_(decode(stored))
+            continue
+        quantized = quantize(stored, layout.grid, own.map(state, layout.options), layout.options)
+        live[keys[0]].copy_(own.pack(quantized.codes, live[keys[0]].shape))
+        scales = live[keys[1]]
         scales.copy_(quantized.scales.reshape(scales.shape))
 
 

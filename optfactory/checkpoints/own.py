@@ -17,10 +17,9 @@ from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
-from optfactory.state.codecs import UNSCALED
+from optfactory.state.codecs import ALL, FOUR_BIT, SUFFIXES, UNSCALED, halved
 from optfactory.state.layout import StateLayout
-from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, absmax_key, codes_key
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, pairs_of
 
 FORMAT_VERSION = 1
 
@@ -44,19 +43,19 @@ class OwnLayout:
         self, fields: Fields, layout: StateLayout, saved: Mapping[str, Any]
     ) -> Record | None:
         """The states of a parameter, of the width in which they were saved."""
+        of_four = any(FOUR_BIT.keys(state)[0] in fields for state in layout.rule.states)
         grid = BlockGrid.of(
             layout.shape,
-            saved["block_size"],
+            halved(saved["block_size"]) if of_four else saved["block_size"],
             flat=saved.get("compat") == "bitsandbytes",
             whole=saved.get("block_wise") is False,
         )
         kind = KernelOptions(
             symmetric_map=saved.get("signed_map") == "symmetric",
             bitsandbytes=saved.get("compat") == "bitsandbytes",
-        ).map_kind
+        )
         states = {
-            state.name: _read(fields, state, grid, map_for(state.signed, kind), layout)
-            for state in layout.rule.states
+            state.name: _read(fields, state, grid, kind, layout) for state in layout.rule.states
         }
         return Record.of(fields.step(), states, read_extras(fields, layout))
 
@@ -83,18 +82,18 @@ def live_record(layout: StateLayout, state: Mapping[str, Tensor]) -> Record:
     It is float32 unless it is in blocks, and those are whole.
     """
     states: dict[str, StoredState] = {}
-    for spec in layout.rule.states:
-        if layout.quantized:
-            codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
-            qmap = map_for(spec.signed, layout.options.map_kind)
-            piece = layout.piece
-            if piece is not None and piece.cut:
-                scale = piece.element_scales(scales).to(codes.device)
-                states[spec.name] = codec.decode(codes, scale, qmap)
-            else:
-                states[spec.name] = Quantized(codes, scales, layout.local_grid, qmap)
+    for spec, own in layout.stored:
+        keys, piece = own.keys(spec), layout.piece
+        if not own.scaled:
+            states[spec.name] = state[keys[0]].float()
+            continue
+        codes, scales = own.unpack(state[keys[0]], layout.local_shape), state[keys[1]]
+        meaning = own.map(spec, layout.options)
+        if piece is not None and piece.cut:
+            scale = piece.element_scales(scales).to(codes.device)
+            states[spec.name] = codec.decode(codes, scale, meaning)
         else:
-            states[spec.name] = state[spec.name].float()
+            states[spec.name] = Quantized(codes, scales, layout.local_grid, meaning)
     return Record(state["step"], states)
 
 
@@ -120,20 +119,19 @@ def _block_size_problems(saved: Mapping[str, Any]) -> list[str]:
 
 
 def _read(
-    fields: Fields,
-    state: StateSpec,
-    grid: BlockGrid,
-    qmap: QuantizationMap,
-    layout: StateLayout,
+    fields: Fields, state: StateSpec, grid: BlockGrid, kind: KernelOptions, layout: StateLayout
 ) -> StoredState | None:
-    codes, absmax = codes_key(state), absmax_key(state)
-    if codes not in fields and absmax not in fields:
+    own = next((c for c in ALL if c.scaled and any(k in fields for k in c.keys(state))), None)
+    if own is None:
         if state.name not in fields:
-            fields.note(state.name, f"missing in the checkpoint, and so are {codes} and {absmax}")
+            ends = ", ".join(f"{state.name}{end}" for end in SUFFIXES if end)
+            fields.note(state.name, f"missing in the checkpoint, and so are {ends}")
             return None
         return fields.state(state.name, state, layout.shape, UNSCALED)
-    elements = fields.tensor(codes, layout.shape, (torch.uint8,))
-    scales = fields.scales(absmax, grid.scales_shape)
+    keys = own.keys(state)
+    shape = pairs_of(layout.shape).scales_shape if own.in_pairs else layout.shape
+    elements = fields.tensor(keys[0], shape, (own.dtype,))
+    scales = fields.scales(keys[1], grid.scales_shape)
     if elements is None or scales is None:
         return None
-    return Quantized(elements, scales, grid, qmap)
+    return Quantized(own.unpack(elements, layout.shape), scales, grid, own.map(state, kind))

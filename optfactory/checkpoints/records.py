@@ -9,16 +9,15 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from optfactory.checkpoints.fields import Fields
-from optfactory.state.codec import BlockGrid
+from optfactory.state.codec import BlockGrid, CodeMap
 from optfactory.state.layout import StateLayout
-from optfactory.state.quantmap import QuantizationMap
 
 # What this run says, whatever run a checkpoint comes from: where state lives ...
 PLACEMENT = ("is_paged", "page_dir", "page_memory", "capturable")
 # ... and how it is stored; what the checkpoint stores otherwise is converted.
 STORAGE = (
-    *("optim_bits", "min_8bit_size", "block_size", "block_wise", "signed_map"),
-    *("second_moment_floor", "compat"),
+    *("optim_bits", "state_format", "state_bits", "min_8bit_size", "block_size", "block_wise"),
+    *("signed_map", "second_moment_floor", "compat"),
 )
 # ... and what it does around the rule.
 AROUND = (
@@ -35,7 +34,7 @@ MARKS = ("params", "param_names", "optimizer", "format_version")
 
 @dataclass(frozen=True)
 class Quantized:
-    """One 8-bit state as it was stored.
+    """One state of codes as it was stored.
 
     Attributes:
         codes: uint8, of the parameter's shape.
@@ -47,7 +46,7 @@ class Quantized:
     codes: Tensor
     scales: Tensor
     grid: BlockGrid
-    qmap: QuantizationMap
+    qmap: CodeMap
 
 
 StoredState = Tensor | Quantized

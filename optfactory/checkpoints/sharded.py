@@ -14,7 +14,6 @@ from optfactory.checkpoints.records import Record
 from optfactory.sharding.dtensors import Sharding, is_dtensor, local_values
 from optfactory.state.codecs import UNSCALED
 from optfactory.state.layout import StateLayout
-from optfactory.state.specs import absmax_key
 from optfactory.step.slots import Slot
 
 # What must be as it was saved for stored blocks and codes to mean the same.
@@ -54,7 +53,7 @@ def local_entries(
 def read_local(fields: Fields, layout: StateLayout, local: Mapping[str, Tensor]) -> Record | None:
     """Check these tensors; as a record whose extras are all of them, to be copied as they are."""
     step = fields.step()
-    scales = {absmax_key(state) for state in layout.rule.states}
+    scales = {key for state, codec in layout.stored for key in codec.keys(state)[1:]}
     floats = {state.name: UNSCALED for state in layout.rule.states}  # rounded as they are copied
     found: dict[str, Tensor | None] = {}
     for key, value in local.items():

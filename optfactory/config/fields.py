@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
+import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 
@@ -69,4 +70,18 @@ Bounds = Annotated[tuple[Bound, Bound], BeforeValidator(read_pair), AfterValidat
 _BlockSize = Literal[64, 128, 256, 512, 1024, 2048, 4096]
 BLOCK_SIZES: tuple[int, ...] = get_args(_BlockSize)
 BlockSize = Annotated[_BlockSize, BeforeValidator(read_choice)]
-Bits = Annotated[Literal[8, 16, 32], BeforeValidator(read_choice)]
+Bits = Annotated[Literal[4, 8, 16, 32], BeforeValidator(read_choice)]
+
+
+def read_widths(value: object) -> object:
+    """Accept "{exp_avg: 8}" with or without quotes, as command lines and YAML files carry it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
+
+
+# Bits of each state, by its name.
+StateBits = Annotated[dict[str, Bits], BeforeValidator(read_widths), Field(min_length=1)]

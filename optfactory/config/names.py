@@ -1,4 +1,4 @@
-"""Optimizer names: ``[paged_]<family>[8bit|16bit|32bit]`` and their aliases.
+"""Optimizer names: ``[paged_]<family>[4bit|8bit|fp8|16bit|32bit]`` and their aliases.
 
 Names are resolved by exact table look-up, never by substring or suffix search: libraries that
 search substrings have handed out 32-bit or unpaged optimizers for 8-bit or paged names.
@@ -8,36 +8,58 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from optfactory.errors import UnknownOptimizerError
 
 # What a typing mistake leaves of a width, between "8" and "32bits".
-_WIDTH = re.compile(r"\d{1,2}(?:b[a-z]{0,3})?|bits?|")
+_WIDTH = re.compile(r"\d{1,2}(?:b[a-z]{0,3})?|bits?|fp\d?|")
 _PREFIXES = ("paged", "bnb")
 
-# Bits of an element of state; `optfactory.state.codecs` says what they are.
-WIDTHS = (8, 16, 32)
+# What a name's width states; `optfactory.state.codecs` says what they are.
+WIDTHS: dict[str, dict[str, object]] = {
+    "4bit": {"optim_bits": 4},
+    "8bit": {"optim_bits": 8, "state_format": "dynamic"},
+    "fp8": {"optim_bits": 8, "state_format": "fp8"},
+    "16bit": {"optim_bits": 16},
+    "32bit": {"optim_bits": 32},
+}
 
 
 @dataclass(frozen=True)
 class OptimizerName:
-    """One name taken apart: the family, the state width it states (or None) and paging."""
+    """One name taken apart: the family, the state width it states (or nothing) and paging."""
 
     family: str
-    bits: int | None = None
+    width: str = ""
     paged: bool = False
 
     def __str__(self) -> str:
-        width = f"{self.bits}bit" if self.bits else ""
-        return f"{'paged_' if self.paged else ''}{self.family}{width}"
+        return f"{'paged_' if self.paged else ''}{self.family}{self.width}"
+
+    @property
+    def states(self) -> dict[str, object]:
+        """What the width states, by field."""
+        return WIDTHS.get(self.width, {})
 
 
-def names_of_family(family: str) -> list[OptimizerName]:
-    """All names of one family: each width stated or not, paged or not."""
-    widths = (None, *WIDTHS)
-    return [OptimizerName(family, bits, paged) for paged in (False, True) for bits in widths]
+def width_of(values: Mapping[str, Any]) -> str:
+    """The width that a config's values stand for: a key of `WIDTHS`."""
+    if values.get("state_format") == "fp8" and str(values.get("optim_bits")) == "8":
+        return "fp8"
+    return f"{values.get('optim_bits', 32)}bit"
+
+
+def names_of_family(family: str, without: Iterable[str] = ()) -> list[OptimizerName]:
+    """All names of one family: each width stated or not, paged or not.
+
+    Args:
+        without: widths that the family does not have.
+    """
+    widths = ["", *(width for width in WIDTHS if width not in without)]
+    return [OptimizerName(family, width, paged) for paged in (False, True) for width in widths]
 
 
 def normalize(text: str) -> str:
@@ -45,7 +67,9 @@ def normalize(text: str) -> str:
     return text.strip().lower().replace("_", "").replace("-", "")
 
 
-def alias_table(family: str, spellings: Iterable[str] = ()) -> dict[str, str]:
+def alias_table(
+    family: str, spellings: Iterable[str] = (), without: Iterable[str] = ()
+) -> dict[str, str]:
     """Map every accepted normalized spelling of a family's names to the canonical name.
 
     Accepted are the name itself in any case and with or without ``_`` and ``-`` (which covers
@@ -57,11 +81,12 @@ def alias_table(family: str, spellings: Iterable[str] = ()) -> dict[str, str]:
 
     Args:
         spellings: what others call the family.
+        without: widths that the family does not have.
     """
     table = {}
     for stem in map(normalize, (family, *spellings)):
-        for name in names_of_family(family):
-            paged, width = "paged" * name.paged, f"{name.bits}bit" if name.bits else ""
+        for name in names_of_family(family, without):
+            paged, width = "paged" * name.paged, name.width
             for key in (f"{paged}{stem}{width}", f"bnb{paged}{stem}{width}"):
                 table[key] = str(name)
             table[f"{paged}{stem}bnb{width}"] = str(name)
@@ -75,16 +100,21 @@ def unknown_name(text: str, known: Iterable[str]) -> UnknownOptimizerError:
         known: the canonical names.
     """
     names = list(known)
-    families = sorted(x for x in names if not x.startswith("paged_") and not x.endswith("bit"))
-    meant = _meant(normalize(text), families)
+    stated = tuple(WIDTHS)
+    families = sorted(x for x in names if not x.startswith("paged_") and not x.endswith(stated))
+    meant = _meant(normalize(text), families, names)
     hint = f" Did you mean '{meant}'?" if meant else ""
     return UnknownOptimizerError(
-        f"unknown optimizer '{text}'; names are [paged_]<family>[8bit|16bit|32bit], "
+        f"unknown optimizer '{text}'; names are [paged_]<family>[{'|'.join(WIDTHS)}], "
         f"<family> being one of {', '.join(families)}.{hint}"
     )
 
 
-def _meant(key: str, families: list[str]) -> str:
+def _all_names(family: str) -> set[str]:
+    return {str(name) for name in names_of_family(family)}
+
+
+def _meant(key: str, families: list[str], known: list[str]) -> str:
     """The name that was mistyped; empty if it could be another algorithm's.
 
     Similarity does not do: LARS is no LAMB, and NAdam, AdamP and AdaMax are no Adam.
@@ -92,7 +122,8 @@ def _meant(key: str, families: list[str]) -> str:
     found = {family for family in families for stem in _stems(key) if _slip(stem, family)}
     if len(found) != 1:
         return ""
-    by_key = {normalize(str(name)): str(name) for name in names_of_family(found.pop())}
+    family = found.pop()
+    by_key = {normalize(name): name for name in known if name in _all_names(family)}
     width = re.search(r"\d+", key)
     if width and any(width.group() in name for name in by_key):
         by_key = {name: by_key[name] for name in by_key if width.group() in name}

@@ -17,7 +17,8 @@ from pydantic import (
 from typing_extensions import Self
 
 from optfactory.config.cautious import CAUTIOUS, CAUTIOUS_WEIGHT_DECAY, refuse_idle
-from optfactory.config.fields import Bits, BlockSize, Count, Number
+from optfactory.config.fields import Bits, BlockSize, Count, Number, StateBits
+from optfactory.config.names import width_of
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
@@ -29,11 +30,11 @@ RESERVED_KEYS = (
     *("optimizer", "format_version", NOISE_KEY),
 )
 
-# Fields that do nothing where state has 32 bits: there, all but their defaults are refused.
-# `min_8bit_size` holds there too: it says which tensors have 32-bit state.
-EIGHT_BIT_FIELDS = (
-    *("block_size", "block_wise", "signed_map", "second_moment_floor", "state_rounding"),
-)
+# Fields that do nothing where no state is made of codes, or of codes of a dynamic map: there, all
+# but their defaults are refused. `min_8bit_size` holds there too: it says which tensors have 32-bit
+# state.
+MAP_FIELDS = ("signed_map", "second_moment_floor", "state_rounding")
+CODE_FIELDS = ("block_size", "block_wise", *MAP_FIELDS)
 
 
 # Fields for one kind of state: what it is, and whether it can be negative.
@@ -46,8 +47,11 @@ StateRounding = Literal["nearest", "stochastic"]
 _STATE_ROUNDING = "8-bit state: the nearest code, or stochastic, so that slow averages move on"
 STOCHASTIC_STATE: Any = Field(default="stochastic", description=_STATE_ROUNDING)
 
+# What says how wide state is.
+WIDTH_FIELDS = ("optim_bits", "state_bits", "state_format")
+
 # What decides whether a seed means something.
-_OF_ROUNDING = ("param_rounding", "state_rounding", "optim_bits")
+_OF_ROUNDING = ("param_rounding", "state_rounding", *WIDTH_FIELDS)
 
 
 class OptimizerConfig(BaseModel):
@@ -70,6 +74,9 @@ class OptimizerConfig(BaseModel):
     torch_peer: ClassVar[TorchPeer | None] = None  # whose checkpoints are read and written
     bitsandbytes_peer: ClassVar[BitsandbytesPeer | None] = None
     locked: ClassVar[Mapping[str, object]] = {}
+    # Widths that the family does not have, and by how many percent the loss of 32 bits is missed
+    # after 2000 steps: more than one.
+    too_coarse: ClassVar[Mapping[str, float]] = {}
     # Whether directions are made of whole matrices; other parameters need another optimizer.
     of_matrices: ClassVar[bool] = False
 
@@ -78,7 +85,15 @@ class OptimizerConfig(BaseModel):
     weight_decay: Number = Field(default=0.0, description="weight decay coefficient")
     maximize: bool = Field(default=False, description="follow the gradient upwards")
     optim_bits: Bits = Field(
-        default=32, description="bits per element of optimizer state: 8, 16 or 32"
+        default=32, description="bits per element of optimizer state: 4, 8, 16 or 32"
+    )
+    state_bits: StateBits | None = Field(
+        default=None,
+        description="bits of single states by their names, as {exp_avg: 8}; others have optim_bits",
+    )
+    state_format: Literal["dynamic", "fp8"] = Field(
+        default="dynamic",
+        description="8-bit state: codes of a dynamic map, or 8-bit floats (faster, coarser)",
     )
     is_paged: bool = Field(
         default=False, description="keep the state of large tensors in memory that can be evicted"
@@ -99,11 +114,12 @@ class OptimizerConfig(BaseModel):
         default=4096, description="tensors with fewer elements keep 32-bit state"
     )
     block_size: BlockSize = Field(
-        default=256, description="elements that share one scale of 8-bit state"
+        default=256, description="elements that share one scale of 8-bit state; of 4-bit, half"
     )
 
     block_wise: bool = Field(
-        default=True, description="8-bit state: a scale per block (true) or one per tensor (false)"
+        default=True,
+        description="codes of state: a scale per block (true) or one per tensor (false)",
     )
     signed_map: Literal["dynamic", "symmetric"] = Field(
         default="dynamic",
@@ -190,13 +206,51 @@ class OptimizerConfig(BaseModel):
             raise ValueError("page_memory needs is_paged: true or a paged_ name; drop it otherwise")
         return value
 
-    @field_validator(*EIGHT_BIT_FIELDS)
+    @field_validator("optim_bits", "state_bits", "state_format")
     @classmethod
-    def _nothing_to_store_at_32_bits(cls, value: object, info: ValidationInfo) -> object:
-        field, bits = str(info.field_name), known_value(cls, info, "optim_bits")
-        if bits in (16, 32) and value != cls.model_fields[field].default:
+    def _not_too_coarse(cls, value: object, info: ValidationInfo) -> object:
+        data = {**info.data, str(info.field_name): value}
+        for width in sorted({width_of(each) for each in _widths(cls, data)}):
+            if width in cls.too_coarse:
+                raise ValueError(
+                    f"{width} is too coarse for {cls.family}: after 2000 steps the loss is "
+                    f"{cls.too_coarse[width]} % off that of 32 bits; set optim_bits: 8, 16 or 32"
+                )
+        return value
+
+    @field_validator("state_bits")
+    @classmethod
+    def _widths_as_the_name_says(
+        cls, value: dict[str, int] | None, info: ValidationInfo
+    ) -> dict[str, int] | None:
+        stated = cls.locked.get("optim_bits")
+        if value and stated and any(bits != stated for bits in value.values()):
             raise ValueError(
-                f"{field} is for 8-bit state; drop it at {bits} bits, or say it in the rule or "
+                f"{value} contradicts the name '{cls.locked['name']}'; drop the key, or use "
+                f"optimizer={cls.family} with optim_bits: {stated} and state_bits: {value}"
+            )
+        return value
+
+    @field_validator("state_format")
+    @classmethod
+    def _formats_of_8_bits(cls, value: str, info: ValidationInfo) -> str:
+        if value == "fp8" and not any(w["optim_bits"] == 8 for w in _widths(cls, info.data)):
+            raise ValueError("fp8 is a format of 8-bit state; set optim_bits: 8, or drop it")
+        return value
+
+    @field_validator(*CODE_FIELDS)
+    @classmethod
+    def _nothing_to_store_without_codes(cls, value: object, info: ValidationInfo) -> object:
+        field = str(info.field_name)
+        if value == cls.model_fields[field].default:
+            return value
+        found = {width_of(width) for width in _widths(cls, info.data)}
+        needed = {"8bit"} if field in MAP_FIELDS else {"4bit", "8bit", "fp8"}
+        if found and not found & needed:
+            bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
+            what = "8-bit state" if field not in MAP_FIELDS else "8-bit state of dynamic maps"
+            raise ValueError(
+                f"{field} is for {what}; drop it at {bits} bits, or say it in the rule or "
                 "group that has optim_bits: 8"
             )
         return value
@@ -233,9 +287,11 @@ class OptimizerConfig(BaseModel):
     def _compat_alone(cls, value: str, info: ValidationInfo) -> str:
         if value == "none":
             return value
-        if known_value(cls, info, "optim_bits") == 16:
+        widths = {width_of(width) for width in _widths(cls, info.data)}
+        if not widths <= {"8bit", "32bit"} or info.data.get("state_bits"):
             raise ValueError(
-                "bitsandbytes has no 16-bit state; set optim_bits: 8 or 32, or drop it"
+                f"bitsandbytes has no {', '.join(sorted(widths))} state; set optim_bits: 8 or 32 "
+                "for all states, or drop it"
             )
         fixed = {
             "signed_map": "dynamic",
@@ -253,10 +309,15 @@ class OptimizerConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _cautious_where_it_acts(self) -> Self:
-        """What other fields decide, those of families too: the rule and its decay."""
+    def _as_the_rule_has_it(self) -> Self:
+        """What other fields decide, those of families too: the rule, its states and its decay."""
+        group = self.model_dump()
+        names = [state.name for state in self.rule(group).states]
+        strangers = [key for key in self.state_bits or {} if key not in names]
+        if strangers:
+            has = f"has the states {', '.join(names)}" if names else "keeps no state"
+            raise ValueError(f"state_bits: {', '.join(strangers)}: {self.family} {has}")
         if self.cautious or self.cautious_weight_decay:
-            group = self.model_dump()
             # Of a step behind the first, which may be another.
             decaying = self.scalars({**group, "lr": 0.5, "weight_decay": 0.5}, 2.0)
             refuse_idle(self.family, group, self.rule(group), decaying["decay"])
@@ -299,3 +360,15 @@ def _signs(model: type[OptimizerConfig]) -> set[bool]:
 def known_value(model: type[OptimizerConfig], info: ValidationInfo, field: str) -> object:
     """A field's value, which a name may have locked."""
     return info.data.get(field, model.locked.get(field))
+
+
+def narrowest(model: type[OptimizerConfig], info: ValidationInfo) -> int:
+    """The least bits of a state, as far as they are known; 32 where nothing is."""
+    return min((width["optim_bits"] for width in _widths(model, info.data)), default=32)
+
+
+def _widths(model: type[OptimizerConfig], data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The widths that states may have: `optim_bits`, and those of single ones."""
+    known = {key: data.get(key, model.locked.get(key)) for key in WIDTH_FIELDS}
+    bits = [known["optim_bits"], *(known["state_bits"] or {}).values()]
+    return [{"optim_bits": each, "state_format": known["state_format"]} for each in bits if each]

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from optfactory.config.group_rules import RULES_FIELD
-from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
+from optfactory.config.names import width_of
+from optfactory.config.schema import CODE_FIELDS, MAP_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError
 
 # torch's and other libraries' switches that configs carry along, each with what to do about it.
@@ -71,8 +72,13 @@ def overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     dropped: list[str] = []  # what the optimizer asks for beside what the group does without
     if overrides.get("is_paged") is False:
         dropped += ["page_dir", "page_memory"]
-    if str(overrides.get("optim_bits")) in ("16", "32"):
-        dropped += EIGHT_BIT_FIELDS
+    if "optim_bits" in overrides:
+        dropped += ["state_bits", "state_format"]
+        width = width_of(overrides)
+        dropped += CODE_FIELDS if width in ("16bit", "32bit") else ()
+        dropped += MAP_FIELDS if width in ("4bit", "fp8") else ()
+    elif overrides.get("state_format") == "fp8":
+        dropped += MAP_FIELDS
     kept = {key: value for key, value in values.items() if key not in dropped}
     return {**kept, **overrides}
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Betas, Number
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
-from optfactory.config.schema import OptimizerConfig, known_value
+from optfactory.config.schema import OptimizerConfig, narrowest
 from optfactory.rules.language import StateSpec
 
 MOMENTS = (StateSpec("exp_avg", signed=True), StateSpec("exp_avg_sq", signed=False))
@@ -72,8 +72,8 @@ class MomentsConfig(OptimizerConfig):
     @field_validator("amsgrad")
     @classmethod
     def _amsgrad_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        bits = known_value(cls, info, "optim_bits")
-        if value and bits in (8, 16):
+        bits = narrowest(cls, info)
+        if value and bits < 32:
             raise ValueError(
                 f"amsgrad needs 32-bit state, and optim_bits is {bits} here; "
                 "set optim_bits: 32 (or a 32-bit name), or amsgrad: false"

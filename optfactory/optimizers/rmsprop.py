@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
-from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding, known_value
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding, narrowest
 from optfactory.rules.language import StateSpec, UpdateRule
 
 _SQUARES = StateSpec("square_avg", signed=False)
@@ -43,8 +43,8 @@ class RMSpropConfig(OptimizerConfig):
     @field_validator("centered")
     @classmethod
     def _centered_needs_32_bits(cls, value: bool, info: ValidationInfo) -> bool:
-        bits = known_value(cls, info, "optim_bits")
-        if value and bits in (8, 16):
+        bits = narrowest(cls, info)
+        if value and bits < 32:
             raise ValueError(
                 f"centered needs 32-bit state, as a variance is less than {bits}-bit moments are "
                 "exact to; set optim_bits: 32 (or a 32-bit name), or centered: false"

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from optfactory.config.fields import Beta, Number
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
-from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding, known_value
+from optfactory.config.schema import STOCHASTIC_STATE, OptimizerConfig, StateRounding, narrowest
 from optfactory.rules.language import StateSpec, UpdateRule
 
 MOMENTUM_STATE = StateSpec("momentum_buffer", signed=True)
@@ -32,8 +32,8 @@ class MomentumConfig(OptimizerConfig):
     @field_validator("momentum")
     @classmethod
     def _no_momentum_has_no_codes(cls, value: float, info: ValidationInfo) -> float:
-        bits = known_value(cls, info, "optim_bits")
-        if value == 0 and bits in (8, 16):
+        bits = narrowest(cls, info)
+        if value == 0 and bits < 32:
             raise ValueError(
                 f"without momentum there is no state to keep at {bits} bits; set optim_bits: 32 "
                 "(or a 32-bit name), or a momentum above 0"

@@ -178,9 +178,11 @@ def model_shares(
 
 def _state_sizes(layout: StateLayout, device: torch.device) -> Sizes:
     sizes: Sizes = Counter()
-    for spec in layout.tensors.values():
+    bits = {key: codec.bits for state, codec in layout.stored for key in codec.keys(state)}
+    others = min(bits.values(), default=32)
+    for key, spec in layout.tensors.items():
         home = device if spec.where == placement.PINNED else spec.home(device)
-        sizes[STATE, home.type, layout.codec.bits, spec.where] += spec.nbytes
+        sizes[STATE, home.type, bits.get(key, others), spec.where] += spec.nbytes
     return sizes
 
 

@@ -7,7 +7,7 @@ on every target and the order of operations is exactly the one written.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -36,8 +36,21 @@ _OPERATORS: dict[type[ast.AST], str] = {
 }
 
 
-# What stands for an element of a state.
-_STORED = {"32bit": "float", "16bit": "bfloat16", "8bit": "uint8_t"}
+# The formats of kernels/shared/formats.cuh.
+_FORMATS = {
+    "float32": "kFloat32",
+    "bfloat16": "kBfloat16",
+    "map8": "kMap8",
+    "e4m3": "kE4m3",
+    "e5m3": "kE5m3",
+    "e2m1": "kE2m1",
+    "e3m1": "kE3m1",
+}
+
+
+def has_scales(formats: Collection[str]) -> bool:
+    """Whether elements of states share scales in blocks."""
+    return not set(formats) <= {"float32", "bfloat16"}
 
 
 def dtype_name(dtype: object) -> str:
@@ -52,7 +65,7 @@ class KernelVariant:
     Attributes:
         rule: the update rule.
         parameter, gradient: dtypes as C++ names: ``float``, ``float16`` or ``bfloat16``.
-        codec: how states are stored: ``32bit`` (float32), ``16bit`` (bfloat16) or ``8bit`` (codes).
+        formats: how each of the states is stored; see kernels/shared/formats.cuh.
         block_size: elements that share a scale, and the unit of work.
         options: what the kernel does around the rule.
     """
@@ -60,19 +73,20 @@ class KernelVariant:
     rule: UpdateRule
     parameter: str
     gradient: str
-    codec: str
+    formats: tuple[str, ...]
     block_size: int
     options: KernelOptions = field(default_factory=KernelOptions)
 
     @property
     def label(self) -> str:
         """A short name for file names and messages."""
-        return f"{self.rule.name}-{self.parameter}-{self.gradient}-{self.codec}"
+        stored = "+".join(dict.fromkeys(self.formats))
+        return f"{self.rule.name}-{self.parameter}-{self.gradient}-{stored}"
 
     @property
     def quantized(self) -> bool:
-        """Whether states are codes of blocks that share scales."""
-        return self.codec == "8bit"
+        """Whether there are states that are codes of blocks which share scales."""
+        return has_scales(self.formats)
 
 
 def cpp_source(variant: KernelVariant) -> str:
@@ -80,11 +94,13 @@ def cpp_source(variant: KernelVariant) -> str:
     return "\n".join(
         [
             *_texts("shared/prelude.cuh", "cpu/lanes.h", "cpu/lookup.h", "cpu/convert.h"),
+            *_texts("shared/formats.cuh"),
             specialization(variant),
             *_texts(
                 "shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/random_codes.h"
             ),
-            *_texts("cpu/tables.h", "cpu/blocks.h", "cpu/statistics.h", "cpu/update.cpp"),
+            *_texts("cpu/formats.h", "cpu/tables.h", "cpu/blocks.h", "cpu/statistics.h"),
+            *_texts("cpu/update.cpp"),
         ]
     )
 
@@ -106,7 +122,7 @@ def cuda_source(variant: KernelVariant) -> str:
     """
     return "\n".join(
         [
-            *_texts("shared/prelude.cuh"),
+            *_texts("shared/prelude.cuh", "shared/formats.cuh"),
             f"#define THREADS {CUDA_THREADS}",
             specialization(variant),
             *_texts("shared/scaling.cuh", "shared/element.cuh", "cuda/memory.cuh", "cuda/maps.cuh"),
@@ -131,6 +147,12 @@ def specialization(variant: KernelVariant) -> str:
     """The part between prelude and skeleton: macros, state and scalar structs, the rule."""
     rule = variant.rule
     signed = ", ".join("true" if state.signed else "false" for state in rule.states)
+    stored = ", ".join(_FORMATS[name] for name in variant.formats)
+    mapped = [
+        state.signed
+        for state, name in zip(rule.states, variant.formats, strict=True)
+        if name == "map8"
+    ]
     lines = [
         f"#define PARAM {variant.parameter}",
         f"#define GRAD {variant.gradient}",
@@ -138,12 +160,14 @@ def specialization(variant: KernelVariant) -> str:
         f"#define SLOTS {max(1, len(rule.states))}",  # no array may be empty
         f"#define BLOCK {variant.block_size}",
         f"#define QUANTIZED {int(variant.quantized)}",
-        f"#define STATE {_STORED[variant.codec]}",
+        f"#define ANY_SHORT_FLOAT {int(not set(variant.formats) <= {'float32', 'map8'})}",
+        f"#define ANY_HALF_BYTE {int(bool({'e2m1', 'e3m1'} & set(variant.formats)))}",
         f"#define TRUST_RATIO {int(rule.trust_ratio is not None)}",
         f"#define RATIO_OF_GRADIENT {int(rule.ratio_of == 'g')}",
-        f"#define ANY_SIGNED {int('true' in signed)}",
-        f"#define ANY_UNSIGNED {int('false' in signed)}",
+        f"#define ANY_SIGNED {int(True in mapped)}",
+        f"#define ANY_UNSIGNED {int(False in mapped)}",
         *(f"#define {name} {int(value)}" for name, value in _switches(variant.options).items()),
+        f"constexpr Format kFormats[SLOTS] = {{{stored}}};",
         f"constexpr bool kSigned[SLOTS] = {{{signed}}};",
         f"struct Scalars {{ float {', '.join(rule.all_scalars)}; }};",
         *_update_function(variant),

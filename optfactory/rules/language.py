@@ -35,6 +35,9 @@ FUNCTIONS = {text.partition("(")[0]: text.count(",") + 1 for text in _SIGNATURES
 SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 
 # Keys that an option adds to state dicts (optfactory/state/layout.py).
+# What state dicts append to a state's name for its codes and their scales.
+_CODE_ENDS = ("_q8", "_absmax", "_fp8", "_scale", "_q4")
+
 _STATE_KEYS = ("gnorm_vec", "compensation", "neuron_second_moment")
 
 # What rule texts read and assign beside states and scalars.
@@ -178,10 +181,8 @@ def _check_names(rule: str, states: tuple[str, ...], scalars: tuple[str, ...]) -
     taken |= dict.fromkeys(_STATE_KEYS, "is a key of every state dict")
     for kind, names in (("state", states), ("scalar", scalars)):
         for name in names:
-            # State dicts keep 8-bit codes and their scales under such keys.
-            stored = [
-                f"{name}{end}" for end in ("", "_q8", "_absmax")[: 3 if kind == "state" else 1]
-            ]
+            ends = ("", *_CODE_ENDS) if kind == "state" else ("",)
+            stored = [f"{name}{end}" for end in ends]
             reason = next((taken[key] for key in stored if key in taken), "")
             if reason or not _is_name(name):
                 reason = reason or "is no word in lower case"

@@ -6,7 +6,7 @@ option that is off costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,8 @@ class KernelOptions:
         symmetric_map: the signed quantization map reaches -1.
         floors: a positive value of an unsigned state never takes the code of 0.
         bitsandbytes: scales, codes and order of decay are those of bitsandbytes' CUDA kernels.
-        random_codes: 16-bit states, or 8-bit codes, are rounded at random instead of to the nearest
-            value.
+        random_codes: codes of dynamic maps are rounded at random instead of to the nearest value.
+        random_floats: some state is of floats with less than 32 bits, which are always so.
         cuts_blocks: other processes hold parts of the same blocks of 8-bit state, so that scales
             are known to none of them alone.
         cautious: steps are by those elements of the direction whose sign is the gradient's, longer
@@ -58,6 +58,7 @@ class KernelOptions:
     floors: bool = True
     bitsandbytes: bool = False
     random_codes: bool = False
+    random_floats: bool = False
     cuts_blocks: bool = False
     cautious: bool = False
     cautious_decay: bool = False
@@ -65,7 +66,12 @@ class KernelOptions:
     @property
     def numbers_elements(self) -> bool:
         """Whether what is random about an element depends on its number in the whole tensor."""
-        return self.rounding == "stochastic" or self.random_codes
+        return self.rounding == "stochastic" or self.draws_for_states
+
+    @property
+    def draws_for_states(self) -> bool:
+        """Whether states are rounded at random."""
+        return self.random_codes or self.random_floats
 
     @property
     def scales_first(self) -> bool:
@@ -76,19 +82,20 @@ class KernelOptions:
     def of(
         cls,
         group: Mapping[str, Any],
-        bits: int,
+        formats: Collection[str],
         rounds: bool,
         cuts_blocks: bool = False,
     ) -> KernelOptions:
         """The options of a param group for parameters of one kind.
 
         Args:
-            bits: of their state; what concerns codes is left at its default where there are none,
-                so that one kernel serves.
+            formats: of their states; what concerns codes is left at its default where there are
+                none, so that one kernel serves.
             rounds: they are 16-bit, so that storing them rounds.
             cuts_blocks: blocks of their state are cut by sharding.
         """
-        quantized = bits == 8
+        quantized = any(name not in ("float32", "bfloat16") for name in formats)
+        mapped = "map8" in formats
         compatible = group["compat"] == "bitsandbytes"
         resets = compatible and quantized and group["block_wise"]
         skips = group["nonfinite"] == "skip_element"
@@ -99,10 +106,11 @@ class KernelOptions:
             nonfinite="reset" if resets else "keep" if skips else "propagate",
             rounding=group["param_rounding"] if rounds else "nearest",
             tensor_wise=quantized and not group["block_wise"],
-            symmetric_map=quantized and group["signed_map"] == "symmetric",
-            floors=not quantized or (group["second_moment_floor"] and not compatible),
+            symmetric_map=mapped and group["signed_map"] == "symmetric",
+            floors=not mapped or (group["second_moment_floor"] and not compatible),
             bitsandbytes=compatible,
-            random_codes=bits == 16 or (quantized and rounds_codes_at_random(group)),
+            random_codes=mapped and rounds_codes_at_random(group),
+            random_floats=not set(formats) <= {"float32", "map8"},
             cuts_blocks=cuts_blocks,
             cautious=group["cautious"],
             cautious_decay=group["cautious_weight_decay"],
@@ -134,9 +142,9 @@ def rounds_codes_at_random(group: Mapping[str, Any]) -> bool:
 
 def draws_random_numbers(group: Mapping[str, Any]) -> bool:
     """Whether a param group needs a stream of random numbers."""
-    bits = group["optim_bits"]
-    codes = bits == 16 or (bits == 8 and rounds_codes_at_random(group))
-    return codes or group["param_rounding"] == "stochastic"
+    bits = {group["optim_bits"], *(group.get("state_bits") or {}).values()}
+    codes = 8 in bits and (rounds_codes_at_random(group) or group.get("state_format") == "fp8")
+    return codes or bool(bits & {4, 16}) or bool(group["param_rounding"] == "stochastic")
 
 
 def noise_after_reset(noise: int) -> int:

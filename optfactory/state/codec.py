@@ -15,7 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optfactory.rules.options import KernelOptions
+from optfactory.state.minifloats import Minifloat
 from optfactory.state.quantmap import QuantizationMap
+
+# What codes of blocks mean.
+CodeMap = QuantizationMap | Minifloat
 
 
 @dataclass(frozen=True)
@@ -58,31 +62,34 @@ class BlockGrid:
 
 
 def quantize(
-    x: Tensor, qmap: QuantizationMap, grid: BlockGrid, options: KernelOptions
+    x: Tensor, qmap: CodeMap, grid: BlockGrid, options: KernelOptions
 ) -> tuple[Tensor, Tensor]:
     """Quantize a float32 tensor to 8 bits per element and one float32 scale per block of a grid.
 
-    scale = max(max(x), -min(x) / -qmap.values[0]) for a signed map, max(x) for an unsigned one;
-    the code is that of the map value nearest to x / scale, as `quantmap` defines it. In an
-    unsigned map a value above 0 never takes the code of 0, if `options.floors`. Elements that are
-    not finite take the code of 0 and do not enter the scale.
+    scale = max(max(x), -min(x) / -qmap.values[0]) for a signed map, max(x) for an unsigned one, or
+    as `minifloats` says; the code is that of the value nearest to x / scale, as the map defines it.
+    In an unsigned map a value above 0 never takes the code of 0, if `options.floors`. Elements that
+    are not finite take the code of 0 and do not enter the scale.
 
     Returns:
         codes: uint8, of x's shape; absmax: float32, shaped as `grid.scales_shape`.
     """
-    blocks = _to_blocks(x.nan_to_num(0.0, 0.0, 0.0), grid)
+    x = x.nan_to_num(0.0, 0.0, 0.0)
+    scales = block_scales(x, qmap, grid, options)
+    return encode(x, spread(scales, grid).reshape(x.shape), qmap, options), scales
+
+
+def block_scales(x: Tensor, qmap: CodeMap, grid: BlockGrid, options: KernelOptions) -> Tensor:
+    """The scales of a grid's blocks, shaped as `grid.scales_shape`, of finite numbers."""
+    blocks = _to_blocks(x, grid)
     if blocks.numel() == 0:
-        return x.new_zeros(x.shape, dtype=torch.uint8), x.new_zeros(
-            grid.scales_shape, dtype=torch.float32
-        )
-    absmax = _scales(blocks.amax(dim=2), blocks.neg().amax(dim=2), qmap, options)
-    codes = encode(blocks, absmax[:, :, None], qmap, options)
-    codes = codes.reshape(grid.rows, -1)[:, : grid.cols]
-    return codes.reshape(x.shape), absmax.reshape(grid.scales_shape)
+        return x.new_zeros(grid.scales_shape, dtype=torch.float32)
+    scales = _scales(blocks.amax(dim=2), blocks.neg().amax(dim=2), qmap, options)
+    return scales.reshape(grid.scales_shape)
 
 
 def scattered_scales(
-    x: Tensor, numbers: Tensor, count: int, qmap: QuantizationMap, options: KernelOptions
+    x: Tensor, numbers: Tensor, count: int, qmap: CodeMap, options: KernelOptions
 ) -> Tensor:
     """The scales that parts of blocks need by themselves; 0 for blocks without elements.
 
@@ -99,20 +106,22 @@ def scattered_scales(
     return _scales(positive, negative, qmap, options)
 
 
-def _scales(
-    positive: Tensor, negative: Tensor, qmap: QuantizationMap, options: KernelOptions
-) -> Tensor:
+def _scales(positive: Tensor, negative: Tensor, qmap: CodeMap, options: KernelOptions) -> Tensor:
     """The scales of blocks from the greatest of their values, and of these with the other sign."""
     # Adding 0 turns a -0 into the +0 that kernels store.
     positive, negative = positive.clamp_min(0) + 0.0, negative.clamp_min(0) + 0.0
+    if isinstance(qmap, Minifloat):
+        return qmap.scales(positive, negative)
     lowest = -qmap.values[0] if qmap.signed and not options.bitsandbytes else 1.0
     largest = torch.finfo(torch.float32).max
     return torch.maximum(positive, negative / lowest).clamp_max(largest)
 
 
-def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions) -> Tensor:
+def encode(x: Tensor, scales: Tensor, qmap: CodeMap, options: KernelOptions) -> Tensor:
     """The codes, uint8, of finite numbers whose scales, one for each, are known."""
     y = quotients(x, scales, qmap)
+    if isinstance(qmap, Minifloat):
+        return qmap.nearest_codes(y)
     codes = _codes_by_keys(y, qmap)
     if qmap.signed and options.bitsandbytes:
         codes = _fix_sign(torch.where(scales > 0, codes, 0), x, qmap)
@@ -121,12 +130,12 @@ def encode(x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOpti
     return codes.to(torch.uint8)
 
 
-def decode(codes: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+def decode(codes: Tensor, scales: Tensor, qmap: CodeMap) -> Tensor:
     """The float32 values of codes: qmap.values[code] times its scale."""
     return _table(qmap.values, codes.device)[codes.long()] * scales
 
 
-def dequantize(codes: Tensor, absmax: Tensor, qmap: QuantizationMap, grid: BlockGrid) -> Tensor:
+def dequantize(codes: Tensor, absmax: Tensor, qmap: CodeMap, grid: BlockGrid) -> Tensor:
     """The float32 values of codes: qmap.values[code] * absmax of its block."""
     return decode(codes, spread(absmax, grid).reshape(codes.shape), qmap)
 
@@ -137,15 +146,13 @@ def spread(absmax: Tensor, grid: BlockGrid) -> Tensor:
     return scales[:, : grid.cols]
 
 
-def quantize_blockwise(
-    x: Tensor, qmap: QuantizationMap, block_size: int = 256
-) -> tuple[Tensor, Tensor]:
+def quantize_blockwise(x: Tensor, qmap: CodeMap, block_size: int = 256) -> tuple[Tensor, Tensor]:
     """`quantize` on the grid of x's rows, with default options."""
     return quantize(x, qmap, BlockGrid.of(tuple(x.shape), block_size), KernelOptions())
 
 
 def dequantize_blockwise(
-    codes: Tensor, absmax: Tensor, qmap: QuantizationMap, block_size: int = 256
+    codes: Tensor, absmax: Tensor, qmap: CodeMap, block_size: int = 256
 ) -> Tensor:
     """`dequantize` on the grid of the tensor's rows."""
     return dequantize(codes, absmax, qmap, BlockGrid.of(tuple(codes.shape), block_size))
@@ -164,10 +171,10 @@ def _to_blocks(x: Tensor, grid: BlockGrid) -> Tensor:
     return padded.reshape(grid.rows, -1, grid.block_size)
 
 
-def quotients(x: Tensor, scales: Tensor, qmap: QuantizationMap) -> Tensor:
+def quotients(x: Tensor, scales: Tensor, qmap: CodeMap) -> Tensor:
     """Numbers divided by their scales, or by 1 instead of 0, as kernels/shared/scaling.cuh does."""
     scales = torch.where(scales > 0, scales, 1.0)
-    if qmap.lines is None:
+    if isinstance(qmap, QuantizationMap) and qmap.lines is None:
         return x / scales
     # A power of two keeps the reciprocal normal; all that it changes is rounded once either way.
     ones = torch.ones_like(scales)

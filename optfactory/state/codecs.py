@@ -1,25 +1,33 @@
-"""How elements of state are stored, by width.
+"""How elements of state are stored.
 
-| bits | in memory | rounding |
+| codec | in memory | rounding |
 |---|---|---|
-| 32 | float32 | none |
-| 16 | bfloat16 | at random: half a unit is 0.2 to 0.4 %, and slow averages change by less |
-| 8 | uint8 codes of a map, and float32 scales of blocks (`codec`) | as `state_rounding` says |
+| 32bit | float32 | none |
+| 16bit | bfloat16 | at random: half a unit is 0.2 to 0.4 %, and slow averages change by less |
+| 8bit | codes of a dynamic map, float32 scales of blocks (`quantmap`) | as `state_rounding` says |
+| fp8 | codes of 8-bit floats, float32 scales of blocks (`minifloats`) | at random |
+| 4bit | two codes a byte of 4-bit floats, float32 scales of blocks (`minifloats`) | at random |
 
-A tensor is 16- or 8-bit as a whole, or stays at 32 bits for a reason that reports give.
+Each state has one of them, or stays at 32 bits for a reason that reports give.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from optfactory.rules.language import StateSpec, UpdateRule
 from optfactory.rules.options import KernelOptions
-from optfactory.state.codec import BlockGrid
+from optfactory.sharding.dtensors import Sharding
+from optfactory.state.codec import BlockGrid, CodeMap
+from optfactory.state.minifloats import MINIFLOATS, packed, unpacked
+from optfactory.state.pieces import keeps_pairs
 from optfactory.state.quantmap import map_for
-from optfactory.state.specs import Extents, TensorSpec, absmax_key, codes_key
+from optfactory.state.specs import Extents, TensorSpec, pairs_of
 
 # A row shorter than this would spend more on scales than 8 bits save.
 MIN_8BIT_ROW = 64
@@ -27,31 +35,66 @@ MIN_8BIT_ROW = 64
 
 @dataclass(frozen=True)
 class Codec:
-    """How the elements of a parameter's states are stored.
+    """How the elements of a state are stored.
 
     Attributes:
-        name: how kernels are labelled.
+        name: how names and reports call it.
         bits: of an element.
         dtype: of what stands for an element.
-        scaled: whether elements of a block share a scale.
+        formats: how kernels call it, by whether a state is signed.
+        suffixes: of the keys of elements and of scales; without the second there are no scales.
+        always_random: whether a step rounds at random whatever `state_rounding` says.
     """
 
     name: str
     bits: int
     dtype: torch.dtype
-    scaled: bool = False
+    formats: Mapping[bool, str]
+    suffixes: tuple[str, ...] = ("",)
+    always_random: bool = False
 
-    def elements_key(self, state: StateSpec) -> str:
-        """The key of the tensor that has an entry for each element."""
-        return codes_key(state) if self.scaled else state.name
+    def __hash__(self) -> int:
+        return hash(self.name)
 
-    def why_not(self, rule: UpdateRule, grid: BlockGrid, min_8bit_size: int) -> str:
-        """Why a parameter keeps 32-bit state instead; empty if it does not."""
-        if self.bits == 32:
-            return ""
-        if not rule.states:
-            return f"the rule '{rule.name}' keeps no state"
-        return _why_no_blocks(grid, min_8bit_size) if self.scaled else ""
+    @property
+    def scaled(self) -> bool:
+        """Whether elements of a block share a scale."""
+        return len(self.suffixes) > 1
+
+    def keys(self, state: StateSpec) -> tuple[str, ...]:
+        """The keys of a state's tensors: its elements, and then its scales if there are some."""
+        return tuple(f"{state.name}{suffix}" for suffix in self.suffixes)
+
+    def map(self, state: StateSpec, options: KernelOptions) -> CodeMap:
+        """What the codes of a state mean."""
+        floats = MINIFLOATS.get(self.formats[state.signed])
+        return floats or map_for(state.signed, options.map_kind)
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether a byte holds two elements of a row."""
+        return self.bits == 4
+
+    def pack(self, codes: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Codes, one for each element, as a tensor of this shape keeps them."""
+        return packed(codes.reshape(*shape[:-1], -1)) if self.in_pairs else codes.reshape(shape)
+
+    def unpack(self, stored: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The codes of a tensor whose elements have this shape."""
+        return unpacked(stored).reshape(shape) if self.in_pairs else stored
+
+    def why_not(
+        self, shape: tuple[int, ...], grid: BlockGrid, min_8bit_size: int, sharding: Sharding | None
+    ) -> str:
+        """Why a state is stored in 32 bits instead; empty if it is not."""
+        if self.scaled and (reason := _why_no_blocks(grid, min_8bit_size)):
+            return reason
+        pairs = pairs_of(shape)
+        if self.in_pairs and pairs.cols % 2:
+            return f"rows of {pairs.cols} elements, an odd number, and a byte holds two"
+        if self.in_pairs and sharding is not None and not keeps_pairs(sharding, pairs):
+            return "shards of an odd number of elements, and a byte holds two"
+        return ""
 
     def tensors(
         self, state: StateSpec, options: KernelOptions, where: str, extents: Extents
@@ -59,27 +102,56 @@ class Codec:
         """The tensors of a state, by their keys."""
         fill: float = state.fill
         if self.scaled:
-            qmap = map_for(state.signed, options.map_kind)
-            fill = qmap.one_code if state.fill else qmap.zero_code
-        elements = TensorSpec(
-            self.dtype, extents.elements, where, fill, sharding=extents.elements_of
-        )
-        found = {self.elements_key(state): elements}
+            codes = self.map(state, options)
+            fill = codes.one_code if state.fill else codes.zero_code
+            fill = 17 * fill if self.in_pairs else fill  # of both
+        shape, whole = extents.elements, extents.elements_of
+        if self.in_pairs:
+            shape, whole = extents.pairs, extents.pairs_of
+        elements = TensorSpec(self.dtype, shape, where, fill, sharding=whole)
+        found = {self.keys(state)[0]: elements}
         if self.scaled:
-            found[absmax_key(state)] = TensorSpec(
+            found[self.keys(state)[1]] = TensorSpec(
                 torch.float32, extents.scales, fill=state.fill, sharding=extents.scales_of
             )
         return found
 
 
-FLOAT32 = Codec("32bit", 32, torch.float32)
-BFLOAT16 = Codec("16bit", 16, torch.bfloat16)
-EIGHT_BIT = Codec("8bit", 8, torch.uint8, scaled=True)
+def _same(name: str) -> dict[bool, str]:
+    return {True: name, False: name}
+
+
+FLOAT32 = Codec("32bit", 32, torch.float32, _same("float32"))
+BFLOAT16 = Codec("16bit", 16, torch.bfloat16, _same("bfloat16"), always_random=True)
+EIGHT_BIT = Codec("8bit", 8, torch.uint8, _same("map8"), ("_q8", "_absmax"))
+FP8 = Codec("fp8", 8, torch.uint8, {True: "e4m3", False: "e5m3"}, ("_fp8", "_scale"), True)
+FOUR_BIT = Codec("4bit", 4, torch.uint8, {True: "e2m1", False: "e3m1"}, ("_q4", "_scale"), True)
+
+ALL = (FOUR_BIT, EIGHT_BIT, FP8, BFLOAT16, FLOAT32)
+_BY_BITS = {codec.bits: codec for codec in (FOUR_BIT, EIGHT_BIT, BFLOAT16, FLOAT32)}
 
 # What may stand for elements by itself.
 UNSCALED = (FLOAT32.dtype, BFLOAT16.dtype)
 
-CODECS = {codec.bits: codec for codec in (EIGHT_BIT, BFLOAT16, FLOAT32)}
+# All endings of keys.
+SUFFIXES = tuple(dict.fromkeys(suffix for codec in ALL for suffix in codec.suffixes))
+
+
+def codec_of(group: Mapping[str, Any], state: StateSpec) -> Codec:
+    """How a param group stores a state, where nothing speaks against it."""
+    bits = (group["state_bits"] or {}).get(state.name, group["optim_bits"])
+    return FP8 if bits == 8 and group["state_format"] == "fp8" else _BY_BITS[bits]
+
+
+def block_size_of(rule: UpdateRule, group: Mapping[str, Any]) -> int:
+    """Elements that share a scale; half as many where one of a rule's states has 4 bits."""
+    size = int(group["block_size"])
+    return halved(size) if any(codec_of(group, s).in_pairs for s in rule.states) else size
+
+
+def halved(block_size: int) -> int:
+    """Elements that share a scale of 4-bit state; least are 64, which kernels take at a time."""
+    return max(block_size // 2, 64)
 
 
 def _why_no_blocks(grid: BlockGrid, min_8bit_size: int) -> str:

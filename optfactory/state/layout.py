@@ -1,8 +1,8 @@
 """The state of one parameter: which tensors it has, of what shape, and in how many bits.
 
 Keys are flat and speak PyTorch's names: `step` (float64, as float32 would stand still at 2^24),
-then per state `exp_avg` (float32 or bfloat16), or `exp_avg_q8` (uint8 codes) with `exp_avg_absmax`
-(float32 scales): see `optfactory.state.codecs`.
+then per state `exp_avg` (float32 or bfloat16), or codes and float32 scales of blocks, such as
+`exp_avg_q8` (uint8) with `exp_avg_absmax`: see `optfactory.state.codecs`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import StateError
 from optfactory.matrix.stacks import neurons_of
 from optfactory.memory import placement
-from optfactory.rules.language import UpdateRule
+from optfactory.rules.language import StateSpec, UpdateRule
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.sharding.dtensors import Sharding
-from optfactory.state.codec import BlockGrid
-from optfactory.state.codecs import CODECS, FLOAT32, Codec
+from optfactory.state.codec import BlockGrid, CodeMap
+from optfactory.state.codecs import FLOAT32, Codec, block_size_of, codec_of
 from optfactory.state.pieces import Piece
 from optfactory.state.specs import (
     EXTRA_KEYS,
@@ -42,8 +42,8 @@ class StateLayout:
         shape: the parameter's (global) shape.
         rule: the update rule whose states these are.
         grid: the block grid of the parameter.
-        codec: how the states are stored.
-        reason: why they are 32-bit where `optim_bits` is less; else empty.
+        codecs: how each of the states is stored.
+        reason: why some are 32-bit where the config says less; else empty.
         unpaged: why not, where `is_paged` is true and its state is not paged; else empty.
         options: what kernels do with it around the rule.
         device_step: whether the step counter is on the parameter's device.
@@ -54,7 +54,7 @@ class StateLayout:
     shape: tuple[int, ...]
     rule: UpdateRule
     grid: BlockGrid
-    codec: Codec
+    codecs: tuple[Codec, ...]
     reason: str
     unpaged: str
     options: KernelOptions
@@ -79,7 +79,7 @@ class StateLayout:
         """
         rule = config_class.rule(group)
         layout = cls.of_rule(shape, device, dtype, rule, group, sharding)
-        if layout.codec.bits == group["optim_bits"]:
+        if not layout.reason:
             return layout
         wide = config_class.rule({**group, "optim_bits": 32})
         if wide == rule:
@@ -99,16 +99,15 @@ class StateLayout:
         """As `of`, with a rule of the caller's."""
         whole = not group["block_wise"]
         flat = group["compat"] == "bitsandbytes"
-        grid = BlockGrid.of(shape, group["block_size"], flat=flat, whole=whole)
-        codec = CODECS[group["optim_bits"]]
-        reason = codec.why_not(rule, grid, group["min_8bit_size"])
-        codec = FLOAT32 if reason else codec
+        grid = BlockGrid.of(shape, block_size_of(rule, group), flat=flat, whole=whole)
+        codecs, reason = _codecs(rule, group, shape, grid, sharding)
         piece = None
         if sharding is not None:
-            piece = Piece.of(sharding, grid, blocks=codec.scaled, tensor_wise=whole)
+            blocks = any(codec.scaled for codec in codecs)
+            piece = Piece.of(sharding, grid, blocks=blocks, tensor_wise=whole)
         options = KernelOptions.of(
             group,
-            codec.bits,
+            [codec.formats[s.signed] for s, codec in zip(rule.states, codecs, strict=True)],
             rounds=dtype.itemsize < 4,
             cuts_blocks=piece is not None and bool(piece.cut),
         )
@@ -117,7 +116,7 @@ class StateLayout:
         device_step = bool(group["capturable"])
         tensors = {"step": TensorSpec(torch.float64, (), on_device=device_step)}
         extents = Extents.of(shape, grid, piece)
-        for state in rule.states:
+        for state, codec in zip(rule.states, codecs, strict=True):
             tensors |= codec.tensors(state, options, where, extents)
         if options.clips:
             tensors[HISTORY_KEY] = TensorSpec(torch.float32, (CLIP_HISTORY,))
@@ -127,7 +126,7 @@ class StateLayout:
         neurons = None if rule.transform is None else neurons_of(shape, group)
         if neurons is not None:
             tensors[NEURONS_KEY] = TensorSpec(torch.float32, neurons)
-        return cls(shape, rule, grid, codec, reason, unpaged, options, device_step, tensors, piece)
+        return cls(shape, rule, grid, codecs, reason, unpaged, options, device_step, tensors, piece)
 
     def unsharded(self) -> StateLayout:
         """The layout of the whole parameter on one process, in resident memory."""
@@ -145,8 +144,29 @@ class StateLayout:
 
     @property
     def quantized(self) -> bool:
-        """Whether states are codes of blocks that share scales."""
-        return self.codec.scaled
+        """Whether there are states that are codes of blocks which share scales."""
+        return any(codec.scaled for codec in self.codecs)
+
+    @property
+    def bits(self) -> int | str:
+        """The width of the states' elements; all of them, as in ``8/16``, where they differ."""
+        widths = list(dict.fromkeys(codec.bits for codec in self.codecs)) or [32]
+        return widths[0] if len(widths) == 1 else "/".join(map(str, widths))
+
+    @property
+    def stored(self) -> list[tuple[StateSpec, Codec]]:
+        """Each state, and how it is stored."""
+        return list(zip(self.rule.states, self.codecs, strict=True))
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What kernels call the codecs of the states."""
+        return tuple(codec.formats[state.signed] for state, codec in self.stored)
+
+    @property
+    def codes(self) -> list[CodeMap]:
+        """What the codes of states mean that have some."""
+        return [c.map(state, self.options) for state, c in self.stored if c.scaled]
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -220,3 +240,19 @@ class StateLayout:
     def global_nbytes(self) -> int:
         """Bytes of the whole parameter's state, as one process has it."""
         return sum(spec.global_nbytes for spec in self.tensors.values())
+
+
+def _codecs(
+    rule: UpdateRule,
+    group: Mapping[str, Any],
+    shape: tuple[int, ...],
+    grid: BlockGrid,
+    sharding: Sharding | None,
+) -> tuple[tuple[Codec, ...], str]:
+    """How each state is stored, and why some are not as the group says."""
+    asked = [codec_of(group, state) for state in rule.states]
+    least = group["min_8bit_size"]
+    reasons = [codec.why_not(shape, grid, least, sharding) for codec in asked]
+    found = [FLOAT32 if why else codec for codec, why in zip(asked, reasons, strict=True)]
+    none = "" if asked or group["optim_bits"] == 32 else f"the rule '{rule.name}' keeps no state"
+    return tuple(found), next(filter(None, reasons), none)

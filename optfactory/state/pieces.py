@@ -8,7 +8,7 @@ process has the scales of all blocks of its rows, and the greatest of all parts 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,8 @@ class Piece:
 
     Attributes:
         sharding: of the parameter, its codes and states.
-        scales: of the scales of 8-bit state.
+        scales: of the scales of state in blocks.
+        pairs: of pairs of elements, where every process holds whole ones.
         grid: the block grid of the local part, where no block is cut.
         cut: the dimensions of the mesh along which blocks are cut.
         whole: the block grid of the whole parameter.
@@ -34,6 +35,7 @@ class Piece:
 
     sharding: Sharding
     scales: Sharding
+    pairs: Sharding
     grid: BlockGrid
     cut: tuple[int, ...]
     whole: BlockGrid
@@ -60,7 +62,8 @@ class Piece:
                 placements.append(placement)
         scales = Sharding(grid.scales_shape, sharding.mesh, tuple(placements))
         cut = tuple(copied) if blocks and not tensor_wise else ()
-        return cls(sharding, scales, _local_grid(sharding.box, scales, grid), cut, grid)
+        pairs = replace(sharding, shape=BlockGrid.of(sharding.shape, 2).scales_shape)
+        return cls(sharding, scales, pairs, _local_grid(sharding.box, scales, grid), cut, grid)
 
     @property
     def box(self) -> Box:
@@ -113,6 +116,11 @@ class Piece:
         ahead_in_run = begin - col[run]
         columns = [run * length + ahead_in_run, end - begin, number, starts[run] + ahead_in_run]
         return torch.stack(columns, dim=1)
+
+
+def keeps_pairs(sharding: Sharding, pairs: BlockGrid) -> bool:
+    """Whether every process holds whole ones of these pairs of elements, as blocks of two."""
+    return all(_keeps_blocks(sharding, pairs, dim) for _, dim in sharding.cuts)
 
 
 def _keeps_blocks(sharding: Sharding, grid: BlockGrid, dim: int) -> bool:

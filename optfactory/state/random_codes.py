@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from optfactory.rules.options import KernelOptions
-from optfactory.state.codec import decode, encode, quotients
+from optfactory.state.codec import CodeMap, decode, encode, quotients
+from optfactory.state.minifloats import Minifloat
 from optfactory.state.positions import THIRD, Positions, positions_of
 from optfactory.state.quantmap import QuantizationMap
 
@@ -14,7 +15,7 @@ _HALF = 126 << 23
 
 
 def encode_at_random(
-    x: Tensor, scales: Tensor, qmap: QuantizationMap, options: KernelOptions, random: Tensor
+    x: Tensor, scales: Tensor, qmap: CodeMap, options: KernelOptions, random: Tensor
 ) -> Tensor:
     """Codes, uint8, of which a number's value is kept on the average.
 
@@ -25,6 +26,8 @@ def encode_at_random(
         scales: of each number.
         random: 32 random bits for each, int64, of which the leading ones count most.
     """
+    if isinstance(qmap, Minifloat):
+        return qmap.codes_at_random(quotients(x, scales, qmap), random)
     if qmap.lines is None:
         return _by_values(x, scales, qmap, options, random)
     y = quotients(x, scales, qmap)

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optfactory.memory import placement
 from optfactory.memory.presence import memory_problem
-from optfactory.rules.language import StateSpec
 from optfactory.sharding.dtensors import Sharding
 from optfactory.state.codec import BlockGrid
 from optfactory.state.pieces import Piece
@@ -22,16 +21,6 @@ HISTORY_KEY = "gnorm_vec"
 LOSS_KEY = "compensation"
 NEURONS_KEY = "neuron_second_moment"
 EXTRA_KEYS = (HISTORY_KEY, LOSS_KEY, NEURONS_KEY)
-
-
-def codes_key(state: StateSpec) -> str:
-    """The key of a quantized state's codes."""
-    return f"{state.name}_q8"
-
-
-def absmax_key(state: StateSpec) -> str:
-    """The key of a quantized state's scales."""
-    return f"{state.name}_absmax"
 
 
 @dataclass(frozen=True)
@@ -88,17 +77,26 @@ class TensorSpec:
             return placement.allocate(self.shape, self.dtype, home, self.where, page_dir, self.fill)
 
 
+def pairs_of(shape: tuple[int, ...]) -> BlockGrid:
+    """A tensor's pairs of neighbours in its rows, as a grid of blocks."""
+    return BlockGrid.of(shape, 2)
+
+
 @dataclass(frozen=True)
 class Extents:
-    """Shapes of elements and scales in this process, and of what tensor these are parts."""
+    """Shapes of elements, scales and pairs of elements here, and the tensors that these are of."""
 
     elements: tuple[int, ...]
     scales: tuple[int, ...]
+    pairs: tuple[int, ...]
     elements_of: Sharding | None
     scales_of: Sharding | None
+    pairs_of: Sharding | None
 
     @classmethod
     def of(cls, shape: tuple[int, ...], grid: BlockGrid, piece: Piece | None) -> Extents:
         if piece is None:
-            return cls(shape, grid.scales_shape, None, None)
-        return cls(piece.box.sizes, piece.scales.box.sizes, piece.sharding, piece.scales)
+            return cls(shape, grid.scales_shape, pairs_of(shape).scales_shape, None, None, None)
+        sharded = (piece.sharding, piece.scales, piece.pairs)
+        elements, scales, pairs = (item.box.sizes for item in sharded)
+        return cls(elements, scales, pairs, *sharded)

@@ -14,7 +14,6 @@ from torch import Tensor
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions, common_scalars
 from optfactory.rules.passes import Stage, sums_of
-from optfactory.state.codecs import Codec
 from optfactory.step.slots import Slot
 
 # Elements that kernels take at a time where state has no blocks.
@@ -29,7 +28,7 @@ class BucketKey:
     parameter: torch.dtype
     gradient: torch.dtype
     rule: UpdateRule
-    codec: Codec
+    formats: tuple[str, ...]  # of the states
     block_size: int
     options: KernelOptions
     device_step: bool
@@ -50,7 +49,7 @@ def bucket_key(slot: Slot, gradient: Tensor) -> BucketKey:
         p.dtype,
         gradient.dtype,
         slot.layout.rule,
-        slot.layout.codec,
+        slot.layout.formats,
         slot.layout.grid.block_size if has_blocks else UNIT,
         slot.layout.options,
         slot.layout.device_step,

@@ -60,6 +60,6 @@ def _needs(group: Group, family: type[OptimizerConfig]) -> str:
         return "cautious steps need what is known of whole tensors"
     if group["percentile_clipping"] < 100:
         return "percentile_clipping needs the norms of whole tensors"
-    if group["optim_bits"] == 8 and not group["block_wise"]:
+    if not group["block_wise"]:
         return "block_wise: false needs the scale of whole tensors"
     return ""

@@ -13,17 +13,18 @@ class MemoryRow:
 
     Attributes:
         name: the parameter's name, the same on every rank.
-        bits: 8 or 32, which follows from the whole parameter's shape.
+        bits: of an element of its states, as 8; of each of them, as ``8/16``, where they differ. It
+            follows from the whole parameter's shape.
         where: ``resident``, ``file-mapped``, ``managed`` or ``pinned``.
         nbytes: bytes of its state tensors on this rank, scales and step included.
         global_nbytes: of the whole parameter's, as one process would have them; the same as
             `nbytes` unless it is sharded.
-        reason: why it is 32-bit although optim_bits is 8, or not paged although is_paged is true;
-            else empty.
+        reason: why states are 32-bit although the config says less, or not paged although is_paged
+            is true; else empty.
     """
 
     name: str
-    bits: int
+    bits: int | str
     where: str
     nbytes: int
     global_nbytes: int
@@ -74,7 +75,7 @@ def report(slots: list[Slot]) -> MemoryReport:
         tuple(
             MemoryRow(
                 name=slot.name,
-                bits=slot.layout.codec.bits,
+                bits=slot.layout.bits,
                 where=slot.layout.where,
                 nbytes=slot.layout.nbytes,
                 global_nbytes=slot.layout.global_nbytes,

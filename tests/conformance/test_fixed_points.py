@@ -15,8 +15,8 @@ from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info
 from optfactory.state.codec import dequantize_blockwise
+from optfactory.state.codecs import EIGHT_BIT
 from optfactory.state.quantmap import map_for
-from optfactory.state.specs import absmax_key, codes_key
 from tests.families import FAMILIES, states_of
 
 SIZES = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.011])
@@ -45,7 +45,7 @@ def final_states(name: str, **asked: Any) -> tuple[dict[str, Tensor], Tensor]:
         if spec.name in state:
             found[spec.name] = state[spec.name].double().flatten()
         else:
-            codes, scales = state[codes_key(spec)], state[absmax_key(spec)]
+            codes, scales = (state[key] for key in EIGHT_BIT.keys(spec))
             values = dequantize_blockwise(codes, scales, map_for(spec.signed))
             found[spec.name] = values.double().flatten()
     return found, late

@@ -33,7 +33,7 @@ extern "C" __global__ void encode_all(const MapPointers maps, int is_signed, con
   load_maps(shared, maps);
   const int first = kVector * (blockIdx.x * THREADS + threadIdx.x);
   Pack<uint8_t> pack = {};
-  encode_state(shared, is_signed, x + first, scales[first], random + first, pack);
+  encode_codes(shared, is_signed ? 0 : 1, x + first, scales[first], random + first, pack);
   for (int i = 0; i < kVector; ++i) codes[first + i] = get(pack, i);
 }
 
@@ -44,7 +44,7 @@ extern "C" __global__ void decode_all(const MapPointers maps, int is_signed, con
   const int first = kVector * (blockIdx.x * THREADS + threadIdx.x);
   Pack<uint8_t> pack = {};
   for (int i = 0; i < kVector; ++i) set(pack, i, codes[first + i]);
-  decode_state(shared, is_signed, pack, scales[first], values + first);
+  decode_codes(shared, is_signed ? 0 : 1, pack, scales[first], values + first);
 }
 """
 
@@ -96,7 +96,7 @@ class Maps:
         case = CASES["adam-adam-None-8"]
         config = resolve(case.family, **case.asked)
         rule = config.rule(config.model_dump())
-        variant = KernelVariant(rule, "float", "float", "8bit", 256, OPTIONS[self.kind])
+        variant = KernelVariant(rule, "float", "float", ("map8",) * 2, 256, OPTIONS[self.kind])
         source = cuda_source(variant)
         assert self.old in source, "the source has changed: plant this bug anew"
         return (source.replace(self.old, self.new) if self.old else source) + KERNELS

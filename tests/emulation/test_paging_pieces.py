@@ -12,7 +12,6 @@ from optfactory import build_optimizer
 from optfactory.backends.cuda.paging import PinnedStates, cut
 from optfactory.backends.cuda.tables import UNQUANTIZED_BLOCK, ChunkRange
 from optfactory.memory import placement
-from optfactory.state.specs import absmax_key
 from optfactory.step.slots import Slot
 from tests.emulation.harness import Shape, values
 from tests.emulation.paging import Pages
@@ -154,7 +153,8 @@ def test_scales_stay_on_the_device() -> None:
     states = pinned_states("paged_adam8bit", SETS["mixed"], 2**14)
     for number, piece in enumerate(states.pieces):
         for part, row in zip(piece.parts, states.pointers(number), strict=True):
-            scales = [part.slot.state[absmax_key(spec)] for spec in part.slot.layout.rule.states]
+            layout, state = part.slot.layout, part.slot.state
+            scales = [state[codec.keys(spec)[1]] for spec, codec in layout.stored]
             assert row[len(scales) :] == [tensor.data_ptr() for tensor in scales]
 
 

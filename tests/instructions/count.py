@@ -53,7 +53,8 @@ def kernel_calls(name: str, numel: int) -> list[Callable[[], object]]:
     """The kernel calls of a step, on state of several steps."""
     torch.manual_seed(0)
     p = torch.randn(numel, requires_grad=True)
-    small = {"min_8bit_size": 1} if name.endswith("8bit") else {}
+    name, _, more = name.partition(":")
+    small = {"min_8bit_size": 1, **eval(f"dict({more})")}
     optimizer = build_optimizer(name, [p], **small)
     for _ in range(3):
         p.grad = torch.randn(numel)

@@ -35,7 +35,7 @@ def test_blocks_that_reach_the_next_of_the_upper_halves(elements: int, before: i
     config = resolve("lion8bit")
     rule = config.rule(config.model_dump())
     options = KernelOptions(random_codes=True)
-    source = cpp_source(KernelVariant(rule, "float", "float", "8bit", BLOCK, options))
+    source = cpp_source(KernelVariant(rule, "float", "float", ("map8",), BLOCK, options))
     library = load_library(source + WORDS, "random_words")
     first = max(elements - before, 0)
     got = np.zeros(BLOCK, np.uint32)

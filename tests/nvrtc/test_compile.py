@@ -20,7 +20,7 @@ from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.parts import parts_of
 from optfactory.rules.resources import data_dir
-from optfactory.state.codecs import CODECS, EIGHT_BIT, Codec
+from optfactory.state.codecs import BFLOAT16, EIGHT_BIT, FLOAT32, FOUR_BIT, FP8, Codec
 from tests.families import few_values, selections
 from tests.nvrtc.compile import ARCHITECTURES, Usage, needs_nvrtc, usage_of
 
@@ -101,6 +101,10 @@ def test_a_refused_source_is_an_error_with_the_compilers_words() -> None:
 # ---- the kernels -------------------------------------------------------------------------------
 
 
+CODECS = (FLOAT32, BFLOAT16, EIGHT_BIT, FP8, FOUR_BIT)
+FORMATS = {FP8: "fp8"}
+
+
 @cache
 def rules() -> list[tuple[UpdateRule, Codec]]:
     """Every update rule that a config can ask for, with each width of its state."""
@@ -124,13 +128,14 @@ def _rules() -> Iterator[tuple[UpdateRule, Codec]]:
         few = {field: values for field, values in few.items() if values}
         # bitsandbytes' norms may be of something else, of which there is then a rule.
         compats = ("none", "bitsandbytes") if "trust_ratio" in own else ("none",)
-        for stated, bits, compat in itertools.product(threes_of(few), (32, 16, 8), compats):
+        for stated, codec, compat in itertools.product(threes_of(few), CODECS, compats):
+            width = {"optim_bits": codec.bits, "state_format": FORMATS.get(codec, "dynamic")}
             try:
-                config = resolve(info.name, **stated, optim_bits=bits, compat=compat)
+                config = resolve(info.name, **stated, **width, compat=compat)
             except ConfigError:
                 continue  # such as AMSGrad at 8 bits
             for part in parts_of(config.rule(config.model_dump())):
-                yield part.rule, CODECS[bits if part.rule.states else 32]
+                yield part.rule, codec if part.rule.states else FLOAT32
 
 
 def threes_of(few: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -144,8 +149,9 @@ def variant(
     rule: UpdateRule, codec: Codec, parameter: str, gradient: str, block_size: int = 256
 ) -> KernelVariant:
     block_size = block_size if codec.scaled else UNQUANTIZED_BLOCK
-    options = KernelOptions(random_codes=codec.bits == 16)
-    return KernelVariant(rule, parameter, gradient, codec.name, block_size, options)
+    formats = tuple(codec.formats[state.signed] for state in rule.states)
+    options = KernelOptions(random_floats=codec.always_random)
+    return KernelVariant(rule, parameter, gradient, formats, block_size, options)
 
 
 def variants() -> Iterator[Any]:

@@ -118,7 +118,7 @@ def test_a_damaged_kernel_is_named_and_not_loaded(folder):
 def adam_source() -> tuple[str, str]:
     config = resolve("adam")
     rule = config.rule(config.model_dump())
-    variant = KernelVariant(rule, "float", "float", "32bit", block_size=256)
+    variant = KernelVariant(rule, "float", "float", ("float32",), block_size=256)
     return cpp_source(variant), variant.label
 
 

@@ -240,7 +240,7 @@ def test_a_rule_may_have_no_states() -> None:
 
 def words_of_kernels() -> list[str]:
     """Every word that occurs in the kernels, where a name of a rule might meet it."""
-    variant = KernelVariant(rule_of(["m"], ["beta"]), "float16", "bfloat16", "8bit", 256)
+    variant = KernelVariant(rule_of(["m"], ["beta"]), "float16", "bfloat16", ("map8",), 256)
     sources = cpp_source(variant) + cuda_source(variant)
     return sorted(set(re.findall(r"\b[A-Za-z_]\w*", sources)))
 
@@ -267,9 +267,10 @@ def test_every_word_of_the_kernels_is_refused_or_can_be_a_name(kernel_cache: Pat
     assert min(len(scalars), len(targets)) > 100
     text = "".join(f"{word} = g + {word if word in ('g', 'p') else 1};" for word in targets)
     for rule in (rule_of(scalars=scalars), rule_of(text=text)):
-        for codec in ("32bit", "16bit", "8bit"):
-            variant = KernelVariant(rule, "float", "float", codec, 256)
-            compile_library(cpp_source(variant), f"words-{codec}")
+        for name in ("float32", "bfloat16", "map8", "e4m3"):
+            formats = (name,) * len(rule.states)
+            variant = KernelVariant(rule, "float", "float", formats, 256)
+            compile_library(cpp_source(variant), f"words-{name}")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import build_optimizer, get_optimizer_info, resolve
-from optfactory.config.schema import EIGHT_BIT_FIELDS, OptimizerConfig
+from optfactory.config.schema import CODE_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import acts_on, beside, few_values, known_to
 from tests.reference import reference_of
@@ -152,7 +152,7 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("eps", None)
         values.pop("trust_coefficient", None)
     if bits != 8:
-        for key in EIGHT_BIT_FIELDS:
+        for key in CODE_FIELDS:
             values.pop(key, None)
     for key in ("signed_map", "second_moment_floor"):
         if not acts_on(name, key):

@@ -51,7 +51,7 @@ def _variant(key: BucketKey) -> KernelVariant:
         key.rule,
         dtype_name(key.parameter),
         dtype_name(key.gradient),
-        key.codec.name,
+        key.formats,
         key.block_size,
         key.options,
     )

@@ -10,6 +10,7 @@ from optfactory.backends.base import Findings
 from optfactory.backends.cpu.backend import CpuBackend
 from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.errors import BrokenCompilerError, NoCompilerError
+from optfactory.rules.codegen import has_scales
 from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions
 from optfactory.step.buckets import Bucket, BucketKey
 
@@ -63,8 +64,8 @@ class FallbackBackend(CpuBackend):
 
 
 def _without_compiler(key: BucketKey) -> str:
-    state = f"{key.codec.bits}-bit state"
-    state += f" in blocks of {key.block_size}" if key.codec.scaled else ""
+    state = f"{' and '.join(dict.fromkeys(key.formats))} state"
+    state += f" in blocks of {key.block_size}" if has_scales(key.formats) else ""
     return (
         f"there is no prebuilt kernel of the rule '{key.rule.name}' for {key.parameter} "
         f"parameters, {key.gradient} gradients, {state}{_uncommon(key.options)}, and no C++ "

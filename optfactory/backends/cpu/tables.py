@@ -38,6 +38,10 @@ _PART_COLUMNS = 4
 _BUCKET_SCALARS, _THREADS, _BUCKET_FIELDS = 2, 11, 12
 
 
+# In the place of a map, for states that have none.
+_NO_MAP = (None,) * 4
+
+
 @cache
 def _map_tables(signed: bool, options: KernelOptions) -> tuple[Tensor, ...]:
     """A map as kernels read it: its values, the values' bytes in planes, all keys, and lines.
@@ -144,8 +148,11 @@ class Tables:
         return torch.stack((owner, first, end), dim=1)
 
     def _fill_bucket(self, bucket: Bucket) -> None:
-        states = bucket.key.rule.states
-        maps = [_map_tables(state.signed, bucket.key.options) for state in states]
+        states, formats = bucket.key.rule.states, bucket.key.formats
+        maps = [
+            _map_tables(state.signed, bucket.key.options) if name == "map8" else _NO_MAP
+            for state, name in zip(states, formats, strict=True)
+        ]
         self.bucket[:] = [
             self.tensors.data_ptr(),
             self.chunks.data_ptr(),
@@ -159,7 +166,7 @@ class Tables:
             len(bucket.slots),
             len(self.chunks),
             1,  # threads: set at each step
-            *(table.data_ptr() for tables in maps for table in tables),
+            *(table.data_ptr() if table is not None else 0 for tables in maps for table in tables),
         ]
 
     def run(self, bucket: Bucket) -> Iterator[Findings]:

@@ -30,6 +30,7 @@ from optfactory.rules.codegen import (
     cuda_source,
     cuda_tables_source,
     dtype_name,
+    has_scales,
 )
 from optfactory.rules.passes import Stage
 from optfactory.step.buckets import Bucket, BucketKey
@@ -89,12 +90,12 @@ class CudaBackend:
 
 
 def _variant(key: BucketKey) -> KernelVariant:
-    block_size = key.block_size if key.codec.scaled else UNQUANTIZED_BLOCK
+    block_size = key.block_size if has_scales(key.formats) else UNQUANTIZED_BLOCK
     return KernelVariant(
         key.rule,
         dtype_name(key.parameter),
         dtype_name(key.gradient),
-        key.codec.name,
+        key.formats,
         block_size,
         key.options,
     )
@@ -232,7 +233,7 @@ def _chunk_ranges(bucket: Bucket) -> list[ChunkRange]:
     block_size = _variant(bucket.key).block_size
     for slot in bucket.slots:
         if slot.held.row is None:
-            slot.held.row = ChunkRange.of(slot, block_size, bucket.key.codec.scaled)
+            slot.held.row = ChunkRange.of(slot, block_size, has_scales(bucket.key.formats))
     return [slot.held.row for slot in bucket.slots]
 
 

@@ -45,10 +45,12 @@ class Part:
 
     def states(self) -> list[Tensor]:
         """The bytes of this part of each state."""
-        return [
-            _large_state(self.slot, index).view(-1)[self.first : self.end].view(torch.uint8)
-            for index in range(len(self.slot.layout.rule.states))
-        ]
+        found = []
+        for index, (_, codec) in enumerate(self.slot.layout.stored):
+            begin, end = (codec.bits * element // 8 for element in (self.first, self.end))
+            whole = _large_state(self.slot, index).view(-1).view(torch.uint8)
+            found.append(whole[begin:end])
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def cut(
 def _parts(slots: Sequence[tuple[int, Slot, ChunkRange]], piece_bytes: int) -> Iterator[Part]:
     """Each parameter's chunks in runs that fit into a piece; a chunk always does."""
     for tensor, slot, chunks in slots:
-        chunk_bytes = _element_bytes(slot) * chunks.block_size * chunks.per_chunk
+        chunk_bytes = _bytes_of(slot, chunks.block_size * chunks.per_chunk)
         run = max(1, piece_bytes // (chunk_bytes + _ALIGNMENT))
         for begin in range(0, chunks.count, run):
             end = min(begin + run, chunks.count)
@@ -97,17 +99,17 @@ def _parts(slots: Sequence[tuple[int, Slot, ChunkRange]], piece_bytes: int) -> I
 
 
 def _large_state(slot: Slot, index: int) -> Tensor:
-    state = slot.layout.rule.states[index]
-    return slot.state[slot.layout.codec.elements_key(state)]
+    state, codec = slot.layout.stored[index]
+    return slot.state[codec.keys(state)[0]]
 
 
-def _element_bytes(slot: Slot) -> int:
-    states = range(len(slot.layout.rule.states))
-    return sum(_large_state(slot, index).element_size() for index in states)
+def _bytes_of(slot: Slot, elements: int) -> int:
+    """Of so many elements' states."""
+    return elements * sum(codec.bits for codec in slot.layout.codecs) // 8
 
 
 def _part_bytes(part: Part) -> int:
-    return (part.end - part.first) * _element_bytes(part.slot)
+    return _bytes_of(part.slot, part.end - part.first)
 
 
 class PinnedStates:

@@ -22,16 +22,14 @@ from optfactory.backends.reference.options import (
 from optfactory.backends.reference.program import torch_trust_ratio, torch_update
 from optfactory.rules.language import StateSpec, norms_of
 from optfactory.state.codec import (
+    block_scales,
     decode,
     dequantize,
     encode,
-    quantize,
     scattered_scales,
     spread,
 )
-from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.state.random_codes import encode_at_random
-from optfactory.state.specs import absmax_key, codes_key
 from optfactory.step.slots import Slot
 
 
@@ -91,10 +89,13 @@ class Work:
         if options.scales_first:
             states = self._finite_states(found.values)
             numbers = self._numbers()
+            count, layout = self._scale_count, self.slot.layout
             scales = torch.cat(
                 [
-                    scattered_scales(x, numbers, self._scale_count, self._map(state), options)
-                    for state, x in states.items()
+                    scattered_scales(x, numbers, count, codec.map(state, options), options)
+                    if codec.scaled
+                    else torch.zeros(count, dtype=torch.float32, device=x.device)
+                    for (state, codec), x in zip(layout.stored, states.values(), strict=True)
                 ]
             )
         empty = torch.empty(0, dtype=_wide(found.p), device=found.p.device)
@@ -193,13 +194,11 @@ class Work:
 
     # ---- states ---------------------------------------------------------------------------------
 
-    def _map(self, state: StateSpec) -> QuantizationMap:
-        return map_for(state.signed, self.slot.layout.options.map_kind)
-
     @property
     def _scale_count(self) -> int:
-        """The number of scales that each state has here."""
-        return self.slot.state[absmax_key(self.slot.layout.rule.states[0])].numel()
+        """The number of scales that each state of codes has here."""
+        keys = [codec.keys(state) for state, codec in self.slot.layout.stored if codec.scaled]
+        return self.slot.state[keys[0][1]].numel()
 
     def _numbers(self) -> Tensor:
         """Which scale each element has, where these are not those of the local block grid."""
@@ -213,16 +212,20 @@ class Work:
 
     def _load_states(self) -> dict[str, Tensor]:
         layout, stored = self.slot.layout, self.slot.state
-        if not layout.quantized:
-            return {state.name: stored[state.name].float() for state in layout.rule.states}
-        numbers = self._numbers() if layout.options.scales_first else None
+        cut = layout.quantized and layout.options.scales_first
+        numbers = self._numbers() if cut else None
         values = {}
-        for state in layout.rule.states:
-            codes, absmax = stored[codes_key(state)], stored[absmax_key(state)]
+        for state, codec in layout.stored:
+            if not codec.scaled:
+                values[state.name] = stored[state.name].float()
+                continue
+            elements, scales = (stored[key] for key in codec.keys(state))
+            codes = codec.unpack(elements, layout.local_shape)
+            meaning = codec.map(state, layout.options)
             if numbers is None:
-                values[state.name] = dequantize(codes, absmax, self._map(state), layout.local_grid)
+                values[state.name] = dequantize(codes, scales, meaning, layout.local_grid)
             else:
-                values[state.name] = decode(codes, absmax.flatten()[numbers], self._map(state))
+                values[state.name] = decode(codes, scales.flatten()[numbers], meaning)
         return values
 
     def _finite_states(self, values: Mapping[str, Tensor]) -> dict[StateSpec, Tensor]:
@@ -232,31 +235,39 @@ class Work:
         return {state: torch.where(finite, values[state.name], 0.0) for state in states}
 
     def _store_states(self, values: Mapping[str, Tensor]) -> None:
-        layout, stored = self.slot.layout, self.slot.state
-        words = code_bits(self.slot, self.scalars) if layout.options.random_codes else None
-        if not layout.quantized:
-            for index, state in enumerate(layout.rule.states):
-                x = values[state.name]
-                if words is not None:
-                    random = bits_of_state(words, index) >> 16
-                    x = rounded_at_random(x, layout.codec.dtype, random)
-                stored[state.name].copy_(x)
-            return
-        numbers = None if self.scales is None else self._numbers()
-        for index, (state, x) in enumerate(self._finite_states(values).items()):
-            qmap = self._map(state)
-            if self.scales is None:
-                codes, absmax = quantize(x, qmap, layout.local_grid, layout.options)
-                scales = spread(absmax, layout.local_grid).reshape(x.shape)
-            else:
-                absmax = self.scales[index].view(layout.tensors[absmax_key(state)].shape)
-                scales = self.scales[index][numbers]
-                codes = encode(x, scales, qmap, layout.options)
-            if words is not None:
-                random = bits_of_state(words, index)
-                codes = encode_at_random(x, scales, qmap, layout.options, random)
-            stored[codes_key(state)].copy_(codes)
-            stored[absmax_key(state)].copy_(absmax)
+        layout, options = self.slot.layout, self.slot.layout.options
+        words = code_bits(self.slot, self.scalars) if options.draws_for_states else None
+        if layout.quantized:
+            values = {spec.name: x for spec, x in self._finite_states(values).items()}
+        for index, (state, codec) in enumerate(layout.stored):
+            x = values[state.name]
+            random = None if words is None else bits_of_state(words, index)
+            if codec.scaled:
+                at_random = codec.always_random or options.random_codes
+                self._store_codes(index, x, random if at_random else None)
+                continue
+            if codec.dtype == torch.bfloat16 and random is not None:
+                x = rounded_at_random(x, codec.dtype, random >> 16)
+            self.slot.state[state.name].copy_(x)
+
+    def _store_codes(self, index: int, x: Tensor, random: Tensor | None) -> None:
+        """Write a state of codes: the nearest ones, or by random bits."""
+        layout, options = self.slot.layout, self.slot.layout.options
+        state, codec = layout.stored[index]
+        meaning, keys = codec.map(state, options), codec.keys(state)
+        if self.scales is None:
+            found = block_scales(x, meaning, layout.local_grid, options)
+            scales = spread(found, layout.local_grid).reshape(x.shape)
+        else:
+            found = self.scales[index].view(layout.tensors[keys[1]].shape)
+            scales = self.scales[index][self._numbers()]
+        if random is None:
+            codes = encode(x, scales, meaning, options)
+        else:
+            codes = encode_at_random(x, scales, meaning, options, random)
+        elements = self.slot.state[keys[0]]
+        elements.copy_(codec.pack(codes, elements.shape))
+        self.slot.state[keys[1]].copy_(found)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -20,7 +20,7 @@ from optfactory.rules.codegen import KernelVariant
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.parts import RulePart, parts_of
-from optfactory.state.codecs import CODECS
+from optfactory.state.codecs import block_size_of, codec_of
 
 # Of a parameter and its gradient, as kernels call them; `optfactory.step.plan` accepts no others.
 DTYPES = (
@@ -52,9 +52,10 @@ def prebuilt_variants() -> list[KernelVariant]:
 
 
 def _variant(group: Group, part: RulePart, parameter: str, gradient: str) -> KernelVariant:
-    dtypes, codec = part.dtypes(parameter, gradient), CODECS[group["optim_bits"]]
-    options = KernelOptions.of(group, codec.bits, rounds=dtypes[0] != "float")
-    return KernelVariant(part.rule, *dtypes, codec.name, group["block_size"], options)
+    dtypes = part.dtypes(parameter, gradient)
+    formats = tuple(codec_of(group, state).formats[state.signed] for state in part.rule.states)
+    options = KernelOptions.of(group, formats, rounds=dtypes[0] != "float")
+    return KernelVariant(part.rule, *dtypes, formats, block_size_of(part.rule, group), options)
 
 
 def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
