@@ -49,10 +49,7 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
   if (!o.p) {
     read_elements(t.p, t.p_view, at.first, at.n, o.p = buffers.p);
     for (int i = at.n; i < padded; ++i) buffers.p[i] = 0.0f;
-#if KAHAN
-#pragma omp simd
-    for (int i = 0; i < at.n; ++i) buffers.p[i] += to_float(t.loss[at.first + i]);
-#endif
+    if (KEEPS) complete_elements(t.kept + at.first, at.n, buffers.p);
   }
   if (!o.g) {
     read_elements(t.g, t.g_view, at.first, at.n, buffers.g);

@@ -25,7 +25,7 @@ struct Tensor {
   int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
   int64_t chunks;
   int64_t number;       // of the parameter in its optimizer
-  PARAM* loss;          // what storing the parameter lost, if KAHAN
+  Kept* kept;           // beside the parameter, if KEEPS
   float* history;       // squared gradient norms, if CLIPS
   int64_t element;      // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
   int64_t stride;       // and from row to row there
@@ -108,12 +108,9 @@ OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int 
       store_param(t.p + offset, block[i], key, element + i);
     });
   } else {
-    const int done = STOCHASTIC ? 0 : write_together(t.p + first, block, n);
+    const int done = store_together(t.p + first, block, n);
 #pragma omp simd
     for (int i = done; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
   }
-#if KAHAN
-#pragma omp simd
-  for (int i = 0; i < n; ++i) store_loss(t.loss + first + i, block[i]);
-#endif
+  if (KEEPS) keep_elements(t.kept + first, block, n);
 }

@@ -15,10 +15,12 @@ struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Pack {
 OPT_FN uint32_t to_bits(float x) { return float_bits(x); }
 OPT_FN uint32_t to_bits(float16 x) { return x.bits; }
 OPT_FN uint32_t to_bits(bfloat16 x) { return x.bits; }
+OPT_FN uint32_t to_bits(int16_t x) { return uint16_t(x); }
 OPT_FN uint32_t to_bits(uint8_t x) { return x; }
 OPT_FN void from_bits(uint32_t bits, float* x) { *x = bits_float(bits); }
 OPT_FN void from_bits(uint32_t bits, float16* x) { x->bits = uint16_t(bits); }
 OPT_FN void from_bits(uint32_t bits, bfloat16* x) { x->bits = uint16_t(bits); }
+OPT_FN void from_bits(uint32_t bits, int16_t* x) { *x = int16_t(bits); }
 OPT_FN void from_bits(uint32_t bits, uint8_t* x) { *x = uint8_t(bits); }
 
 template <class T>

@@ -81,9 +81,8 @@ def cpp_source(variant: KernelVariant) -> str:
         [
             *_texts("shared/prelude.cuh", "cpu/lanes.h", "cpu/lookup.h", "cpu/convert.h"),
             specialization(variant),
-            *_texts(
-                "shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/random_codes.h"
-            ),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "shared/master.cuh"),
+            *_texts("cpu/codec.h", "cpu/random_codes.h", "cpu/master.h"),
             *_texts("cpu/tables.h", "cpu/blocks.h", "cpu/statistics.h", "cpu/update.cpp"),
         ]
     )
@@ -109,8 +108,9 @@ def cuda_source(variant: KernelVariant) -> str:
             *_texts("shared/prelude.cuh"),
             f"#define THREADS {CUDA_THREADS}",
             specialization(variant),
-            *_texts("shared/scaling.cuh", "shared/element.cuh", "cuda/memory.cuh", "cuda/maps.cuh"),
-            *_texts("cuda/codec.cuh", "cuda/tables.cuh", "cuda/elements.cuh", "cuda/update.cu"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "shared/master.cuh"),
+            *_texts("cuda/memory.cuh", "cuda/maps.cuh", "cuda/codec.cuh"),
+            *_texts("cuda/tables.cuh", "cuda/elements.cuh", "cuda/update.cu"),
         ]
     )
 
@@ -163,6 +163,8 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
         "STOCHASTIC": options.rounding == "stochastic",
         "RANDOM_CODES": options.random_codes,
         "KAHAN": options.rounding == "kahan",
+        "SPLIT": options.rounding == "split",
+        "MASTER": options.rounding == "fp32",
         "TENSOR_WISE": options.tensor_wise,
         "FLOORS": options.floors,
         "BITSANDBYTES": options.bitsandbytes,

@@ -35,7 +35,7 @@ FUNCTIONS = {text.partition("(")[0]: text.count(",") + 1 for text in _SIGNATURES
 SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 
 # Keys that an option adds to state dicts (optfactory/state/layout.py).
-_STATE_KEYS = ("gnorm_vec", "compensation", "neuron_second_moment")
+_STATE_KEYS = ("gnorm_vec", "compensation", "master_low", "master", "neuron_second_moment")
 
 # What rule texts read and assign beside states and scalars.
 _VARIABLES = ("g", "p", "u", "p_norm", "u_norm", "g_norm", "ratio")
