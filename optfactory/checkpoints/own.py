@@ -20,7 +20,15 @@ from optfactory.state.codec import BlockGrid
 from optfactory.state.codecs import UNSCALED
 from optfactory.state.layout import StateLayout
 from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, absmax_key, codes_key
+from optfactory.state.specs import (
+    HISTORY_KEY,
+    LOSS_KEY,
+    LOW_KEY,
+    MASTER_KEY,
+    NEURONS_KEY,
+    absmax_key,
+    codes_key,
+)
 
 FORMAT_VERSION = 1
 
@@ -66,6 +74,8 @@ def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]
     known = {
         HISTORY_KEY: ((CLIP_HISTORY,), (torch.float32,)),
         LOSS_KEY: (layout.shape, (torch.bfloat16, torch.float16)),
+        LOW_KEY: (layout.shape, (torch.int16,)),
+        MASTER_KEY: (layout.shape, (torch.float32,)),
     }
     found = {key: fields.tensor(key, *facts) for key, facts in known.items() if key in fields}
     neurons = layout.tensors.get(NEURONS_KEY)

@@ -34,8 +34,8 @@ class KernelOptions:
         skips_zeros: elements whose gradient is 0 keep parameter and states.
         nonfinite: elements whose gradient is not finite are updated as the formula says
             (``propagate``), keep everything (``keep``), or lose their states (``reset``).
-        rounding: how 16-bit parameters are stored: ``nearest``, ``stochastic`` or ``kahan``; or with
-            a float32 master, of which half (``split``) or all (``fp32``) is kept beside them.
+        rounding: how 16-bit parameters are stored: ``nearest``, ``stochastic`` or ``kahan``; or
+            with a float32 master, of which half (``split``) or all (``fp32``) is kept beside them.
         tensor_wise: 8-bit state has one scale for the whole tensor.
         symmetric_map: the signed quantization map reaches -1.
         floors: a positive value of an unsigned state never takes the code of 0.

@@ -1,17 +1,20 @@
 """Float32 masters of 16-bit parameters, from what is kept beside these, and back.
 
-The master of a bfloat16 parameter can be cut in two (`split`): with m its pattern, the parameter has
-p = (m + 0x8000) >> 16, which rounds half away from zero, and m - (p << 16) is kept as int16, so that
-pairs and masters are one to one. With ties to even they could not be: an even p would have 65537
-masters. A NaN has one pattern for each sign, as others would round to infinity.
+The master of a bfloat16 parameter can be cut in two (`split`): with m its pattern, the parameter
+has p = (m + 0x8000) >> 16, which rounds half away from zero, and m - (p << 16) is kept as int16, so
+that pairs and masters are one to one. With ties to even they could not be: an even p would have
+65537 masters. A NaN has one pattern for each sign, as others would round to infinity.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from optfactory.state.specs import LOSS_KEY, LOW_KEY
+from optfactory.state.specs import KEPT_KEYS, LOSS_KEY, LOW_KEY
 
 _HALF, _UNIT = 1 << 15, 1 << 16
 _SIGN = -(1 << 31)
@@ -58,7 +61,23 @@ def master_of(p: Tensor, key: str, kept: Tensor) -> Tensor:
     return torch.where(same, kept, wide)
 
 
-def kept_beside_present(key: str, p: Tensor, master: Tensor) -> Tensor:
+def carry(p: Tensor, old: Mapping[str, Any], new: Mapping[str, Tensor], key: str) -> None:
+    """Keep what was kept beside a parameter in another way; what does not fit is left out.
+
+    Args:
+        p: the parameter, or what this process holds of it.
+        old: what was kept, by its key; of the parameter's shape.
+        new: the parameter's state, in which it is to be kept under `key`.
+    """
+    values = p.detach()
+    for given in KEPT_KEYS:
+        kept = old.get(given)
+        if given != key and isinstance(kept, Tensor) and kept.shape == p.shape:
+            master = master_of(values, given, kept.to(p.device))
+            new[key].copy_(_kept_for(key, values, master))
+
+
+def _kept_for(key: str, p: Tensor, master: Tensor) -> Tensor:
     """What is to be kept under another key so that a parameter has this master, or nearly this.
 
     Masters that are no neighbours of the parameter are none of its, and dropped.

@@ -115,7 +115,7 @@ def kept_beside(
     where: str,
     sharding: Sharding | None,
 ) -> dict[str, TensorSpec]:
-    """What is kept beside a parameter of this dtype that is stored so; see `KernelOptions.rounding`.
+    """What is kept beside a parameter that is stored so; see `KernelOptions.rounding`.
 
     A master begins with zeros: of an element that does not round to the parameter's, the parameter
     is taken. On CPUs masters are paged as states are; on GPUs states alone travel.
