@@ -88,10 +88,9 @@ def _kept_for(key: str, p: Tensor, master: Tensor) -> Tensor:
         low = master.contiguous().view(torch.int32).long() - wide.contiguous().view(torch.int32)
         low = torch.where((low.abs() <= _HALF) & master.isfinite(), low, 0)
         return low.clamp_max(_HALF - 1).to(torch.int16)
-    if key == LOSS_KEY:
-        rest = master - wide
-        near = (wide + rest.to(p.dtype).float()).to(p.dtype) == p
-        return torch.where(near & rest.isfinite(), rest, 0.0).to(p.dtype)
     # Half a unit away, it may round to the other neighbour.
-    inside = torch.nextafter(master, wide)
-    return torch.where(master.to(p.dtype) == p, master, inside)
+    near = torch.where(master.to(p.dtype) == p, master, torch.nextafter(master, wide))
+    if key == LOSS_KEY:
+        rest = near - wide
+        return torch.where((near.to(p.dtype) == p) & rest.isfinite(), rest, 0.0).to(p.dtype)
+    return near
