@@ -79,6 +79,7 @@ def test_what_needs_whole_tensors_is_refused_with_the_remedy(
         ("adamw", {"nonfinite": "skip_element", "skip_zeros": True}, torch.float32),
         ("adamw", {"param_rounding": "stochastic"}, torch.bfloat16),
         ("adamw", {"param_rounding": "kahan"}, torch.bfloat16),
+        ("adamw", {"master_weights": "fp32"}, torch.bfloat16),
     ],
 )
 def test_what_is_computed_element_by_element_trains_and_is_gathered(
