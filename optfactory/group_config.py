@@ -193,7 +193,7 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
     elif config.of_matrices:
         problem = f"name: '{config.family}' needs whole matrices, not"
     elif config.master_weights == "split":
-        problem = "master_weights: 16-bit integers cannot be gathered from"
+        problem = "master_weights: the integers of 'split', unlike fp32, cannot be gathered from"
     elif config.cautious:
         problem = "cautious: needs what is known of whole tensors, not of"
     elif config.percentile_clipping < 100:

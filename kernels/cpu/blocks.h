@@ -47,9 +47,8 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
   Operands o = {in_place(t.p, t.p_view, at), in_place(const_cast<GRAD*>(t.g), t.g_view, at), {}};
   const int padded = whole(at.n);
   if (!o.p) {
-    read_elements(t.p, t.p_view, at.first, at.n, o.p = buffers.p);
+    read_params(t, at.first, at.n, o.p = buffers.p);
     for (int i = at.n; i < padded; ++i) buffers.p[i] = 0.0f;
-    if (KEEPS) complete_elements(t.kept + at.first, at.n, buffers.p);
   }
   if (!o.g) {
     read_elements(t.g, t.g_view, at.first, at.n, buffers.g);
@@ -69,8 +68,8 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
 OPT_FN void write_back(const Tensor& t, const Place& at, const Scalars& scalars, const Operands& o,
                        const Buffers& buffers) {
   if (o.p == buffers.p)
-    write_elements(t, at.first, at.element, at.n, o.p,
-                   STOCHASTIC ? random_key(t.number, scalars) : 0);
+    write_params(t, at.first, at.element, at.n, o.p,
+                 STOCHASTIC ? random_key(t.number, scalars) : 0);
   for (int j = 0; !QUANTIZED && j < STATES; ++j)
     if (o.states[j] == buffers.states[j])
       std::memcpy(static_cast<Stored*>(t.state[j]) + at.first, o.states[j], at.n * sizeof(Stored));

@@ -1,5 +1,5 @@
 // The tables that optfactory/backends/cpu/tables.py fills for the kernels of update.cpp, and how a
-// block of elements is read from a tensor and written back.
+// block of elements is read from a tensor.
 
 static_assert(BLOCK % kStride == 0, "a block is a number of strides");
 
@@ -60,7 +60,7 @@ struct Bucket {
   QuantizationMap maps[STATES];
 };
 
-// ---- reading and writing one block of at most BLOCK elements ---------------------------------
+// ---- reading one block of at most BLOCK elements ---------------------------------------------
 
 constexpr int kMaxDims = 64;  // as in torch
 
@@ -98,19 +98,4 @@ OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int
   const int done = read_together(base + first, n, buffer);
 #pragma omp simd
   for (int i = done; i < n; ++i) buffer[i] = to_float(base[first + i]);
-}
-
-// Writes a block of parameters back from such a buffer.
-OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int n,
-                           const float* block, uint32_t key) {
-  if (t.p_view) {
-    for_each_strided(t.p_view, first, n, [&](int i, int64_t offset) {
-      store_param(t.p + offset, block[i], key, element + i);
-    });
-  } else {
-    const int done = store_together(t.p + first, block, n);
-#pragma omp simd
-    for (int i = done; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
-  }
-  if (KEEPS) keep_elements(t.kept + first, block, n);
 }

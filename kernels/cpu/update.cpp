@@ -4,7 +4,7 @@
 // STATES (number of states), STATE (what stands for an element of one), BLOCK (elements of a
 // block), QUANTIZED, TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars,
 // kSigned[SLOTS], the rule texts as update_rule() and trust_ratio(), and then element.cuh,
-// master.cuh, codec.h, master.h, tables.h, blocks.h and statistics.h.
+// master.cuh, codec.h, tables.h, master.h, blocks.h and statistics.h.
 //
 // Results do not depend on the number of threads: elements are independent, and norms are summed
 // per chunk and then over chunks in a fixed order.

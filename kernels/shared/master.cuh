@@ -1,9 +1,10 @@
-// What is kept beside 16-bit parameters, so that no update is too small for them: what rounding lost
-// (KAHAN), the lower half of a float32 master (SPLIT), or all of one (MASTER).
+// What is kept beside 16-bit parameters, so that no update is too small for them: what rounding
+// lost (KAHAN), the lower half of a float32 master (SPLIT), or all of one (MASTER).
 //
 // SPLIT cuts a master's pattern m in two: the parameter has p = (m + 0x8000) >> 16, rounded half
-// away from zero, and m - (p << 16) is kept, from -0x8000 to 0x7fff. So pairs and masters are one to
-// one. With ties to even they could not be: an even p would have 0x10001 masters, an odd one 0xffff.
+// away from zero, and m - (p << 16) is kept, from -0x8000 to 0x7fff. So pairs and masters are one
+// to one. With ties to even they could not be: an even p would have 0x10001 masters, an odd one
+// 0xffff.
 
 #define KEEPS (KAHAN || SPLIT || MASTER)
 

@@ -82,8 +82,8 @@ def cpp_source(variant: KernelVariant) -> str:
             *_texts("shared/prelude.cuh", "cpu/lanes.h", "cpu/lookup.h", "cpu/convert.h"),
             specialization(variant),
             *_texts("shared/scaling.cuh", "shared/element.cuh", "shared/master.cuh"),
-            *_texts("cpu/codec.h", "cpu/random_codes.h", "cpu/master.h"),
-            *_texts("cpu/tables.h", "cpu/blocks.h", "cpu/statistics.h", "cpu/update.cpp"),
+            *_texts("cpu/codec.h", "cpu/random_codes.h", "cpu/tables.h", "cpu/master.h"),
+            *_texts("cpu/blocks.h", "cpu/statistics.h", "cpu/update.cpp"),
         ]
     )
 

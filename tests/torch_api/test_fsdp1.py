@@ -95,6 +95,12 @@ def test_what_is_computed_element_by_element_trains_and_is_gathered(
     trained(model, name, **options)
 
 
+def test_halves_of_masters_are_refused_as_integers_are_not_gathered() -> None:
+    model = sharded(True, torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"master_weights: .* unlike fp32, .*FSDP1"):
+        build_optimizer("adamw", model, master_weights="split")
+
+
 def test_a_group_beside_the_pieces_may_have_8_bits() -> None:
     model = sharded(whole_names=True)
     groups = [
