@@ -194,6 +194,20 @@ def test_elements_that_are_not_finite(
         assert not optimizer.state[p]["master_low"].any()
 
 
+def test_a_nan_of_any_pattern_stays_one(backend: str) -> None:
+    """By its pattern alone, half a unit above the last NaN would be 0."""
+    p = torch.ones(320, dtype=torch.bfloat16).requires_grad_()
+    if hasattr(p, "grad_dtype"):  # newer torch asks for leave
+        p.grad_dtype = None
+    optimizer = build_optimizer("sgd", [p], lr=1.0, momentum=0.0, **SPLIT)
+    patterns = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC08000, 0xFFFFC000] * 80, dtype=np.uint32)
+    p.grad = torch.from_numpy(patterns.view(np.float32).copy())
+    optimizer.step()
+    assert bool(p.isnan().all())
+    assert set(p.detach().view(torch.int16).tolist()) <= {0x7FC0, 0xFFC0 - 2**16}
+    assert not optimizer.state[p]["master_low"].any()
+
+
 # ---- parameters that users change ----------------------------------------------------------------
 
 
