@@ -18,7 +18,7 @@ from optfactory.group_schema import OPTIMIZER_KEY, base_values
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.parameters import ANNOTATIONS, is_flat_piece, is_scattered
 from optfactory.matrix.stacks import stack_of
-from optfactory.rules.options import draws_random_numbers
+from optfactory.rules.options import draws_random_numbers, has_masters
 
 
 def group_config(
@@ -55,6 +55,7 @@ def group_config(
     problem = _placement_problem(checked, {planned} if planned else devices)
     problem = problem or _backend_problem(checked, devices if planned is None else set())
     problem = problem or _rounding_problem(checked, group, rounds)
+    problem = problem or _halves_problem(checked, group)
     problem = problem or _pieces_problem(checked, group["params"])
     problem = problem or _matrix_problem(checked, group)
     if problem:
@@ -141,8 +142,11 @@ def _rounded(params: Sequence[Tensor]) -> list[int]:
 def _rounding_problem(config: OptimizerConfig, group: Mapping[str, Any], rounds: bool) -> str:
     params = group["params"]
     rounded = _rounded(params)
-    if config.param_rounding != "nearest" and not (rounded or rounds):
-        return "param_rounding: is for 16-bit parameters, got float32 parameters only; drop it"
+    stated = {"param_rounding": config.param_rounding != "nearest"}
+    stated["master_weights"] = has_masters(config.model_dump())
+    field = next((field for field, is_stated in stated.items() if is_stated), "")
+    if field and not (rounded or rounds):
+        return f"{field}: is for 16-bit parameters, got float32 parameters only; drop it"
     field, numbered = "state_rounding", list(range(len(params)))
     if config.param_rounding == "stochastic":
         field, numbered = "param_rounding", rounded
@@ -156,6 +160,21 @@ def _rounding_problem(config: OptimizerConfig, group: Mapping[str, Any], rounds:
         f"{field}: 'stochastic' numbers the elements of a tensor, which cannot be done for "
         f"{', '.join(names[n] for n in scattered[:5])}: sharded along several dimensions behind "
         f"the first; use 'nearest'{' or kahan' if field == 'param_rounding' else ''}"
+    )
+
+
+def _halves_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:
+    """Which parameters have no half of a float32 number; empty if all have, or need none."""
+    if config.master_weights != "split":
+        return ""
+    params = group["params"]
+    names = group.get("param_names") or [f"params[{n}]" for n in range(len(params))]
+    other = [names[n] for n in _rounded(params) if params[n].dtype != torch.bfloat16]
+    if not other:
+        return ""
+    return (
+        "master_weights: 'split' is for bfloat16, the upper half of a float32 number, got float16 "
+        f"parameters ({', '.join(other[:5])}); use master_weights: fp32"
     )
 
 
@@ -174,6 +193,8 @@ def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
         problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
     elif config.of_matrices:
         problem = f"name: '{config.family}' needs whole matrices, not"
+    elif config.master_weights == "split":
+        problem = "master_weights: the integers of 'split', unlike fp32, cannot be gathered from"
     elif config.cautious:
         problem = "cautious: needs what is known of whole tensors, not of"
     elif config.percentile_clipping < 100:

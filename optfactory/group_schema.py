@@ -20,6 +20,10 @@ OPTIMIZER_KEY = "optimizer"
 SHARED_FIELDS = ("lr", "weight_decay", "maximize", "annotations")
 
 
+# How 16-bit parameters are stored.
+_STORING = ("param_rounding", "master_weights")
+
+
 def schema_of(group: Mapping[str, Any], config: OptimizerConfig) -> type[OptimizerConfig]:
     """The schema of a param group of an optimizer: its rule, and its scalars.
 
@@ -85,7 +89,10 @@ def others_rule(config: OptimizerConfig) -> dict[str, GroupRule]:
     values = config.model_dump()
     own = {key: value for key, value in given.items() if key != "name"}
     name = given.get("name", others_name(values))
-    own = {**_of_all_parameters(values, {**values_of_other(name, values), **own}), **own}
+    said = _of_all_parameters(values, {**values_of_other(name, values), **own})
+    if not own.keys().isdisjoint(_STORING):  # one of them may contradict another that is inherited
+        said = {key: value for key, value in said.items() if key not in _STORING}
+    own = {**said, **own}
     return {OTHERS_FIELD: GroupRule(hidden=False, optional=True, optimizer=name, **own)}
 
 
@@ -96,7 +103,7 @@ def _of_all_parameters(values: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         values: of the config.
         theirs: what the others have without it.
     """
-    said = {"param_rounding": values["param_rounding"], "capturable": values["capturable"]}
+    said = {key: values[key] for key in (*_STORING, "capturable")}
     if values["nonfinite"] == "skip_step":  # or half of a step would be taken
         said["nonfinite"] = "skip_step"
     if values["is_paged"] and theirs["is_paged"]:

@@ -129,6 +129,8 @@ class Optimizer2State(Optimizer):
         added = self.param_groups[-1]
         for key in self.defaults.keys() - fields:  # of another family, which torch filled in
             del added[key]
+        if self._reminders:
+            self._reminders.of_lost_updates([added])
 
     def _hyperparameters(self, config: OptimizerConfig) -> dict[str, Any]:
         """A group's hyperparameters as plain values; its `name` stays free for users' labels."""

@@ -17,10 +17,17 @@ _IDLE = (
     "loss.backward() first, and build the optimizer after the model was wrapped (adapters, "
     "sharding), from the parameters that are trained. This is said once"
 )
+_LOSSY = (
+    "bfloat16 and float16 parameters are rounded to the nearest number at each step, so that "
+    "updates of less than half a unit, 0.2 to 0.4 % of a bfloat16 weight, are lost; keep them by "
+    "master_weights: split (bfloat16, 2 bytes a parameter) or fp32 (4 bytes), or by "
+    "param_rounding: stochastic (none, on the average) or kahan (2 bytes), or set "
+    "master_weights: none if this is meant. This is said once"
+)
 
 
 class Reminders:
-    """Looks for replaced parameters and overlooked settings once, and for steps without gradients.
+    """Says once what was overlooked: settings, lost updates, replaced parameters, idle steps.
 
     Args:
         groups: the param groups of the optimizer that was just built.
@@ -30,8 +37,17 @@ class Reminders:
     def __init__(self, groups: Sequence[Mapping[str, Any]], models: Sequence[nn.Module]) -> None:
         self._watch: ModelWatch | None = ModelWatch(models)
         self._told_idle = False
+        self._told_lossy = False
         self._overlooked = ""
         self._tell_of_overlooked(groups, models, stacklevel=5)
+        self.of_lost_updates(groups, stacklevel=5)
+
+    def of_lost_updates(self, groups: Sequence[Mapping[str, Any]], stacklevel: int = 4) -> None:
+        """Say that small updates are lost, unless the groups say how 16-bit parameters are kept."""
+        if self._told_lossy or not any(map(_loses_updates, groups)):
+            return
+        self._told_lossy = True
+        warnings.warn(_LOSSY, stacklevel=stacklevel)
 
     def before_first_step(self, plan: StepPlan, groups: Sequence[Mapping[str, Any]]) -> None:
         """Say which parameters were replaced, and what bitsandbytes was told meanwhile."""
@@ -56,3 +72,10 @@ class Reminders:
         told, self._overlooked = self._overlooked, overlooked(groups, models)
         if self._overlooked and not told:
             warnings.warn(self._overlooked, stacklevel=stacklevel)
+
+
+def _loses_updates(group: Mapping[str, Any]) -> bool:
+    """Whether a param group trains 16-bit parameters that are rounded to nearest for no reason."""
+    if group["master_weights"] is not None or group["param_rounding"] != "nearest":
+        return False
+    return any(p.requires_grad and p.dtype.itemsize < 4 for p in group["params"])

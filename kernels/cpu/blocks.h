@@ -41,12 +41,8 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
   Operands o = {in_place(t.p, t.p_view, at), in_place(const_cast<GRAD*>(t.g), t.g_view, at), {}};
   const int padded = whole(at.n);
   if (!o.p) {
-    read_elements(t.p, t.p_view, at.first, at.n, o.p = buffers.p);
+    read_params(t, at.first, at.n, o.p = buffers.p);
     for (int i = at.n; i < padded; ++i) buffers.p[i] = 0.0f;
-#if KAHAN
-#pragma omp simd
-    for (int i = 0; i < at.n; ++i) buffers.p[i] += to_float(t.loss[at.first + i]);
-#endif
   }
   if (!o.g) {
     read_elements(t.g, t.g_view, at.first, at.n, buffers.g);
@@ -67,7 +63,7 @@ OPT_FN Operands operands(const Tensor& t, const Place& at, Buffers& buffers) {
 // Writes what was worked on in a copy; codes are written by `flush`.
 OPT_FN void write_back(const Tensor& t, const Place& at, uint32_t key, const Operands& o,
                        const Buffers& buffers) {
-  if (o.p == buffers.p) write_elements(t, at.first, at.element, at.n, o.p, key);
+  if (o.p == buffers.p) write_params(t, at.first, at.element, at.n, o.p, key);
   for (int j = 0; !QUANTIZED && j < STATES; ++j)
     if (o.states[j] == buffers.states[j])
       std::memcpy(t.state[j] + bytes_of(j, at.first), o.states[j], bytes_of(j, at.n));

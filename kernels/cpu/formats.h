@@ -1,11 +1,9 @@
 // A state's elements by its format: a stride is read as float32, and written.
 
-OPT_FN int64_t bytes_of(int j, int64_t elements) {
-  return bytes_of_format(kFormats[j], elements);
-}
+OPT_FN int64_t bytes_of(int j, int64_t elements) { return bytes_of_format(kFormats[j], elements); }
 
-// Runs body(std::integral_constant<int, j>) for all states: what is done follows from their formats,
-// and compilers fold conditions of a loop's variable too late.
+// Runs body(std::integral_constant<int, j>) for all states: what is done follows from their
+// formats, and compilers fold conditions of a loop's variable too late.
 template <int j = 0, class Body>
 OPT_FN void for_each_state(Body body) {
   if constexpr (j < STATES) {
@@ -18,7 +16,8 @@ OPT_FN void for_each_state(Body body) {
 // What elements that a block does not have are filled with.
 OPT_FN uint8_t zero_byte(int j) { return kFormats[j] == kMap8 && kSigned[j] ? kZeroCode : 0; }
 
-// ---- 32 and 16 bits -------------------------------------------------------------------------------
+// ---- 32 and 16 bits
+// -------------------------------------------------------------------------------
 
 OPT_FN Floats from_bfloat16(const uint8_t* from) {
 #if defined(__AVX512F__)
@@ -69,7 +68,8 @@ OPT_FN void store_state(uint8_t* to, int i, Floats x, Uints random) {
     store(own, x);
 }
 
-// ---- with scales ----------------------------------------------------------------------------------
+// ---- with scales
+// ----------------------------------------------------------------------------------
 
 #if QUANTIZED
 
@@ -83,7 +83,8 @@ OPT_FN float scale_of(int j, const Magnitudes& found, const QuantizationMap& map
 
 #endif
 
-// ---- small floats ---------------------------------------------------------------------------------
+// ---- small floats
+// ---------------------------------------------------------------------------------
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define HAS_BYTES_OF_AVX2 1

@@ -1,5 +1,5 @@
 // The tables that optfactory/backends/cpu/tables.py fills for the kernels of update.cpp, and how a
-// block of elements is read from a tensor and written back.
+// block of elements is read from a tensor.
 
 static_assert(BLOCK % kStride == 0, "a block is a number of strides");
 
@@ -22,16 +22,16 @@ struct Tensor {
   int64_t scalars;      // its row in Bucket::scalars
   int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
   int64_t chunks;
-  int64_t number;       // of the parameter in its optimizer
-  PARAM* loss;          // what storing the parameter lost, if KAHAN
-  float* history;       // squared gradient norms, if CLIPS
-  int64_t element;      // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
-  int64_t stride;       // and from row to row there
-  int64_t elements;     // of the whole tensor
-  const Part* parts;    // of blocks, if CUTS_BLOCKS; so are the next
-  float* own_scales;    // [parts][STATES]
-  float* new_scales;    // [STATES][scales]
-  int64_t scales;       // of each state
+  int64_t number;          // of the parameter in its optimizer
+  Kept* kept;              // beside the parameter, if KEEPS
+  float* history;          // squared gradient norms, if CLIPS
+  int64_t element;         // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
+  int64_t stride;          // and from row to row there
+  int64_t elements;        // of the whole tensor
+  const Part* parts;       // of blocks, if CUTS_BLOCKS; so are the next
+  float* own_scales;       // [parts][STATES]
+  float* new_scales;       // [STATES][scales]
+  int64_t scales;          // of each state
   uint8_t* state[STATES];  // of whatever format
   float* absmax[STATES];   // null where elements share no scales
 };
@@ -58,7 +58,7 @@ struct Bucket {
   QuantizationMap maps[STATES];
 };
 
-// ---- reading and writing one block of at most BLOCK elements ---------------------------------
+// ---- reading one block of at most BLOCK elements ---------------------------------------------
 
 constexpr int kMaxDims = 64;  // as in torch
 
@@ -96,22 +96,4 @@ OPT_FN void read_elements(const T* base, const int64_t* view, int64_t first, int
   const int done = read_together(base + first, n, buffer);
 #pragma omp simd
   for (int i = done; i < n; ++i) buffer[i] = to_float(base[first + i]);
-}
-
-// Writes a block of parameters back from such a buffer.
-OPT_FN void write_elements(const Tensor& t, int64_t first, int64_t element, int n,
-                           const float* block, uint32_t key) {
-  if (t.p_view) {
-    for_each_strided(t.p_view, first, n, [&](int i, int64_t offset) {
-      store_param(t.p + offset, block[i], key, element + i);
-    });
-  } else {
-    const int done = STOCHASTIC ? 0 : write_together(t.p + first, block, n);
-#pragma omp simd
-    for (int i = done; i < n; ++i) store_param(t.p + first + i, block[i], key, element + i);
-  }
-#if KAHAN
-#pragma omp simd
-  for (int i = 0; i < n; ++i) store_loss(t.loss + first + i, block[i]);
-#endif
 }

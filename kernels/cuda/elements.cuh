@@ -3,7 +3,7 @@
 // A thread's elements as they are in memory.
 struct Elements {
   Pack<PARAM> p;
-  Pack<PARAM> loss;
+  Pack<Kept> kept;
   Pack<GRAD> g;
   StatePack states[SLOTS];
   float scales[SLOTS];  // by which states are decoded that share some
@@ -16,7 +16,7 @@ template <bool kStates>
 OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elements& e) {
   if (is_full(at)) {
     e.p = read_pack(work.p, at);
-    if (KAHAN) e.loss = read_pack(work.loss, at);
+    if (KEEPS) e.kept = read_pack(work.kept, at);
     e.g = read_pack(work.g, at);
 #pragma unroll
     for (int j = 0; kStates && j < STATES; ++j)
@@ -29,7 +29,7 @@ OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elemen
       const bool exists = position(at, i) < at.n;
       const int64_t element = at.first + position(at, i);
       set(e.p, i, exists ? work.p[offset_of(p_view, element)] : PARAM{});
-      if (KAHAN) set(e.loss, i, exists ? work.loss[element] : PARAM{});
+      if (KEEPS) set(e.kept, i, exists ? work.kept[element] : Kept{});
       set(e.g, i, exists ? work.g[offset_of(g_view, element)] : GRAD{});
 #pragma unroll
       for (int j = 0; kStates && j < STATES; ++j)
@@ -46,7 +46,7 @@ OPT_FN void read(const Bucket& bucket, const Work& work, const Place& at, Elemen
 OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const Elements& e) {
   if (is_full(at)) {
     write_pack(work.p, at, e.p);
-    if (KAHAN) write_pack(work.loss, at, e.loss);
+    if (KEEPS) write_pack(work.kept, at, e.kept);
 #pragma unroll
     for (int j = 0; j < STATES; ++j) write_state(j, work.states->state[j], at, e.states[j]);
   } else {
@@ -56,10 +56,9 @@ OPT_FN void write(const Bucket& bucket, const Work& work, const Place& at, const
       if (position(at, i) >= at.n) continue;
       const int64_t element = at.first + position(at, i);
       work.p[offset_of(p_view, element)] = get(e.p, i);
-      if (KAHAN) work.loss[element] = get(e.loss, i);
+      if (KEEPS) work.kept[element] = get(e.kept, i);
 #pragma unroll
-      for (int j = 0; j < STATES; ++j)
-        write_one(j, work.states->state[j], element, i, e.states[j]);
+      for (int j = 0; j < STATES; ++j) write_one(j, work.states->state[j], element, i, e.states[j]);
     }
   }
 #if QUANTIZED && !SCALES_FIRST
@@ -89,9 +88,9 @@ OPT_FN void unscale(const Bucket& bucket, float* g) {
 OPT_FN void decode_operands(const Bucket& bucket, const Elements& e, Values& x) {
   unpack(e.p, x.p);
   unpack(e.g, x.g);
-#if KAHAN
+#if KEEPS
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) x.p[i] += to_float(get(e.loss, i));
+  for (int i = 0; i < kVector; ++i) x.p[i] = completed(x.p[i], get(e.kept, i));
 #endif
   unscale(bucket, x.g);
 }
@@ -99,12 +98,11 @@ OPT_FN void decode_operands(const Bucket& bucket, const Elements& e, Values& x) 
 OPT_FN void decode(const Shared& shared, const Bucket& bucket, const Elements& e, Values& x) {
   decode_operands(bucket, e, x);
 #pragma unroll
-  for (int j = 0; j < STATES; ++j)
-    decode_state(shared, j, e.states[j], e.scales[j], x.states[j]);
+  for (int j = 0; j < STATES; ++j) decode_state(shared, j, e.states[j], e.scales[j], x.states[j]);
 }
 
 OPT_FN void encode_params(const Work& work, const Place& at, const float* p, Elements& e) {
-#if STOCHASTIC
+#if STOCHASTIC || SPLIT
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     PARAM stored;
@@ -114,12 +112,12 @@ OPT_FN void encode_params(const Work& work, const Place& at, const float* p, Ele
 #else
   pack_floats(p, e.p);
 #endif
-#if KAHAN
+#if KEEPS
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    PARAM lost;
-    store_loss(&lost, p[i]);
-    set(e.loss, i, lost);
+    Kept kept;
+    store_kept(&kept, p[i]);
+    set(e.kept, i, kept);
   }
 #endif
 }

@@ -15,10 +15,12 @@ struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Pack {
 OPT_FN uint32_t to_bits(float x) { return float_bits(x); }
 OPT_FN uint32_t to_bits(float16 x) { return x.bits; }
 OPT_FN uint32_t to_bits(bfloat16 x) { return x.bits; }
+OPT_FN uint32_t to_bits(int16_t x) { return uint16_t(x); }
 OPT_FN uint32_t to_bits(uint8_t x) { return x; }
 OPT_FN void from_bits(uint32_t bits, float* x) { *x = bits_float(bits); }
 OPT_FN void from_bits(uint32_t bits, float16* x) { x->bits = uint16_t(bits); }
 OPT_FN void from_bits(uint32_t bits, bfloat16* x) { x->bits = uint16_t(bits); }
+OPT_FN void from_bits(uint32_t bits, int16_t* x) { *x = int16_t(bits); }
 OPT_FN void from_bits(uint32_t bits, uint8_t* x) { *x = uint8_t(bits); }
 
 template <class T>
@@ -68,11 +70,10 @@ OPT_FN void pack_floats(const float* x, Pack<float16>& pack) {
 }
 #endif
 
-// ---- states, whatever their format ----------------------------------------------------------------
+// ---- states, whatever their format
+// ----------------------------------------------------------------
 
-OPT_FN int64_t bytes_of(int j, int64_t elements) {
-  return bytes_of_format(kFormats[j], elements);
-}
+OPT_FN int64_t bytes_of(int j, int64_t elements) { return bytes_of_format(kFormats[j], elements); }
 
 // A thread's elements of one state as they are in memory, without the words that it does not need.
 struct StatePack {

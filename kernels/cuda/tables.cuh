@@ -15,7 +15,7 @@ struct Tensor {
   int64_t first_chunk;  // its chunks are first_chunk .. first_chunk + chunks - 1
   int64_t chunks;
   int64_t number;     // of the parameter in its optimizer
-  PARAM* loss;        // what storing the parameter lost, if KAHAN
+  Kept* kept;         // beside the parameter, if KEEPS
   float* history;     // squared gradient norms, if CLIPS
   int64_t element;    // number of the first one in the whole tensor, if NUMBERS_ELEMENTS,
   int64_t stride;     // and from row to row there
@@ -26,7 +26,7 @@ struct Tensor {
   int64_t scales;     // of each state
 };
 
-struct StatePointers {  // a tensor's state, or the part of it that is in device memory now
+struct StatePointers {    // a tensor's state, or the part of it that is in device memory now
   uint8_t* state[SLOTS];  // of whatever format
   float* absmax[SLOTS];   // null where elements share no scales
 };
@@ -71,7 +71,7 @@ struct Work {
   const GRAD* g;
   const Scalars* scalars;
   const StatePointers* states;
-  PARAM* loss;
+  Kept* kept;
   const float* new_scales;
   float factor;  // of the gradient
   float ratio;   // of the tensor
@@ -95,7 +95,7 @@ OPT_FN Work open_chunk(const Bucket& bucket, const Chunk& chunk) {
   work.g = bucket.g[chunk.tensor];
   work.scalars = bucket.scalars + bucket.scalar_row[chunk.tensor];
   work.states = bucket.states + chunk.states;
-  work.loss = tensor.loss;
+  work.kept = tensor.kept;
   work.new_scales = CUTS_BLOCKS ? tensor.new_scales : bucket.scales + STATES * chunk.tensor;
   work.factor = CLIPS ? bucket.factors[chunk.tensor] : 1.0f;
   work.ratio = HAS_RATIO ? bucket.ratios[chunk.tensor] : 1.0f;
@@ -142,7 +142,7 @@ OPT_FN Place place_of(const Work& work, uint32_t block, bool exists) {
 #pragma unroll
   for (int j = 0; j < STATES; ++j)
     at.vectorized &= is_aligned_state(j, work.states->state[j] + bytes_of(j, at.first));
-  if (KAHAN) at.vectorized = at.vectorized & is_aligned(work.loss + at.first);
+  if (KEEPS) at.vectorized = at.vectorized & is_aligned(work.kept + at.first);
   return at;
 }
 

@@ -1,10 +1,10 @@
 // The CUDA kernels: one launch per bucket and pass, whatever the number of tensors.
 //
-// optfactory.rules.codegen puts before this text: prelude.cuh, formats.cuh, the macros PARAM, GRAD (dtypes),
+// optfactory.rules.codegen puts before this text: prelude.cuh, formats.cuh, the macros PARAM, GRAD,
 // STATES (number of states), SLOTS (at least one, as CUDA has no empty arrays), BLOCK (elements of
 // a block), QUANTIZED, TRUST_RATIO, RATIO_OF_GRADIENT and those of element.cuh, the struct Scalars,
-// kSigned[SLOTS] and kFormats[SLOTS], and the rule texts as update_rule() and trust_ratio(); then scaling.cuh,
-// element.cuh, memory.cuh, maps.cuh, codec.cuh, tables.cuh and elements.cuh.
+// kSigned[SLOTS] and kFormats[SLOTS], and the rule texts as update_rule() and trust_ratio(); then
+// scaling.cuh, element.cuh, master.cuh, memory.cuh, maps.cuh, codec.cuh, tables.cuh, elements.cuh.
 //
 // A grid of a few blocks of threads per multiprocessor walks over all chunks of the bucket. A
 // thread updates kVector elements of one block of elements, and BLOCK / kVector neighbouring

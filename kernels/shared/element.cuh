@@ -1,7 +1,7 @@
 // What happens to one element around the rule, the same on CPUs and GPUs. optfactory.rules.codegen
 // defines the macros: MAXIMIZES, CLIPS, SKIPS_ZEROS, KEEPS_NONFINITE, RESETS_NONFINITE, STOCHASTIC,
-// KAHAN, RANDOM_CODES, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS, CAUTIOUS, CAUTIOUS_DECAY;
-// optfactory/rules/options.py says what they mean.
+// KAHAN, SPLIT, MASTER, RANDOM_CODES, TENSOR_WISE, FLOORS, BITSANDBYTES, CUTS_BLOCKS, CAUTIOUS,
+// CAUTIOUS_DECAY; optfactory/rules/options.py says what they mean.
 
 #define SKIPS (SKIPS_ZEROS || KEEPS_NONFINITE || RESETS_NONFINITE)
 // New scales are known before the update.
@@ -95,7 +95,7 @@ OPT_FN F moved(F p, F u, F step, const Scalars& k) {
 #endif
 }
 
-// ---- storing 16-bit parameters -----------------------------------------------------------------
+// ---- random bits -------------------------------------------------------------------------------
 
 template <class Word>
 OPT_FN Word mix(Word x) {
@@ -144,20 +144,6 @@ OPT_FN void store_random(float16* target, float value, uint32_t random) {
   store(target, value);
   const bool finite = is_finite(value);
   target->bits = finite ? uint16_t(sign | (chosen < 0x7c00u ? chosen : 0x7c00u)) : target->bits;
-}
-
-OPT_FN void store_param(PARAM* target, float value, uint32_t key, int64_t element) {
-#if STOCHASTIC
-  store_random(target, value, random_bits(key, element));
-#else
-  store(target, value);
-#endif
-}
-
-// What is lost when a value is stored as a parameter; added back before the next step (Kahan).
-OPT_FN void store_loss(PARAM* target, float value) {
-  const float stored = rounded_to_param(value);
-  store(target, is_finite(stored) ? value - stored : 0.0f);
 }
 
 // ---- 8-bit codes rounded at random --------------------------------------------------------------

@@ -3,11 +3,11 @@
 enum Format {
   kFloat32,
   kBfloat16,  // rounded at random, as all below kMap8
-  kMap8,      // codes of a dynamic map of 256 values; elements of a block share a scale, from here on
-  kE4m3,      // small floats: sign, 4 bits of exponent and 3 of mantissa
-  kE5m3,      // neither sign nor zero
-  kE2m1,      // of 4 bits, two in a byte, the first in the upper half
-  kE3m1,      // neither sign nor zero
+  kMap8,  // codes of a dynamic map of 256 values; elements of a block share a scale, from here on
+  kE4m3,  // small floats: sign, 4 bits of exponent and 3 of mantissa
+  kE5m3,  // neither sign nor zero
+  kE2m1,  // of 4 bits, two in a byte, the first in the upper half
+  kE3m1,  // neither sign nor zero
 };
 
 OPT_FN constexpr int bits_of_format(Format format) {
@@ -21,7 +21,8 @@ OPT_FN constexpr int64_t bytes_of_format(Format format, int64_t elements) {
 
 OPT_FN constexpr bool is_scaled(Format format) { return format >= kMap8; }
 
-// ---- small floats; optfactory/state/minifloats.py is the definition ------------------------------
+// ---- small floats; optfactory/state/minifloats.py is the definition
+// ------------------------------
 
 template <Format kFormat>
 struct Minifloat {
@@ -31,13 +32,11 @@ struct Minifloat {
                                    : kFormat == kE2m1 ? 2
                                                       : 3;
   static constexpr int kMantissa = kFormat == kE4m3 || kFormat == kE5m3 ? 3 : 1;
-  static constexpr int kCut = 23 - kMantissa;  // bits of float32 that are lost
+  static constexpr int kCut = 23 - kMantissa;                // bits of float32 that are lost
   static constexpr uint32_t kFirstNormal = 1u << kMantissa;  // a code, if there is a sign
   // Of the exponent, less than that of float32; the largest number is below 2, and e4m3 has a NaN.
   static constexpr uint32_t kBias = 127 - ((1 << kExponent) - 1);
-  static constexpr float kLargest = kFormat == kE4m3   ? 1.75f
-                                    : kFormat == kE5m3 ? 1.875f
-                                                       : 1.5f;
+  static constexpr float kLargest = kFormat == kE4m3 ? 1.75f : kFormat == kE5m3 ? 1.875f : 1.5f;
   static constexpr uint32_t kLast = (kFormat == kE4m3 ? 0x7e : (1u << (kExponent + kMantissa)) - 1);
 };
 

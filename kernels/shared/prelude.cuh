@@ -6,6 +6,7 @@
 #define OPT_FN static __device__ __forceinline__
 #define OPT_NOINLINE static __device__ __noinline__
 using uint8_t = unsigned char;
+using int16_t = short;
 using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned int;

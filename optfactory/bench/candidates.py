@@ -95,7 +95,7 @@ FOREACH = Candidate("torch AdamW foreach", "torch", partial(build_torch, foreach
 def build_ours(parameters: list[Tensor], name: str, **more: Any) -> Optimizer:
     """An optimizer of optfactory."""
     named = [(f"{number}.weight", p) for number, p in enumerate(parameters)]
-    return build_optimizer(name, named, **_SETTINGS, **more)
+    return build_optimizer(name, named, **_SETTINGS, **{"master_weights": "none", **more})
 
 
 def build_peer(parameters: list[Tensor], peer: Peer) -> Optimizer:

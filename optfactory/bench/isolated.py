@@ -112,7 +112,8 @@ def first_step(label: str, device: str, threads: str) -> tuple[float, float, flo
     from optfactory.optimizer import Optimizer2State  # noqa: F401 - timed
 
     imported = now()
-    optimizer = build_optimizer(name, parameters, **({"page_memory": memory} if memory else {}))
+    more = {"page_memory": memory} if memory else {}
+    optimizer = build_optimizer(name, parameters, master_weights="none", **more)
     built = now()
     steps = []
     for _ in range(10):

@@ -14,7 +14,7 @@ from optfactory.checkpoints.own import live_record
 from optfactory.checkpoints.records import Record
 from optfactory.errors import ConfigError
 from optfactory.state.layout import StateLayout
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY
+from optfactory.state.specs import HISTORY_KEY, KEPT_KEYS, NEURONS_KEY
 from optfactory.step.slots import Slot
 
 
@@ -61,7 +61,7 @@ def _fill(
         for name, stored in record.states.items()
     }
     extras = {key: state[key] for key in (HISTORY_KEY,) if key in state}
-    for key in (LOSS_KEY, NEURONS_KEY):
+    for key in (*KEPT_KEYS, NEURONS_KEY):
         if key in state and key in new.tensors:
             extras[key] = _resized(state[key], new.tensors[key].shape)
     write(new, Record(record.step, states, extras), fresh)

@@ -28,7 +28,7 @@ _STEMS = (
 _NAMES = (
     *("step", "step_size", "sum", "prev", "eta", "mu", "ax", "mu_product", "grad_avg"),
     *("acc_delta", "max1", "max2", "new_max1", "new_max2", "unorm_vec", "gnorm_vec"),
-    "neuron_second_moment",
+    *("neuron_second_moment", "master_low", "master"),
     "__bnb_optimizer_quant_state__",
 )
 

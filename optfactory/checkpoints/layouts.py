@@ -20,7 +20,7 @@ from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.config.validation import config_error
 from optfactory.errors import ConfigError, StateError
 from optfactory.group_schema import schema_of
-from optfactory.rules.options import NOISE_KEY
+from optfactory.rules.options import NOISE_KEY, has_masters
 from optfactory.step.slots import Slot
 
 Groups = list[Mapping[str, Any]]
@@ -121,6 +121,7 @@ def _problems(group: Mapping[str, Any], schema: type[OptimizerConfig], layout: E
     if schema.family not in layout.families:
         return [f"optimizer: {layout.title} has no {schema.family}"]
     own = {"name", "annotations", *layout.expressed, *PLACEMENT, *STORAGE, *PRODUCTS}
+    own |= set() if has_masters(group) else {"master_weights"}
     fields = schema.model_fields.items()
     problems = [
         f"{key}: {group[key]!r} has no counterpart there, which does as with {field.default!r}"

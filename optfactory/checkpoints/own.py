@@ -19,7 +19,14 @@ from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
 from optfactory.state.codecs import ALL, FOUR_BIT, SUFFIXES, UNSCALED, halved
 from optfactory.state.layout import StateLayout
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, NEURONS_KEY, pairs_of
+from optfactory.state.specs import (
+    HISTORY_KEY,
+    LOSS_KEY,
+    LOW_KEY,
+    MASTER_KEY,
+    NEURONS_KEY,
+    pairs_of,
+)
 
 FORMAT_VERSION = 1
 
@@ -65,6 +72,8 @@ def read_extras(fields: Fields, layout: StateLayout) -> dict[str, Tensor | None]
     known = {
         HISTORY_KEY: ((CLIP_HISTORY,), (torch.float32,)),
         LOSS_KEY: (layout.shape, (torch.bfloat16, torch.float16)),
+        LOW_KEY: (layout.shape, (torch.int16,)),
+        MASTER_KEY: (layout.shape, (torch.float32,)),
     }
     found = {key: fields.tensor(key, *facts) for key, facts in known.items() if key in fields}
     neurons = layout.tensors.get(NEURONS_KEY)

@@ -22,7 +22,8 @@ STORAGE = (
 # ... and what it does around the rule.
 AROUND = (
     *("percentile_clipping", "skip_zeros", "nonfinite", "state_rounding", "param_rounding"),
-    *("seed", "annotations", "cautious", "cautious_weight_decay", "neuron_norm", "neuron_beta"),
+    *("master_weights", "seed", "annotations", "cautious", "cautious_weight_decay"),
+    *("neuron_norm", "neuron_beta"),
 )
 # ... how matrices are multiplied, and in which memory ...
 PRODUCTS = ("ns_dtype", "ns_memory")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optfactory.checkpoints import convert
 from optfactory.checkpoints.fields import Fields
+from optfactory.checkpoints.masters import as_gathered, as_kept
 from optfactory.checkpoints.records import Record
 from optfactory.sharding.dtensors import Sharding, is_dtensor, local_values
 from optfactory.state.codecs import UNSCALED
@@ -22,10 +23,12 @@ _MEANING = ("block_size", "block_wise", "compat", "signed_map")
 
 def whole_entries(entries: Mapping[Any, Any], known: Container[object]) -> dict[Any, Any]:
     """A parameter's entries, where DTensors of known states are gathered; a collective for each."""
-    return {
-        key: value.full_tensor() if key in known and is_dtensor(value) else value
-        for key, value in entries.items()
-    }
+    return as_kept(
+        {
+            key: value.full_tensor() if key in known and is_dtensor(value) else value
+            for key, value in as_gathered(entries).items()
+        }
+    )
 
 
 def local_entries(
@@ -38,7 +41,7 @@ def local_entries(
     Args:
         saved: the checkpoint's group.
     """
-    layout = slot.layout
+    layout, entries = slot.layout, as_kept(entries)
     states = {key for key in entries if key in known}
     if layout.piece is None or states != layout.tensors.keys():
         return None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.checkpoints import sharded
+from optfactory.checkpoints import masters, sharded
 from optfactory.checkpoints.reading import Entries
 from optfactory.errors import StateError
 from optfactory.step.slots import Slot
@@ -26,6 +26,7 @@ def new_state(found: Mapping[Slot, Entries], loose: Mapping[Any, Any]) -> State:
         if entries.record is not None:
             fresh = slot.allocate()
             sharded.write(slot.layout, entries.record, fresh)
+            masters.convert(slot, entries.record, fresh)
             state[slot.parameter] |= fresh
     state.update(loose)
     return state

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from optfactory.checkpoints.foreign import copied
+from optfactory.checkpoints.masters import as_gathered
 from optfactory.errors import StateError
 from optfactory.memory import placement
 from optfactory.step.callers import caller_in
@@ -33,7 +34,10 @@ def pack(groups: list[dict[str, Any]], state: States, slots: list[Slot]) -> dict
                 "it; put the tensor back into a group, or delete optimizer.state[tensor]"
             )
         packed[numbers[id(owner)] if isinstance(owner, Tensor) else owner] = entries
+    by_name = caller_in("torch.distributed.checkpoint.state_dict") is not None
     for slot in slots:
+        if slot.number in packed and by_name:
+            packed[slot.number] = as_gathered(packed[slot.number])
         if slot.layout.piece is not None and slot.number in packed:
             packed[slot.number] = wrapped(slot, packed[slot.number])
     settings = [
@@ -43,7 +47,7 @@ def pack(groups: list[dict[str, Any]], state: States, slots: list[Slot]) -> dict
         }
         for group in groups
     ]
-    if caller_in("torch.distributed.checkpoint.state_dict"):
+    if by_name:
         # It knows parameters by name, and repeats a group's values for each of them; a key that
         # only some checkpoints have would make others unreadable.
         settings = [{**group, "param_names": ""} for group in settings]

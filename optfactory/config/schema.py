@@ -22,7 +22,7 @@ from optfactory.config.names import width_of
 from optfactory.config.peers import BitsandbytesPeer, TorchPeer
 from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
-from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers
+from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers, has_masters
 
 # Keys of param groups beside hyperparameters and what users may add: torch's, schedulers' and ours.
 RESERVED_KEYS = (
@@ -142,6 +142,11 @@ class OptimizerConfig(BaseModel):
     param_rounding: Literal["nearest", "stochastic", "kahan"] = Field(
         default="nearest",
         description="storing 16-bit parameters: nearest, stochastic, or kahan (compensated)",
+    )
+    master_weights: Literal["none", "split", "fp32"] | None = Field(
+        default=None,
+        description="of 16-bit parameters: none, split (the lower half of a float32 master beside "
+        "bfloat16), fp32 (all of it); null: none, with a warning",
     )
     seed: Annotated[Count, Field(ge=0, lt=SEEDS)] | None = Field(
         default=None,
@@ -271,6 +276,17 @@ class OptimizerConfig(BaseModel):
             raise ValueError(f"{cls.family} keeps no {what} that this could change; drop it")
         return value
 
+    @field_validator("master_weights")
+    @classmethod
+    def _masters_round_to_nearest(cls, value: str | None, info: ValidationInfo) -> str | None:
+        rounding = known_value(cls, info, "param_rounding")
+        if value in ("split", "fp32") and rounding in ("stochastic", "kahan"):
+            raise ValueError(
+                f"{value!r} keeps all that rounding loses, got param_rounding: {rounding!r} too; "
+                "drop one of them, or set param_rounding: nearest or master_weights: none"
+            )
+        return value
+
     @field_validator("seed")
     @classmethod
     def _seed_of_stochastic_rounding(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -304,6 +320,7 @@ class OptimizerConfig(BaseModel):
         }
         fixed["state_rounding"] = cls.model_fields["state_rounding"].default
         other = [key for key, kept in fixed.items() if info.data.get(key, kept) != kept]
+        other += ["master_weights"] * has_masters({"master_weights": None, **info.data})
         if other:
             raise ValueError(f"compat: bitsandbytes decides {', '.join(other)} itself; drop them")
         return value

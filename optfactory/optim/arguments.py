@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     skip_zeros: bool
     nonfinite: Literal["propagate", "skip_element", "skip_step"]
     param_rounding: Literal["nearest", "stochastic", "kahan"]
+    master_weights: Literal["none", "split", "fp32"] | None
     seed: int | None
     cautious: bool
     cautious_weight_decay: bool

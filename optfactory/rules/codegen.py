@@ -96,11 +96,9 @@ def cpp_source(variant: KernelVariant) -> str:
             *_texts("shared/prelude.cuh", "cpu/lanes.h", "cpu/lookup.h", "cpu/convert.h"),
             *_texts("shared/formats.cuh"),
             specialization(variant),
-            *_texts(
-                "shared/scaling.cuh", "shared/element.cuh", "cpu/codec.h", "cpu/random_codes.h"
-            ),
-            *_texts("cpu/formats.h", "cpu/tables.h", "cpu/blocks.h", "cpu/statistics.h"),
-            *_texts("cpu/update.cpp"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "shared/master.cuh"),
+            *_texts("cpu/codec.h", "cpu/random_codes.h", "cpu/formats.h", "cpu/tables.h"),
+            *_texts("cpu/master.h", "cpu/blocks.h", "cpu/statistics.h", "cpu/update.cpp"),
         ]
     )
 
@@ -125,8 +123,9 @@ def cuda_source(variant: KernelVariant) -> str:
             *_texts("shared/prelude.cuh", "shared/formats.cuh"),
             f"#define THREADS {CUDA_THREADS}",
             specialization(variant),
-            *_texts("shared/scaling.cuh", "shared/element.cuh", "cuda/memory.cuh", "cuda/maps.cuh"),
-            *_texts("cuda/codec.cuh", "cuda/tables.cuh", "cuda/elements.cuh", "cuda/update.cu"),
+            *_texts("shared/scaling.cuh", "shared/element.cuh", "shared/master.cuh"),
+            *_texts("cuda/memory.cuh", "cuda/maps.cuh", "cuda/codec.cuh"),
+            *_texts("cuda/tables.cuh", "cuda/elements.cuh", "cuda/update.cu"),
         ]
     )
 
@@ -187,6 +186,8 @@ def _switches(options: KernelOptions) -> dict[str, bool]:
         "STOCHASTIC": options.rounding == "stochastic",
         "RANDOM_CODES": options.random_codes,
         "KAHAN": options.rounding == "kahan",
+        "SPLIT": options.rounding == "split",
+        "MASTER": options.rounding == "fp32",
         "TENSOR_WISE": options.tensor_wise,
         "FLOORS": options.floors,
         "BITSANDBYTES": options.bitsandbytes,

@@ -35,10 +35,10 @@ FUNCTIONS = {text.partition("(")[0]: text.count(",") + 1 for text in _SIGNATURES
 SKELETON_SCALARS = ("decay", "step_size", *COMMON_SCALARS)
 
 # Keys that an option adds to state dicts (optfactory/state/layout.py).
-# What state dicts append to a state's name for its codes and their scales.
-_CODE_ENDS = ("_q8", "_absmax", "_fp8", "_scale", "_q4")
+_STATE_KEYS = ("gnorm_vec", "compensation", "master_low", "master", "neuron_second_moment")
 
-_STATE_KEYS = ("gnorm_vec", "compensation", "neuron_second_moment")
+# What they append to a state's name for its codes and their scales.
+_CODE_ENDS = ("_q8", "_absmax", "_fp8", "_scale", "_q4")
 
 # What rule texts read and assign beside states and scalars.
 _VARIABLES = ("g", "p", "u", "p_norm", "u_norm", "g_norm", "ratio")

@@ -34,7 +34,8 @@ class KernelOptions:
         skips_zeros: elements whose gradient is 0 keep parameter and states.
         nonfinite: elements whose gradient is not finite are updated as the formula says
             (``propagate``), keep everything (``keep``), or lose their states (``reset``).
-        rounding: how 16-bit parameters are stored: ``nearest``, ``stochastic`` or ``kahan``.
+        rounding: how 16-bit parameters are stored: ``nearest``, ``stochastic`` or ``kahan``; or
+            with a float32 master, of which half (``split``) or all (``fp32``) is kept beside them.
         tensor_wise: 8-bit state has one scale for the whole tensor.
         symmetric_map: the signed quantization map reaches -1.
         floors: a positive value of an unsigned state never takes the code of 0.
@@ -104,7 +105,7 @@ class KernelOptions:
             clips=group["percentile_clipping"] < 100,
             skips_zeros=group["skip_zeros"],
             nonfinite="reset" if resets else "keep" if skips else "propagate",
-            rounding=group["param_rounding"] if rounds else "nearest",
+            rounding=storing_of(group) if rounds else "nearest",
             tensor_wise=quantized and not group["block_wise"],
             symmetric_map=mapped and group["signed_map"] == "symmetric",
             floors=not mapped or (group["second_moment_floor"] and not compatible),
@@ -133,6 +134,16 @@ def common_scalars(group: Mapping[str, Any], step: Any) -> dict[str, Any]:
         "seed": group.get(NOISE_KEY, 0),
         "percentile": group["percentile_clipping"],
     }
+
+
+def has_masters(group: Mapping[str, Any]) -> bool:
+    """Whether a param group says that its 16-bit parameters have float32 masters."""
+    return group["master_weights"] in ("split", "fp32")
+
+
+def storing_of(group: Mapping[str, Any]) -> str:
+    """How a param group's 16-bit parameters are stored; see `KernelOptions.rounding`."""
+    return str(group["master_weights"] if has_masters(group) else group["param_rounding"])
 
 
 def rounds_codes_at_random(group: Mapping[str, Any]) -> bool:

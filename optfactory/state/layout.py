@@ -27,10 +27,11 @@ from optfactory.state.pieces import Piece
 from optfactory.state.specs import (
     EXTRA_KEYS,
     HISTORY_KEY,
-    LOSS_KEY,
+    KEPT_KEYS,
     NEURONS_KEY,
     Extents,
     TensorSpec,
+    kept_beside,
 )
 
 
@@ -120,9 +121,7 @@ class StateLayout:
             tensors |= codec.tensors(state, options, where, extents)
         if options.clips:
             tensors[HISTORY_KEY] = TensorSpec(torch.float32, (CLIP_HISTORY,))
-        if options.rounding == "kahan":
-            own = shape if piece is None else piece.box.sizes
-            tensors[LOSS_KEY] = TensorSpec(dtype, own, sharding=sharding)
+        tensors |= kept_beside(options.rounding, dtype, extents.elements, where, sharding)
         neurons = None if rule.transform is None else neurons_of(shape, group)
         if neurons is not None:
             tensors[NEURONS_KEY] = TensorSpec(torch.float32, neurons)
@@ -167,6 +166,11 @@ class StateLayout:
     def codes(self) -> list[CodeMap]:
         """What the codes of states mean that have some."""
         return [c.map(state, self.options) for state, c in self.stored if c.scaled]
+
+    @property
+    def kept_key(self) -> str:
+        """The key of what is kept beside a 16-bit parameter; empty if nothing is."""
+        return next((key for key in KEPT_KEYS if key in self.tensors), "")
 
     @property
     def local_shape(self) -> tuple[int, ...]:

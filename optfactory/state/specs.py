@@ -15,12 +15,16 @@ from optfactory.sharding.dtensors import Sharding
 from optfactory.state.codec import BlockGrid
 from optfactory.state.pieces import Piece
 
-# Squared gradient norms of percentile clipping, what storing 16-bit parameters lost (Kahan), and
-# second moments of the rows of directions that are made of matrices.
+# Squared gradient norms of percentile clipping, what is kept beside 16-bit parameters (what storing
+# them lost, the lower half of a float32 master, all of one), and second moments of the rows of
+# directions that are made of matrices.
 HISTORY_KEY = "gnorm_vec"
 LOSS_KEY = "compensation"
+LOW_KEY = "master_low"
+MASTER_KEY = "master"
 NEURONS_KEY = "neuron_second_moment"
-EXTRA_KEYS = (HISTORY_KEY, LOSS_KEY, NEURONS_KEY)
+KEPT_KEYS = (LOSS_KEY, LOW_KEY, MASTER_KEY)
+EXTRA_KEYS = (HISTORY_KEY, *KEPT_KEYS, NEURONS_KEY)
 
 
 @dataclass(frozen=True)
@@ -100,3 +104,27 @@ class Extents:
         sharded = (piece.sharding, piece.scales, piece.pairs)
         elements, scales, pairs = (item.box.sizes for item in sharded)
         return cls(elements, scales, pairs, *sharded)
+
+
+def kept_beside(
+    rounding: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    where: str,
+    sharding: Sharding | None,
+) -> dict[str, TensorSpec]:
+    """What is kept beside a parameter that is stored so; see `KernelOptions.rounding`.
+
+    A master begins with zeros: of an element that does not round to the parameter's, the parameter
+    is taken. On CPUs masters are paged as states are; on GPUs states alone travel.
+    """
+    paged = where if where == placement.FILE_MAPPED else placement.RESIDENT
+    found = {
+        "kahan": (LOSS_KEY, dtype, placement.RESIDENT),
+        "split": (LOW_KEY, torch.int16, paged),
+        "fp32": (MASTER_KEY, torch.float32, paged),
+    }
+    if rounding not in found:
+        return {}
+    key, kind, place = found[rounding]
+    return {key: TensorSpec(kind, shape, place, sharding=sharding)}

@@ -25,7 +25,6 @@ from optfactory.rules.parts import STEP_PART, RulePart, direction_part
 from optfactory.sharding.dtensors import Sharding
 from optfactory.sharding.team import Team
 from optfactory.state.layout import StateLayout
-from optfactory.state.specs import LOSS_KEY
 from optfactory.step.assembly import Assembly
 from optfactory.step.batches import Packed, TeamRoom
 from optfactory.step.buckets import Bucket, bucket_key
@@ -80,8 +79,9 @@ class MatrixWork:
         parts = (self.direction, self.step)
         for slot, before, behind in zip(slots, *(part.slots for part in parts), strict=True):
             before.state = slot.state
-            if LOSS_KEY in behind.layout.tensors:
-                behind.state[LOSS_KEY] = slot.state[LOSS_KEY]
+            kept = behind.layout.kept_key
+            if kept:
+                behind.state[kept] = slot.state[kept]
         if self.neurons is not None:
             self.neurons.follow(slots)
         for part in parts:

@@ -15,8 +15,9 @@ from optfactory.group_schema import OPTIMIZER_KEY
 from optfactory.groups.parameters import parameter_names, parameter_problem
 from optfactory.memory import placement
 from optfactory.sharding.dtensors import Sharding, local_tensor
+from optfactory.state import masters
 from optfactory.state.layout import StateLayout
-from optfactory.state.specs import EXTRA_KEYS
+from optfactory.state.specs import EXTRA_KEYS, KEPT_KEYS
 
 Group = Mapping[str, Any]
 Schema = type[OptimizerConfig]
@@ -74,6 +75,7 @@ class Slot:
             StateError: a part of the state is missing.
         """
         self.held = None
+        kept = {key: entries[key] for key in KEPT_KEYS if key in entries}
         missing = self.layout.tensors.keys() - entries.keys()
         # An option that is switched on later keeps its own from then on, and drops it when off.
         for key in EXTRA_KEYS:
@@ -88,6 +90,8 @@ class Slot:
             for key in missing:
                 device, folder = self.local.device, self.group["page_dir"]
                 entries[key] = self.layout.tensors[key].allocate(device, folder)
+            if self.layout.kept_key in missing:
+                masters.carry(self.local, kept, entries, self.layout.kept_key)
         else:
             self.layout.check(self.name, entries, self.local.device)
         self.state = entries

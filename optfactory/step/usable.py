@@ -8,7 +8,8 @@ from torch import Tensor
 from optfactory.errors import ConfigError
 from optfactory.groups.parameters import parameter_problem
 from optfactory.memory.presence import memory_problem
-from optfactory.state.specs import LOSS_KEY
+from optfactory.state.layout import StateLayout
+from optfactory.state.specs import LOSS_KEY, LOW_KEY
 from optfactory.step.slots import Slot
 
 
@@ -33,9 +34,12 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
             f"its gradient has dtype {gradient.dtype}; "
             f"allowed are {p.dtype} (the parameter's) and torch.float32"
         )
-    loss = layout.tensors.get(LOSS_KEY)
-    if loss is not None and loss.dtype != p.dtype:
-        return f"it is {p.dtype} now, and its state '{LOSS_KEY}' {loss.dtype}; keep its dtype"
+    kinds = _dtypes_beside(layout)
+    if kinds and p.dtype not in kinds:
+        return (
+            f"it is {p.dtype} now, and its state '{layout.kept_key}' is for "
+            f"{' and '.join(map(str, kinds))}; keep its dtype"
+        )
     homes = layout.homes(slot.state, p.device)
     if {p.device, gradient.device, *homes} != {p.device}:
         state = ", ".join(map(str, homes))
@@ -56,3 +60,12 @@ def _problem(slot: Slot, gradient: Tensor) -> str:
         or memory_problem(p)
         or (problem and f"its gradient {problem}")
     )
+
+
+def _dtypes_beside(layout: StateLayout) -> tuple[torch.dtype, ...]:
+    """Which dtypes a parameter has what is kept beside it for; none if nothing is."""
+    if layout.kept_key == LOSS_KEY:
+        return (layout.tensors[LOSS_KEY].dtype,)
+    if layout.kept_key == LOW_KEY:
+        return (torch.bfloat16,)
+    return (torch.bfloat16, torch.float16) if layout.kept_key else ()

@@ -39,7 +39,11 @@ def cut(whole: Tensor, mesh: Any, placements: Placements) -> Tensor:
 
 
 def whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    if not isinstance(value, DTensor):
+        return value
+    if value.dtype == torch.int16:  # which gloo does not send
+        return value.to(torch.int32).full_tensor().to(torch.int16)
+    return value.full_tensor()
 
 
 def by_rows(shape: tuple[int, ...]) -> Placements:

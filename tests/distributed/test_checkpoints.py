@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -112,6 +113,43 @@ def test_whole_checkpoints_into_sharded_optimizers_and_back(
     processes: Processes, name: str
 ) -> None:
     assert processes.run(through_one_process, 3, name) == [[]] * 3
+
+
+def masters_through_one_process(team: Team, kind: str, other: str) -> list[Any]:
+    """Sharded to whole, and back into another kind of masters, which keeps their values."""
+
+    def made(model: Any, kind: str) -> torch.optim.Optimizer:
+        return build_optimizer("adamw8bit", model, lr=1e-3, master_weights=kind)
+
+    model = fsdp(team.mesh).bfloat16()
+    optimizer = made(model, kind)
+    for seed in range(3):
+        for p in trainable(model):
+            p.grad = p.detach() * (seed - 0.7)
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    full = get_optimizer_state_dict(model, optimizer, options=Options(full_state_dict=True))
+    plain = net().bfloat16()
+    with torch.no_grad():
+        for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+            p.copy_(whole(q))
+    one = made(plain, kind)
+    set_optimizer_state_dict(plain, one, full)
+    wrong = unequal(state_of(one), state_of(optimizer))
+    second = made(model, other)
+    second.load_state_dict(one.state_dict())
+    third = made(model, kind)
+    third.load_state_dict(second.state_dict())
+    fourth = made(model, kind)
+    fourth.load_state_dict(saved)
+    set_optimizer_state_dict(model, third, get_optimizer_state_dict(model, third))
+    return [*wrong, *unequal(state_of(third), state_of(optimizer)),
+            *unequal(state_of(fourth), state_of(optimizer))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "other"), [("split", "fp32"), ("fp32", "split")])
+def test_masters_are_gathered_and_converted(processes: Processes, kind: str, other: str) -> None:
+    assert processes.run(masters_through_one_process, 3, kind, other) == [[]] * 3
 
 
 def broadcast(team: Team, name: str) -> list[Any]:

@@ -58,10 +58,15 @@ def rounding_of(team: Team, kind: str) -> dict[str, list]:
             team.mesh,
             placements,
             "adamw8bit",
-            {"param_rounding": rounding, **seed},
+            asked,
             torch.bfloat16,
         )
-        for rounding, seed in (("stochastic", {"seed": 5}), ("kahan", {}))
+        for rounding, asked in {
+            "stochastic": {"param_rounding": "stochastic", "seed": 5},
+            "kahan": {"param_rounding": "kahan"},
+            "split": {"master_weights": "split"},
+            "fp32": {"master_weights": "fp32"},
+        }.items()
     }
     return {rounding: wrong for rounding, wrong in found.items() if wrong}
 

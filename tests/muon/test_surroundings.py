@@ -174,7 +174,13 @@ def test_copies_and_pickles_go_on(name: str) -> None:
 @widths
 @pytest.mark.parametrize(
     "asked",
-    [{}, {"param_rounding": "kahan"}, {"param_rounding": "stochastic", "seed": 1}, {"split": 2}],
+    [
+        {},
+        {"master_weights": "split"},
+        {"param_rounding": "kahan"},
+        {"param_rounding": "stochastic", "seed": 1},
+        {"split": 2},
+    ],
     ids=str,
 )
 def test_going_on_is_bit_identical(asked: dict[str, Any], name: str, backend: str) -> None:

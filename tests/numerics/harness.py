@@ -18,7 +18,7 @@ from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
 from tests.reference.quantization import BLOCK
 from tests.reference.quantized import Expected, Quantized, step_8bit
-from tests.reference.rounding import Stored, compensated, nearest, stochastic
+from tests.reference.rounding import Stored, compensated, joined, nearest, own_master, stochastic
 from tests.reference.tracked import UNIT, spacing
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -114,6 +114,12 @@ def assert_parameter(p: Tensor, state: dict[str, Any], stored: Stored, what: str
     """p is the float64 result within its float32 error, rounded to p's dtype as asked for."""
     got = array(p)
     assert_between(got, *stored.parameter(), f"{what}: p")
+    kept = {"split": "master_low", "fp32": "master"}.get(stored.rounding, "")
+    assert {"master_low", "master"} & state.keys() == ({kept} if kept else set()), what
+    if kept:
+        assert state[kept].dtype == (torch.int16 if kept == "master_low" else torch.float32)
+        master = joined(got, array(state[kept])) if kept == "master_low" else array(state[kept])
+        assert stored.accepts_master(master, got), f"{what}: {kept}"
     if stored.rounding != "kahan":
         assert "compensation" not in state, what
         return
@@ -230,6 +236,10 @@ class Twin:
         seen, before = array(p), stored_state(state, self.states)
         if "compensation" in state:
             seen = compensated(seen, array(state["compensation"]))
+        if "master_low" in state:
+            seen = joined(seen, array(state["master_low"]))
+        if "master" in state:
+            seen = own_master(seen, array(state["master"]), p.dtype)
         has_codes = is_8bit(self.name, p, self.asked)
         keys = {f"{name}_q8" if has_codes else name for name in self.states}
         what = f"{tuple(p.shape)}: want {'8-bit' if has_codes else 'no'} codes, got {list(state)}"

@@ -102,6 +102,11 @@ FLIPS: dict[str, list[Flip]] = {
         _half("kahan", lr=0.01, optim_bits=8),
         _half("kahan", lr=0.01, param_rounding="stochastic"),
     ],
+    "master_weights": [
+        _half("split", lr=0.01),
+        _half("fp32", lr=0.01, optim_bits=8),
+        _half("fp32", lr=0.01, master_weights="split"),
+    ],
     "seed": [
         _half(7, param_rounding="stochastic", lr=0.01),
         flip(7, state_rounding="stochastic", optim_bits=8),
@@ -128,6 +133,7 @@ WITHOUT_EFFECT: dict[str, list[Flip]] = {
     "signed_map": [flip("symmetric")],
     "second_moment_floor": [flip(False)],
     "param_rounding": [flip("stochastic"), flip("kahan"), flip("kahan", optim_bits=8)],
+    "master_weights": [flip("split"), flip("fp32"), flip("fp32", optim_bits=8)],
     "seed": [flip(1), flip(1, param_rounding="kahan")],
     "trust_ratio": [flip("lamb", compat="bitsandbytes")],
     "adam_w_mode": [flip(False, compat="bitsandbytes", weight_decay=0.1)],

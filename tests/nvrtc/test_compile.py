@@ -200,6 +200,8 @@ OPTIONS = {
     "cautious": KernelOptions(cautious=True, cautious_decay=True),
     "cautious-whole": KernelOptions(cautious=True, tensor_wise=True),
     "cut-kahan": KernelOptions(cuts_blocks=True, rounding="kahan"),
+    "split": KernelOptions(rounding="split"),
+    "cut-master": KernelOptions(cuts_blocks=True, rounding="fp32"),
     "cut-compat": KernelOptions(
         cuts_blocks=True, bitsandbytes=True, nonfinite="reset", floors=False
     ),

@@ -91,6 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "compat_clip": {"compat": "bitsandbytes", "trust_ratio": "clip"},
     "stochastic": {"param_rounding": "stochastic", "seed": 3},
     "kahan": {"param_rounding": "kahan"},
+    "split": {"master_weights": "split"},
     "kahan_clipping": {"param_rounding": "kahan", "percentile_clipping": 5, "block_size": 4096},
     **{f"rules_{key}": {"param_groups": rules} for key, rules in RULES.items()},
 }
@@ -110,7 +111,7 @@ CASES = [(name, setting) for name in CASE_NAMES for setting in SETTINGS if possi
 
 def dtype_of(setting: str) -> torch.dtype:
     """A parameter dtype that a setting works with; others take turns."""
-    if "kahan" in setting or setting == "stochastic":
+    if "kahan" in setting or setting in ("stochastic", "split"):
         return torch.bfloat16
     return DTYPES[list(SETTINGS).index(setting) % 3]
 

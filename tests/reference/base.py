@@ -44,6 +44,7 @@ class Options:
     skip_zeros: bool = False
     nonfinite: str = "propagate"
     param_rounding: str = "nearest"
+    master_weights: str | None = None
     seed: int = 0
     cautious: bool = False
     cautious_weight_decay: bool = False
@@ -53,6 +54,12 @@ class Options:
     def bitsandbytes(self) -> bool:
         """Whether bitsandbytes' CUDA kernels are to be followed where they differ."""
         return self.compat == "bitsandbytes"
+
+    @property
+    def storing(self) -> str:
+        """How a 16-bit parameter is stored."""
+        has_masters = self.master_weights in ("split", "fp32")
+        return str(self.master_weights) if has_masters else self.param_rounding
 
     @property
     def decoupled(self) -> bool:

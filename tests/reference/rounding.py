@@ -42,6 +42,13 @@ def nearest(x: Array, dtype: Any) -> Array:
     return _overflowed(np.rint(np.abs(known) / unit) * unit, x, name)
 
 
+def away(x: Array, dtype: Any) -> Array:
+    """Rounded to nearest, ties away from zero."""
+    name, known = _name(dtype), np.where(np.isfinite(x), x, 0.0)
+    unit = spacing(known, name)
+    return _overflowed(np.floor(np.abs(known) / unit + 0.5) * unit, x, name)
+
+
 def stochastic(x: Array, random: Words, dtype: Any) -> Array:
     """A float32 value's neighbours in a 16-bit dtype, the upper one with the cut part's odds.
 
@@ -90,6 +97,19 @@ def compensated(p: Array, compensation: Array) -> Array:
         return nearest(p + compensation, "float32")
 
 
+def joined(p: Array, low: Array) -> Array:
+    """The float32 master of which bfloat16 p is one half and integers the other."""
+    upper = p.astype(np.float32).view(np.uint32).astype(np.int64)
+    return (upper + low.astype(np.int64)).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def own_master(p: Array, master: Array, dtype: Any) -> Array:
+    """A parameter's float32 master; where it is that of another, the parameter itself."""
+    rounded = nearest(master, dtype)
+    own = (rounded == p) & (np.signbit(rounded) == np.signbit(p))
+    return np.where(own, master, p)
+
+
 @dataclass(frozen=True)
 class Stored:
     """What may be stored for an update, given its float32 error bounds: bounds themselves.
@@ -109,7 +129,7 @@ class Stored:
     def of(update: Update, dtype: Any, o: Options, slack: float, number: int) -> Stored:
         """For the parameter of this number in its optimizer."""
         value, error = update.p.value, slack * update.p.error
-        rounding = "nearest" if _name(dtype) == "float32" else o.param_rounding
+        rounding = "nearest" if _name(dtype) == "float32" else o.storing
         random = None
         if rounding == "stochastic":
             random = random_words(o.seed, number, update.step, value.size).reshape(value.shape)
@@ -126,11 +146,18 @@ class Stored:
     def _store(self, x: Array) -> Array:
         if self.random is not None:
             return stochastic(x, self.random, self.dtype)
+        if self.rounding == "split":
+            return away(x, self.dtype)
         p = nearest(x, self.dtype)
         if self.late_decay is None:
             return p
         factor = nearest(self.late_decay, "float32")
         return nearest(nearest(p * factor, "float32"), self.dtype)
+
+    def accepts_master(self, master: Array, p: Array) -> bool:
+        """Whether it is the update, and p rounded from it."""
+        inside = (self.below <= master) & (master <= self.above) & (self._store(master) == p)
+        return bool((inside | (np.isnan(self.below) & np.isnan(master) & np.isnan(p))).all())
 
     def compensation(self, p: Array) -> tuple[Array, Array]:
         """Least and greatest rest that is kept beside the parameter p; 0 if p is not finite."""

@@ -126,7 +126,16 @@ STEPS = (0, 1.0, 2**24, 2**30 - 64, 2**30, 2**53, *map(torch.tensor, (3, 2.0**24
 
 KEYS: tuple[Any, ...] = (
     *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_q8", "exp_avg_absmax"),
-    *("exp_avg_sq_q8", "exp_avg_sq_absmax", "gnorm_vec", "compensation", "state1", "state2"),
+    *(
+        "exp_avg_sq_q8",
+        "exp_avg_sq_absmax",
+        "gnorm_vec",
+        "compensation",
+        "master_low",
+        "master",
+        "state1",
+        "state2",
+    ),
     "neuron_second_moment",
     *("qmap1", "qmap2", "absmax1", "absmax2", "max1", "new_max1", "unorm_vec", NESTED),
     *("params", "param_names", "lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad"),

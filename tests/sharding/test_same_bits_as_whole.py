@@ -112,6 +112,8 @@ def test_random_bits_are_those_of_the_whole_tensor(
     "asked",
     [
         {"param_rounding": "kahan"},
+        {"master_weights": "split"},
+        {"master_weights": "fp32", "block_wise": False},
         {"signed_map": "symmetric"},
         {"state_rounding": "stochastic"},
         {"second_moment_floor": False},

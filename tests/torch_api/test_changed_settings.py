@@ -101,6 +101,7 @@ ACTING = [
     ("lamb", "trust_ratio", "clip", {}),
     ("lamb8bit", "always_adapt", False, {"weight_decay": 0.0}),
     ("adam", "param_rounding", "kahan", {}),
+    ("adam", "master_weights", "split", {}),
     ("adam", "cautious", True, {}),
     ("adamw8bit", "cautious_weight_decay", True, {"weight_decay": 0.5, "lr": 0.1}),
     ("adam8bit", "param_rounding", "stochastic", {"lr": 0.1}),

@@ -79,6 +79,7 @@ def test_what_needs_whole_tensors_is_refused_with_the_remedy(
         ("adamw", {"nonfinite": "skip_element", "skip_zeros": True}, torch.float32),
         ("adamw", {"param_rounding": "stochastic"}, torch.bfloat16),
         ("adamw", {"param_rounding": "kahan"}, torch.bfloat16),
+        ("adamw", {"master_weights": "fp32"}, torch.bfloat16),
     ],
 )
 def test_what_is_computed_element_by_element_trains_and_is_gathered(
@@ -92,6 +93,12 @@ def test_what_is_computed_element_by_element_trains_and_is_gathered(
     before = FullyShardedDataParallel.optim_state_dict_to_load(model, optimizer, saved)
     optimizer.load_state_dict(before)
     trained(model, name, **options)
+
+
+def test_halves_of_masters_are_refused_as_integers_are_not_gathered() -> None:
+    model = sharded(True, torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"master_weights: .* unlike fp32, .*FSDP1"):
+        build_optimizer("adamw", model, master_weights="split")
 
 
 def test_a_group_beside_the_pieces_may_have_8_bits() -> None:

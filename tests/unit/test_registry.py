@@ -45,6 +45,7 @@ SHARED = {
     "percentile_clipping": 100,
     "skip_zeros": False,
     "nonfinite": "propagate", "param_rounding": "nearest", "seed": None,
+    "master_weights": None,
     "annotations": (), "compat": "none", "cautious": False, "cautious_weight_decay": False,
 }  # fmt: skip
 

@@ -74,6 +74,7 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "skip_zeros": st.booleans(),
     "nonfinite": st.sampled_from(["propagate", "skip_element", "skip_step"]),
     "param_rounding": st.sampled_from(["nearest", "stochastic", "kahan"]),
+    "master_weights": st.sampled_from([None, "none", "split", "fp32"]),
     "seed": st.none() | st.integers(0, 2**24 - 1),
     "cautious": st.booleans(),
     "cautious_weight_decay": st.booleans(),
@@ -167,6 +168,8 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
         values.pop("block_size", None)
     if {values.get("param_rounding"), values.get("state_rounding")}.isdisjoint({"stochastic"}):
         values.pop("seed", None)
+    if values.get("param_rounding", "nearest") != "nearest":
+        values.pop("master_weights", None)
     if values.get("is_paged") or name.startswith("paged_"):
         values.pop("capturable", None)
     else:
@@ -188,7 +191,7 @@ def without_refused(values: dict[str, Any]) -> dict[str, Any]:
 def for_cpus(config: Any) -> Any:
     """The config without what is for GPUs or 16 bits alone, which these parameters refuse."""
     others = {"page_memory": "auto", "capturable": False, "param_rounding": "nearest", "seed": 0}
-    return config.model_copy(update=others)
+    return config.model_copy(update={**others, "master_weights": None})
 
 
 @given(configs(accepted).map(without_contradictions))

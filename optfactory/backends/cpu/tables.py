@@ -22,7 +22,7 @@ from optfactory.rules.options import KernelOptions
 from optfactory.rules.passes import Stage
 from optfactory.state.positions import positions_of
 from optfactory.state.quantmap import QuantizationMap, map_for
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY
+from optfactory.state.specs import HISTORY_KEY
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
@@ -31,7 +31,7 @@ _CHUNK_NUMEL = 65_536
 
 # Columns of a Tensor row in kernels/cpu/update.cpp; its states' pointers and scales follow.
 _P, _G, _P_VIEW, _G_VIEW, _ROWS, _COLS, _SCALARS, _FIRST_CHUNK, _CHUNKS = range(9)
-_NUMBER, _LOSS, _HISTORY, _ELEMENT, _STRIDE, _ELEMENTS, _PARTS = range(9, 16)
+_NUMBER, _KEPT, _HISTORY, _ELEMENT, _STRIDE, _ELEMENTS, _PARTS = range(9, 16)
 _PART_COLUMNS = 4
 
 # Fields of Bucket in kernels/cpu/tables.h before the maps.
@@ -258,7 +258,7 @@ class _Row:
         row[_ROWS], row[_COLS] = walk.rows, walk.cols
         row[_ELEMENT], row[_STRIDE] = walk.element, walk.stride
         row[_NUMBER], row[_ELEMENTS] = slot.number, math.prod(slot.layout.shape)
-        for column, key in ((_LOSS, LOSS_KEY), (_HISTORY, HISTORY_KEY)):
+        for column, key in ((_KEPT, slot.layout.kept_key), (_HISTORY, HISTORY_KEY)):
             row[column] = slot.state[key].data_ptr() if key in slot.state else 0
         row += state_pointers(slot)
         return cls(walk, array("q", row).tobytes())

@@ -22,7 +22,7 @@ from optfactory.backends.cuda.maps import map_tables
 from optfactory.backends.held import state_pointers
 from optfactory.backends.walk import Walk, cut_pointers, cut_scales, tensor_maxima
 from optfactory.rules.codegen import CUDA_THREADS
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY
+from optfactory.state.specs import HISTORY_KEY
 from optfactory.step.buckets import Bucket
 from optfactory.step.slots import Slot
 
@@ -243,8 +243,8 @@ class StaticTables:
 
 
 def _extra_pointers(slot: Slot) -> list[int]:
-    """What storing the parameter lost, and the history of its gradient's norms; 0 without them."""
-    found = [slot.state.get(key) for key in (LOSS_KEY, HISTORY_KEY)]
+    """What is kept beside the parameter, and the history of its gradient's norms; 0 without."""
+    found = [slot.state.get(key) for key in (slot.layout.kept_key, HISTORY_KEY)]
     return [_pointer(tensor) for tensor in found]
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from optfactory.backends.walk import numbered_runs
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
-from optfactory.state.specs import HISTORY_KEY, LOSS_KEY
+from optfactory.state import masters
+from optfactory.state.specs import HISTORY_KEY, LOSS_KEY, LOW_KEY, MASTER_KEY
 from optfactory.step.slots import Slot
 
 _UINT32 = 0xFFFFFFFF
@@ -52,19 +53,26 @@ def same_signs(a: Tensor, b: Tensor) -> Tensor:
 
 def stored_value(slot: Slot) -> Tensor:
     """The parameter in float32, with what earlier stores lost of it."""
-    p = slot.local.detach().float()
-    return p + slot.state[LOSS_KEY].float() if slot.layout.options.rounding == "kahan" else p
+    p, key = slot.local.detach(), slot.layout.kept_key
+    return masters.master_of(p, key, slot.state[key]) if key else p.float()
 
 
 def store(slot: Slot, value: Tensor, scalars: Mapping[str, float]) -> None:
     """Round a float32 value to the parameter's dtype, as its options say."""
     p, rounding = slot.local.detach(), slot.layout.options.rounding
+    if rounding == "split":
+        upper, low = masters.split(value)
+        p.copy_(upper)
+        slot.state[LOW_KEY].copy_(low)
+        return
     if rounding == "stochastic":
         value = rounded_at_random(value, p.dtype, random_bits(slot, scalars))
     p.copy_(value)
     if rounding == "kahan":
         stored = p.float()
         slot.state[LOSS_KEY].copy_(torch.where(stored.isfinite(), value - stored, 0.0))
+    elif rounding == "fp32":
+        slot.state[MASTER_KEY].copy_(value)
 
 
 def rounded_at_random(x: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
