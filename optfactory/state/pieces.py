@@ -27,7 +27,7 @@ class Piece:
     Attributes:
         sharding: of the parameter, its codes and states.
         scales: of the scales of state in blocks.
-        pairs: of pairs of elements, where every process holds whole ones.
+        pairs: of pairs of elements; None where not every process holds whole ones.
         grid: the block grid of the local part, where no block is cut.
         cut: the dimensions of the mesh along which blocks are cut.
         whole: the block grid of the whole parameter.
@@ -35,7 +35,7 @@ class Piece:
 
     sharding: Sharding
     scales: Sharding
-    pairs: Sharding
+    pairs: Sharding | None
     grid: BlockGrid
     cut: tuple[int, ...]
     whole: BlockGrid
@@ -62,7 +62,10 @@ class Piece:
                 placements.append(placement)
         scales = Sharding(grid.scales_shape, sharding.mesh, tuple(placements))
         cut = tuple(copied) if blocks and not tensor_wise else ()
-        pairs = replace(sharding, shape=BlockGrid.of(sharding.shape, 2).scales_shape)
+        all_pairs = BlockGrid.of(sharding.shape, 2)
+        pairs = None
+        if keeps_pairs(sharding, all_pairs):
+            pairs = replace(sharding, shape=all_pairs.scales_shape)
         return cls(sharding, scales, pairs, _local_grid(sharding.box, scales, grid), cut, grid)
 
     @property

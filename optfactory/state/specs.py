@@ -101,9 +101,9 @@ class Extents:
     def of(cls, shape: tuple[int, ...], grid: BlockGrid, piece: Piece | None) -> Extents:
         if piece is None:
             return cls(shape, grid.scales_shape, pairs_of(shape).scales_shape, None, None, None)
-        sharded = (piece.sharding, piece.scales, piece.pairs)
-        elements, scales, pairs = (item.box.sizes for item in sharded)
-        return cls(elements, scales, pairs, *sharded)
+        pairs = () if piece.pairs is None else piece.pairs.box.sizes
+        own = (piece.box.sizes, piece.scales.box.sizes, pairs)
+        return cls(*own, piece.sharding, piece.scales, piece.pairs)
 
 
 def kept_beside(
