@@ -101,13 +101,12 @@ OPT_FN void widen_halves(const uint8_t* from, Ints* code) {
   for (int v = 0; v < kVectors; ++v)
     code[v] = (Ints)_mm256_srlv_epi32(_mm256_set1_epi32(load<int32_t>(from + 4 * v)), places);
 #elif defined(__AVX512F__)
-  const __m256i places = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
-  const __m512i both = _mm512_broadcast_i64x4(places);
+  const __m512i places = _mm512_set_epi32(24, 28, 16, 20, 8, 12, 0, 4, 24, 28, 16, 20, 8, 12, 0, 4);
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
     const __m512i low = _mm512_set1_epi32(load<int32_t>(from + 8 * v));
     const __m512i high = _mm512_set1_epi32(load<int32_t>(from + 8 * v + 4));
-    code[v] = (Ints)_mm512_srlv_epi32(_mm512_mask_blend_epi32(0xff00, low, high), both);
+    code[v] = (Ints)_mm512_srlv_epi32(_mm512_mask_blend_epi32(0xff00, low, high), places);
   }
 #else
   for (int v = 0; v < kVectors; ++v)

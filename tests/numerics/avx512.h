@@ -168,6 +168,44 @@ static inline __m512i unpack(__m512i a, __m512i b, int high) {
     }
   return put<__m512i>(r);
 }
+static inline __m512i mask_blend_epi32(__mmask16 m, __m512i a, __m512i b) {
+  auto x = get<int32_t>(a), y = get<int32_t>(b);
+  EACH(int32_t) x.e[i] = m >> i & 1 ? y.e[i] : x.e[i];
+  return put<__m512i>(x);
+}
+static inline __m512i slli_epi32(__m512i a, unsigned n) {
+  auto x = get<uint32_t>(a);
+  EACH(uint32_t) x.e[i] = n < 32 ? x.e[i] << n : 0;
+  return put<__m512i>(x);
+}
+static inline __m512i set1_epi16(int16_t a) {
+  V<int16_t> r;
+  EACH(int16_t) r.e[i] = a;
+  return put<__m512i>(r);
+}
+static inline __m512i maddubs_epi16(__m512i a, __m512i b) {
+  auto x = get<uint8_t>(a);
+  auto y = get<int8_t>(b);
+  V<int16_t> r;
+  EACH(int16_t) r.e[i] = int16_t(x.e[2 * i] * y.e[2 * i] + x.e[2 * i + 1] * y.e[2 * i + 1]);
+  return put<__m512i>(r);
+}
+static inline __m512i cvtepu16_epi32(__m256i a) {
+  uint16_t b[16];
+  std::memcpy(b, &a, 32);
+  V<int32_t> r;
+  EACH(int32_t) r.e[i] = b[i];
+  return put<__m512i>(r);
+}
+template <class From, class To>
+static inline __m256i narrowed(__m512i a) {
+  auto x = get<From>(a);
+  To b[32 / sizeof(To)];
+  EACH(From) b[i] = To(x.e[i]);
+  __m256i r;
+  std::memcpy(&r, b, 32);
+  return r;
+}
 static inline __m512i mask_blend_epi8(__mmask64 m, __m512i a, __m512i b) {
   auto x = get<uint8_t>(a), y = get<uint8_t>(b);
   EACH(uint8_t) x.e[i] = m >> i & 1 ? y.e[i] : x.e[i];
@@ -201,6 +239,14 @@ static inline __m512i mask_blend_epi8(__mmask64 m, __m512i a, __m512i b) {
 #define _mm512_srli_epi32 shim::srli_epi32
 #define _mm512_sllv_epi32 shim::sllv_epi32
 #define _mm512_srlv_epi32 shim::srlv_epi32
+#define _mm512_mask_blend_epi32 shim::mask_blend_epi32
+#undef _mm512_slli_epi32
+#define _mm512_slli_epi32 shim::slli_epi32
+#define _mm512_set1_epi16 shim::set1_epi16
+#define _mm512_maddubs_epi16 shim::maddubs_epi16
+#define _mm512_cvtepu16_epi32 shim::cvtepu16_epi32
+#define _mm512_cvtepi32_epi16 shim::narrowed<uint32_t, uint16_t>
+#define _mm512_cvtepi16_epi8 shim::narrowed<uint16_t, uint8_t>
 #define _mm512_unpacklo_epi8(a, b) shim::unpack<uint8_t>(a, b, 0)
 #define _mm512_unpackhi_epi8(a, b) shim::unpack<uint8_t>(a, b, 1)
 #define _mm512_unpacklo_epi16(a, b) shim::unpack<uint16_t>(a, b, 0)

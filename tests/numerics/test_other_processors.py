@@ -24,9 +24,16 @@ from optfactory import build_optimizer
 digest = hashlib.sha256()
 generator = torch.Generator().manual_seed(0)
 draw = lambda shape: torch.randn(shape, generator=generator)
-for asked in ({}, {"state_rounding": "stochastic"}):
-    params = [draw(s).bfloat16().requires_grad_() for s in [(20, 300), (4097,), (64, 256)]]
-    optimizer = build_optimizer("lamb8bit", params, lr=1e-2, **asked)
+for name, asked in (
+    ("lamb8bit", {}),
+    ("lamb8bit", {"state_rounding": "stochastic"}),
+    ("adamwfp8", {"master_weights": "split"}),
+    ("adamw4bit", {}),
+    ("ademamix16bit", {}),
+    ("adamw", {"state_bits": {"exp_avg": 4, "exp_avg_sq": 16}}),
+):
+    params = [draw(s).bfloat16().requires_grad_() for s in [(20, 300), (4098,), (64, 256), (65, 65)]]
+    optimizer = build_optimizer(name, params, lr=1e-2, **asked)
     for step in range(3):
         for p in params:
             spread = 10 ** (-8 * torch.rand(p.shape, generator=generator))
