@@ -295,9 +295,9 @@ class Optimizer2State(Optimizer):
 
         State of another width or block size, and state dicts of the same algorithm in torch.optim,
         bitsandbytes and torchao, are converted. Hyperparameters that a schedule may have changed
-        (lr, betas, eps, weight_decay, ...) come from the checkpoint; width, block size and placement
-        (optim_bits, block_size, is_paged) from this optimizer's config. What wrappers kept beside
-        the states is copied too.
+        (lr, betas, eps, weight_decay, ...) come from the checkpoint; width, block size and
+        placement (optim_bits, block_size, is_paged) from this optimizer's config. What wrappers
+        kept beside the states is copied too.
 
         Parameters are matched by their place. Names that are new here say that a model was renamed;
         a name that is known here at another place is refused, for states would be mixed up.

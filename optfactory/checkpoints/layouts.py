@@ -47,7 +47,7 @@ def recognize(groups: Groups, state: Mapping[Any, Any]) -> Layout:
     names = sorted(peer.name for peer in peers_of(TorchPeer).values())
     raise StateError(
         "format_version: missing; the checkpoint was not written by optfactory, nor is it of "
-        f"bitsandbytes, of torchao or of torch.optim.{{{', '.join(names)}}}; "
+        f"bitsandbytes, torchao or torch.optim.{{{', '.join(names)}}}; "
         f"its states have the keys {sorted(map(str, every))}, its groups "
         f"{sorted(map(str, settings))}"
     )
