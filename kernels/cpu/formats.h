@@ -218,11 +218,13 @@ OPT_FN void write_minifloats(const Ints* k, uint8_t* codes) {
 template <int j, bool kLifts>
 OPT_FN void encode_minifloats(const float* x, const Coding& coding, const Uints* words,
                               uint8_t* codes) {
+  Divisor divisor = coding.divisor;
+  divisor.reciprocal *= kQuotientsBy;
   Ints k[kVectors];
 #pragma GCC unroll 16
   for (int v = 0; v < kVectors; ++v) {
-    const Floats y = divide<kLifts>(load<Floats>(x + v * kWidth), coding.divisor, true);
-    const Uints random = half_words_of_state(words[v], j);
+    const Floats y = divide<kLifts>(load<Floats>(x + v * kWidth), divisor, true);
+    const Uints random = bits_of_state<Minifloat<kFormats[j]>::kCut>(words[v], j);
     if constexpr (Minifloat<kFormats[j]>::kHasSign)
       k[v] = with_sign((Ints)minifloat_code<kFormats[j]>(rule::abs(y), random), bits_of(y));
     else

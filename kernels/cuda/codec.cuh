@@ -87,24 +87,31 @@ OPT_FN void max_over_team(Shared& shared, int turn, uint32_t* values) {
   }
 }
 
+OPT_FN Divisor minifloat_divisor(float scale) {
+  Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, true);
+  divisor.reciprocal *= kQuotientsBy;
+  return divisor;
+}
+
 // The code of a number by its scale.
 template <Format kFormat>
-OPT_FN uint32_t code_by(float x, const Divisor& divisor, uint32_t random) {
+OPT_FN uint32_t code_by(int j, float x, const Divisor& divisor, uint32_t word) {
   using M = Minifloat<kFormat>;
   const float y = divide(x, divisor, true);
-  const uint32_t found = minifloat_code<kFormat>(M::kHasSign ? fabsf(y) : y, random >> 16);
+  const uint32_t random = bits_of_state<M::kCut>(word, j);
+  const uint32_t found = minifloat_code<kFormat>(M::kHasSign ? fabsf(y) : y, random);
   const uint32_t size = found < M::kLast ? found : M::kLast;
   const uint32_t sign = 1u << (bits_of_format(kFormat) - 1);
   return M::kHasSign && y < 0.0f && size > 0u ? size | sign : size;  // zero has no sign
 }
 
 template <Format kFormat>
-OPT_FN void encode_minifloats(const float* x, float scale, const uint32_t* random,
+OPT_FN void encode_minifloats(int j, const float* x, float scale, const uint32_t* words,
                               Pack<uint8_t>& codes) {
-  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, true);
+  const Divisor divisor = minifloat_divisor(scale);
 #pragma unroll
   for (int i = 0; i < kVector; ++i)
-    set(codes, i, uint8_t(code_by<kFormat>(x[i], divisor, random[i])));
+    set(codes, i, uint8_t(code_by<kFormat>(j, x[i], divisor, words[i])));
 }
 
 // Of 4 bits: kVector elements in a word, the first of a byte in its upper half.
@@ -118,24 +125,34 @@ OPT_FN void decode_halves(const StatePack& state, float scale, float* x) {
 }
 
 template <Format kFormat>
-OPT_FN void encode_halves(const float* x, float scale, const uint32_t* random, StatePack& state) {
-  const Divisor divisor = make_divisor(scale > 0.0f ? scale : 1.0f, true);
+OPT_FN void encode_halves(int j, const float* x, float scale, const uint32_t* words,
+                          StatePack& state) {
+  const Divisor divisor = minifloat_divisor(scale);
   state.words[0] = 0u;
 #pragma unroll
   for (int i = 0; i < kVector; ++i)
-    state.words[0] |= code_by<kFormat>(x[i], divisor, random[i]) << place_of_half(i);
+    state.words[0] |= code_by<kFormat>(j, x[i], divisor, words[i]) << place_of_half(i);
 }
 
-OPT_FN void encode_codes(const Shared& shared, int j, const float* x, float scale,
-                         const uint32_t* random, Pack<uint8_t>& codes) {
-  if (kFormats[j] == kE4m3)
-    encode_minifloats<kE4m3>(x, scale, random, codes);
-  else if (kFormats[j] == kE5m3)
-    encode_minifloats<kE5m3>(x, scale, random, codes);
-  else if (kSigned[j])
+OPT_FN void encode_map(const Shared& shared, int j, const float* x, float scale,
+                       const uint32_t* words, Pack<uint8_t>& codes) {
+  uint32_t random[kVector];
+#pragma unroll
+  for (int i = 0; RANDOM_CODES && i < kVector; ++i) random[i] = words_of_state(words[i], j);
+  if (kSigned[j])
     encode_by(shared.signed_map, x, scale, random, codes);
   else
     encode_by(shared.unsigned_map, x, scale, random, codes);
+}
+
+OPT_FN void encode_codes(const Shared& shared, int j, const float* x, float scale,
+                         const uint32_t* words, Pack<uint8_t>& codes) {
+  if (kFormats[j] == kE4m3)
+    encode_minifloats<kE4m3>(j, x, scale, words, codes);
+  else if (kFormats[j] == kE5m3)
+    encode_minifloats<kE5m3>(j, x, scale, words, codes);
+  else
+    encode_map(shared, j, x, scale, words, codes);
 }
 
 // The greatest of each state's values over all threads, which the first thread gets.
@@ -180,9 +197,9 @@ OPT_FN void decode_state(const Shared& shared, int j, const StatePack& state, fl
 #endif
 }
 
-// `random`: of each element, if DRAWS_FOR_STATES.
+// `words`: of each element, for all states, if DRAWS_FOR_STATES.
 OPT_FN void encode_state(const Shared& shared, int j, const float* x, float scale,
-                         const uint32_t* random, StatePack& state) {
+                         const uint32_t* words, StatePack& state) {
   if (kFormats[j] == kFloat32) {
     Pack<float> pack;
     pack_floats(x, pack);
@@ -194,17 +211,17 @@ OPT_FN void encode_state(const Shared& shared, int j, const float* x, float scal
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       bfloat16 value;
-      store_random(&value, x[i], random[i] >> 16);
+      store_random(&value, x[i], half_words_of_state(words[i], j));
       set(pack, i, value);
     }
     return set_pack(state, pack);
   }
 #endif
 #if QUANTIZED
-  if (kFormats[j] == kE2m1) return encode_halves<kE2m1>(x, scale, random, state);
-  if (kFormats[j] == kE3m1) return encode_halves<kE3m1>(x, scale, random, state);
+  if (kFormats[j] == kE2m1) return encode_halves<kE2m1>(j, x, scale, words, state);
+  if (kFormats[j] == kE3m1) return encode_halves<kE3m1>(j, x, scale, words, state);
   Pack<uint8_t> codes;
-  encode_codes(shared, j, x, scale, random, codes);
+  encode_codes(shared, j, x, scale, words, codes);
   set_pack(state, codes);
 #endif
 }

@@ -165,14 +165,11 @@ OPT_FN void encode_states(Shared& shared, const Work& work, const Place& at, int
   for (int j = 0; j < STATES; ++j) e.scales[j] = bits_float(scales[j]);
 #endif
 #endif
-  uint32_t words[kVector], random[kVector];
+  uint32_t words[kVector];
   draw(work, at, words);
 #pragma unroll
-  for (int j = 0; j < STATES; ++j) {
-#pragma unroll
-    for (int i = 0; DRAWS_FOR_STATES && i < kVector; ++i) random[i] = words_of_state(words[i], j);
-    encode_state(shared, j, x.states[j], e.scales[j], random, e.states[j]);
-  }
+  for (int j = 0; j < STATES; ++j)
+    encode_state(shared, j, x.states[j], e.scales[j], words, e.states[j]);
 }
 
 OPT_FN void read_gradient(const Bucket& bucket, const Work& work, const Place& at, float* g) {

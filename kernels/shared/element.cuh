@@ -165,6 +165,12 @@ OPT_FN Word half_words_of_state(Word word, int j) {
   return j == 1 ? word & 0xffffu : words_of_state(word, j) >> 16;
 }
 
+// As many of them as are cut off by rounding.
+template <int kCut, class Word>
+OPT_FN Word bits_of_state(Word word, int j) {
+  return j == 1 ? word & ((1u << kCut) - 1) : words_of_state(word, j) >> (32 - kCut);
+}
+
 // See optfactory/state/positions.py.
 constexpr float kThird = 0x1.555556p-2f;
 constexpr float kFirstSigned = 0x1.bbe45ep19f, kFirstUnsigned = 0x1.7799dap19f;

@@ -60,13 +60,17 @@ OPT_FN F minifloat_value(typename Kind<F>::Word code) {
   }
 }
 
+// Quotients are by so much too large that the greatest of a block, whatever the roundings on its
+// way, takes the last code.
+constexpr float kQuotientsBy = 0x1.000004p0f;
+
 // The code of a magnitude by its scale, which is rounded up with the probability of what is cut
-// off; 16 bits of `random` count. It may lie behind the largest one's.
+// off, by as many random bits. It may lie behind the largest one's.
 template <Format kFormat, class F>
-OPT_FN typename Kind<F>::Word minifloat_code(F size, typename Kind<F>::Word random) {
+OPT_FN typename Kind<F>::Word minifloat_code(F size, typename Kind<F>::Word added) {
   using M = Minifloat<kFormat>;
   using Word = typename Kind<F>::Word;
-  const Word added = random << (M::kCut - 16), none = Word{};
+  const Word none = Word{};
   if constexpr (!M::kHasSign) {
     constexpr uint32_t kLeast = M::kBias << 23;
     const Word bits = words_of(size);

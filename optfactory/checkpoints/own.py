@@ -130,7 +130,8 @@ def _block_size_problems(saved: Mapping[str, Any]) -> list[str]:
 def _read(
     fields: Fields, state: StateSpec, grid: BlockGrid, kind: KernelOptions, layout: StateLayout
 ) -> StoredState | None:
-    own = next((c for c in ALL if c.scaled and any(k in fields for k in c.keys(state))), None)
+    own = next((c for c in ALL if c.scaled and c.keys(state)[0] in fields), None)
+    own = own or next((c for c in ALL if c.scaled and c.keys(state)[1] in fields), None)
     if own is None:
         if state.name not in fields:
             ends = ", ".join(f"{state.name}{end}" for end in SUFFIXES if end)

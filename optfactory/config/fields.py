@@ -84,4 +84,4 @@ def read_widths(value: object) -> object:
 
 
 # Bits of each state, by its name.
-StateBits = Annotated[dict[str, Bits], BeforeValidator(read_widths), Field(min_length=1)]
+StateBits = Annotated[dict[str, Bits], BeforeValidator(read_widths)]

@@ -230,6 +230,8 @@ class OptimizerConfig(BaseModel):
         cls, value: dict[str, int] | None, info: ValidationInfo
     ) -> dict[str, int] | None:
         stated = cls.locked.get("optim_bits")
+        if value is not None and not value:
+            raise ValueError("a mapping without states says nothing; drop it")
         if value and stated and any(bits != stated for bits in value.values()):
             raise ValueError(
                 f"{value} contradicts the name '{cls.locked['name']}'; drop the key, or use "
@@ -254,10 +256,10 @@ class OptimizerConfig(BaseModel):
         needed = {"8bit"} if field in MAP_FIELDS else {"4bit", "8bit", "fp8"}
         if found and not found & needed:
             bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
-            what = "8-bit state" if field not in MAP_FIELDS else "8-bit state of dynamic maps"
+            where = "with fp8" if found == {"fp8"} else f"at {bits} bits"
             raise ValueError(
-                f"{field} is for {what}; drop it at {bits} bits, or say it in the rule or "
-                "group that has optim_bits: 8"
+                f"{field} is for 8-bit state; drop it {where}, or say it in the rule or group "
+                "that has optim_bits: 8"
             )
         return value
 

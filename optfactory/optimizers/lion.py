@@ -21,7 +21,7 @@ class LionConfig(OptimizerConfig):
     """Lion; decoupled weight decay, steps of one size for every element."""
 
     family: ClassVar[str] = "lion"
-    too_coarse: ClassVar[Mapping[str, float]] = {"4bit": 1.9}
+    too_coarse: ClassVar[Mapping[str, float]] = {"4bit": 1.8}
     bitsandbytes_peer: ClassVar[BitsandbytesPeer] = BitsandbytesPeer(
         1, lambda betas, eps: eps == 0 and betas[0] > 0 and betas[1] > 0
     )

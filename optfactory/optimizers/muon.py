@@ -39,7 +39,7 @@ class MuonConfig(MatrixConfig):
     """Muon; matrices step by their orthogonalized momentum, other parameters by `others`."""
 
     family: ClassVar[str] = "muon"
-    too_coarse: ClassVar[Mapping[str, float]] = {"4bit": 1.1}
+    too_coarse: ClassVar[Mapping[str, float]] = {"4bit": 1.0}
     torch_peer: ClassVar[TorchPeer] = TorchPeer(
         "Muon",
         ("ns_steps", "ns_coefficients"),

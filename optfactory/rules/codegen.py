@@ -48,6 +48,10 @@ _FORMATS = {
 }
 
 
+# The widths that labels call them by; others have 4 bits.
+_WIDTHS = {"float32": "32bit", "bfloat16": "16bit", "map8": "8bit", "e4m3": "fp8", "e5m3": "fp8"}
+
+
 def has_scales(formats: Collection[str]) -> bool:
     """Whether elements of states share scales in blocks."""
     return not set(formats) <= {"float32", "bfloat16"}
@@ -80,7 +84,8 @@ class KernelVariant:
     @property
     def label(self) -> str:
         """A short name for file names and messages."""
-        stored = "+".join(dict.fromkeys(self.formats))
+        widths = [_WIDTHS.get(name, "4bit") for name in self.formats] or ["32bit"]
+        stored = "+".join(dict.fromkeys(widths))
         return f"{self.rule.name}-{self.parameter}-{self.gradient}-{stored}"
 
     @property

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optfactory.rules.options import KernelOptions
-from optfactory.state.minifloats import Minifloat
+from optfactory.state.minifloats import QUOTIENTS_BY, Minifloat
 from optfactory.state.quantmap import QuantizationMap
 
 # What codes of blocks mean.
@@ -179,7 +179,10 @@ def quotients(x: Tensor, scales: Tensor, qmap: CodeMap) -> Tensor:
     # A power of two keeps the reciprocal normal; all that it changes is rounded once either way.
     ones = torch.ones_like(scales)
     lifts = ones.masked_fill(scales < 2.0**-120, 2.0**80).masked_fill(scales > 2.0**120, 2.0**-80)
-    return (x * lifts) * (ones / (scales * lifts))
+    reciprocals = ones / (scales * lifts)
+    if isinstance(qmap, Minifloat):
+        reciprocals = reciprocals * QUOTIENTS_BY
+    return (x * lifts) * reciprocals
 
 
 def _codes_by_keys(y: Tensor, qmap: QuantizationMap) -> Tensor:

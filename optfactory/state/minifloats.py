@@ -13,7 +13,8 @@ their root divides a step, a zero (Li et al. 2023, arXiv:2309.01507): what is le
 number, and only in a block of zeros, whose scale is 0, a code decodes to 0.
 
 A scale is the greatest magnitude of a block divided by the largest number of the format. With
-y = |x / scale| and `random` of 16 bits, shifted to the bits that are cut off,
+y = |x * (1 / scale) * QUOTIENTS_BY|, the factor being so much more than 1 that the greatest takes
+the last code whatever is rounded on its way, and with as many random bits as are cut off,
 
     signed    code = (bits(y < least normal ? y + least normal : y) + random) >> cut
     unsigned  code = (bits(max(y, least)) + random) >> cut
@@ -29,6 +30,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+QUOTIENTS_BY = 1 + 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Minifloat:
     exponent: int
     mantissa: int
     last_code: int
+
+    @property
+    def random_bits(self) -> int:
+        """Bits of float32 that are cut off."""
+        return 23 - self.mantissa
 
     @property
     def zero_code(self) -> int:
@@ -89,9 +97,9 @@ class Minifloat:
         """The codes of quotients, uint8.
 
         Args:
-            random: 32 bits for each, of which the upper half counts.
+            random: `random_bits` for each.
         """
-        cut, size = 23 - self.mantissa, y.abs() if self.signed else y
+        size = y.abs() if self.signed else y
         offset = (128 - 2**self.exponent) << 23
         if self.signed:
             least = 2.0 ** (2 - 2**self.exponent)
@@ -100,7 +108,7 @@ class Minifloat:
             bits -= torch.where(small, 1 << 23, 0)
         else:
             bits = size.clamp_min(2.0 ** (1 - 2**self.exponent)).view(torch.int32).long()
-        codes = (bits + ((random >> 16) << (cut - 16)) - offset) >> cut
+        codes = (bits + random - offset) >> self.random_bits
         return self._with_sign(codes.clamp_max(self.last_code), y)
 
     def nearest_codes(self, y: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class QuantizationMap:
     lines: Lines | None = None
 
     @property
+    def random_bits(self) -> int:
+        """The random bits that rounding at random takes."""
+        return 32
+
+    @property
     def signed(self) -> bool:
         """Whether the map has negative values."""
         return self.values[0] < 0

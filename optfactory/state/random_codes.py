@@ -24,7 +24,7 @@ def encode_at_random(
     Args:
         x: finite numbers.
         scales: of each number.
-        random: 32 random bits for each, int64, of which the leading ones count most.
+        random: `qmap.random_bits` random bits for each, int64; the leading ones count most.
     """
     if isinstance(qmap, Minifloat):
         return qmap.codes_at_random(quotients(x, scales, qmap), random)

@@ -33,7 +33,10 @@ extern "C" __global__ void encode_all(const MapPointers maps, int is_signed, con
   load_maps(shared, maps);
   const int first = kVector * (blockIdx.x * THREADS + threadIdx.x);
   Pack<uint8_t> pack = {};
-  encode_codes(shared, is_signed ? 0 : 1, x + first, scales[first], random + first, pack);
+  if (is_signed)
+    encode_by(shared.signed_map, x + first, scales[first], random + first, pack);
+  else
+    encode_by(shared.unsigned_map, x + first, scales[first], random + first, pack);
   for (int i = 0; i < kVector; ++i) codes[first + i] = get(pack, i);
 }
 

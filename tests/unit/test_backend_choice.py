@@ -77,7 +77,7 @@ def test_a_compiler_that_fails_is_warned_of_once_and_training_goes_on(
         warnings.simplefilter("always")
         for dtype in (torch.float32, torch.float32, torch.bfloat16):
             p = torch.ones(300, dtype=dtype).requires_grad_()
-            optimizer = build_optimizer("adam", [p], lr=0.5)
+            optimizer = build_optimizer("adam", [p], lr=0.5, master_weights="none")
             for _ in range(2):
                 p.grad = torch.ones(300, dtype=dtype)
                 optimizer.step()

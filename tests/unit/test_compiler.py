@@ -119,7 +119,7 @@ def test_a_broken_library_in_the_cache_is_replaced_or_an_error_that_names_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = resolve("adam").rule(resolve("adam").model_dump())
-    variant = KernelVariant(rule, "float", "float", ("float32",), block_size=256)
+    variant = KernelVariant(rule, "float", "float", ("float32",) * len(rule.states), block_size=256)
     library = compile_library(cpp_source(variant), "adam-float-float-32bit")
     whole = library.read_bytes()
     library.write_bytes(whole[:100])  # as a full disk may leave it

@@ -10,9 +10,9 @@ CHECK = """
 import torch
 from optfactory import build_optimizer, list_optimizers
 
-# A step is 0.01; 16-bit momentum is off by a 128th at most.
-LIMITS = {"m8bit": 1e-4, "16bit": 4e-4}
-assert len(list_optimizers("*qhm*")) == 8
+# A step is 0.01; 16-bit momentum is off by a 128th at most, fp8 by a 8th, 4-bit by a third.
+LIMITS = {"m8bit": 1e-4, "16bit": 4e-4, "hmfp8": 4e-3, "m4bit": 1.2e-2}
+assert len(list_optimizers("*qhm*")) == 12
 for name in list_optimizers("*qhm*"):
     torch.manual_seed(0)
     p = torch.randn(70, 64, requires_grad=True)

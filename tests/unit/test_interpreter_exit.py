@@ -21,7 +21,9 @@ from optfactory import build_optimizer
 
 dtypes = (torch.float32, torch.bfloat16, torch.float16)
 params = [torch.ones(300, dtype=dtype).requires_grad_() for dtype in dtypes]
-optimizers = [build_optimizer("adam", params[:1]), build_optimizer("adam", params[1:])]
+optimizers = [
+    build_optimizer("adam", part, master_weights="none") for part in (params[:1], params[1:])
+]
 
 def steps():
     for optimizer in optimizers:

@@ -118,7 +118,7 @@ def test_a_damaged_kernel_is_named_and_not_loaded(folder):
 def adam_source() -> tuple[str, str]:
     config = resolve("adam")
     rule = config.rule(config.model_dump())
-    variant = KernelVariant(rule, "float", "float", ("float32",), block_size=256)
+    variant = KernelVariant(rule, "float", "float", ("float32",) * len(rule.states), block_size=256)
     return cpp_source(variant), variant.label
 
 
@@ -167,7 +167,7 @@ def mixed_step() -> list[torch.Tensor]:
     parameters[2] = parameters[2].detach().bfloat16().requires_grad_()
     first, *others = parameters
     groups = [{"params": [first]}, {"params": others, "maximize": True}]
-    optimizer = build_optimizer("adam", groups, lr=0.5)
+    optimizer = build_optimizer("adam", groups, lr=0.5, master_weights="none")
     for _ in range(2):
         for p in parameters:
             p.grad = torch.randn(300, generator=generator).to(p.dtype)

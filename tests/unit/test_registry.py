@@ -42,6 +42,7 @@ SHARED = {
     "page_memory": "auto", "capturable": False,
     "min_8bit_size": 4096, "block_size": 256, "block_wise": True, "signed_map": "dynamic",
     "maximize": False, "second_moment_floor": True, "state_rounding": "nearest",
+    "state_format": "dynamic", "state_bits": None,
     "percentile_clipping": 100,
     "skip_zeros": False,
     "nonfinite": "propagate", "param_rounding": "nearest", "seed": None,
@@ -61,10 +62,11 @@ def test_the_first_names_exist_and_each_family_has_all() -> None:
     assert len(set(EIGHTEEN)) == 18
     assert set(EIGHTEEN) <= set(NAMES)
     assert sorted(NAMES) == sorted(
-        f"{paged}{family}{bits}"
+        f"{paged}{family}{width}"
         for paged in ("", "paged_")
         for family in FAMILIES
-        for bits in ("", "8bit", "16bit", "32bit")
+        for width in ("", "4bit", "8bit", "fp8", "16bit", "32bit")
+        if (family, width) not in (("lion", "4bit"), ("muon", "4bit"))
     )
 
 
@@ -192,7 +194,7 @@ def test_the_alias_table_is_exactly_this() -> None:
     expected |= {alias: name for alias, name in momentum.items() if get_family(name) == "sgd"}
     for alias, name in list(expected.items()):
         bits = get_optimizer_info(name).optim_bits
-        width = f"{bits}bit" if bits else ""
+        width = "fp8" if name.endswith("fp8") else f"{bits}bit" if bits else ""
         expected[f"bnb{alias}"] = name
         expected[f"{alias.removesuffix(width)}bnb{width}"] = name
     assert table == expected
@@ -213,8 +215,9 @@ def test_an_alias_keeps_its_bits_and_its_paging() -> None:
                 assert alias.endswith(f"{config.optim_bits}bit"), alias
                 seen += 1
             assert config.is_paged == ("paged" in alias), alias
-    # Of a family six names have a width, without "bnb" and with it at two places; sgd has another.
-    assert seen == 18 * (len(FAMILIES) + 1)
+    # Of a family eight names have bits, without "bnb" and with it at two places; sgd has another.
+    # Two families have none of 4 bits.
+    assert seen == 24 * (len(FAMILIES) + 1) - 2 * 6
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_an_alias_keeps_its_bits_and_its_paging() -> None:
         "adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "adamw_hf", "adamw_apex_fused",
         "nosuch_8bit", "adopt_adamw", "stable_adamw", "galore_adamw_8bit", "schedule_free_sgd",
         "radamw", "nadamw", "adanw", "fusedlamb", "nesterov", "sgdw", "ao_adamw_8bit",
-        "adam12bit", "adam4bit", "bnb_adam_bnb", "adam8bitbnb", "8bit_adam", "adam8",
+        "adam12bit", "adam2bit", "adamfp4", "bnb_adam_bnb", "adam8bitbnb", "8bit_adam", "adam8",
         "adam_paged", "paged", "bnb", "bnbbnbadam", "pagedpagedadam", "adam8bit8bit", "adam bit",
         "adam 8bit", "torch.optim.Adam", "", " ", "adam\n8bit", "аdam",
     ],

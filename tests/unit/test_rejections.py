@@ -35,7 +35,7 @@ def test_an_unknown_name_names_the_closest_one(given_name: str, meant: str) -> N
     with pytest.raises(UnknownOptimizerError, match=f"Did you mean '{meant}'") as caught:
         resolve(given_name)
     assert f"'{given_name}'" in str(caught.value)
-    assert "[paged_]<family>[8bit|16bit|32bit]" in str(caught.value)
+    assert "[paged_]<family>[4bit|8bit|fp8|16bit|32bit]" in str(caught.value)
     assert isinstance(caught.value, ConfigError)
 
 

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import build_optimizer, get_optimizer_info, resolve
-from optfactory.config.schema import CODE_FIELDS, OptimizerConfig
+from optfactory.config.schema import CODE_FIELDS, MAP_FIELDS, OptimizerConfig
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import acts_on, beside, few_values, known_to
 from tests.reference import reference_of
@@ -59,7 +59,9 @@ ACCEPTED: dict[str, st.SearchStrategy[Any]] = {
     "betas": betas,
     "bias_correction": st.booleans(),
     "adam_w_mode": st.booleans(),
-    "optim_bits": st.sampled_from([8, 16, 32]),
+    "optim_bits": st.sampled_from([4, 8, 16, 32]),
+    "state_format": st.sampled_from(["dynamic", "fp8"]),
+    "state_bits": st.none(),  # tests/options/test_state_bits.py
     "amsgrad": st.booleans(),
     "is_paged": st.booleans(),
     "page_dir": st.none(),
@@ -140,8 +142,11 @@ def step_of(config: Any) -> None:
 def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
     """Drop what contradicts the name or another field; each is tested on its own below."""
     name = values["name"]
-    if name.endswith("bit"):
+    if get_optimizer_info(name).states:
         values.pop("optim_bits", None)
+        values.pop("state_format", None)
+    if values.get("optim_bits") == 4 and get_optimizer_info(name).base.too_coarse:
+        values.pop("optim_bits")
     if name.startswith("paged_"):
         values.pop("is_paged", None)
     bits = get_optimizer_info(name).optim_bits or values.get("optim_bits", 32)
@@ -152,9 +157,11 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
     elif "trust_coefficient" in fields_of(name):
         values.pop("eps", None)
         values.pop("trust_coefficient", None)
+    fp8 = name.endswith("fp8") or (bits == 8 and values.get("state_format") == "fp8")
+    for key in CODE_FIELDS if bits > 8 else MAP_FIELDS if bits == 4 or fp8 else ():
+        values.pop(key, None)
     if bits != 8:
-        for key in CODE_FIELDS:
-            values.pop(key, None)
+        values.pop("state_format", None)
     for key in ("signed_map", "second_moment_floor"):
         if not acts_on(name, key):
             values.pop(key, None)
@@ -223,7 +230,7 @@ def test_any_config_is_either_runnable_or_refused_with_path_and_value(
         assert result.problems
         for problem in result.problems:
             assert problem in str(result)
-            field = re.match(r"optimizer\.(\w+)(\.\d)?: ", problem)
+            field = re.match(r"optimizer\.(\w+)(\.\w+)?: ", problem)
             assert field, problem
             assert "got " in problem or "contradicts the name" in problem, problem
             assert field[1] in values

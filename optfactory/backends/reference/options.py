@@ -106,10 +106,12 @@ def code_bits(slot: Slot, scalars: Mapping[str, float]) -> Tensor:
     return _bits(slot, _mix((_key(slot, scalars) + 0x9E3779B9) & _UINT32))
 
 
-def bits_of_state(words: Tensor, state: int) -> Tensor:
+def bits_of_state(words: Tensor, state: int, bits: int = 32) -> Tensor:
     """What a state, by its number, takes of these: the leading bits are others for each."""
+    if state == 1 and bits < 32:
+        return words & ((1 << bits) - 1)
     by = 16 * (state & 1) + 8 * (state >> 1 & 1) + 4 * (state >> 2 & 1)
-    return (words << by & _UINT32) | words >> (32 - by)
+    return ((words << by & _UINT32) | words >> (32 - by)) >> (32 - bits)
 
 
 def _key(slot: Slot, scalars: Mapping[str, float]) -> Tensor:

@@ -241,16 +241,15 @@ class Work:
             values = {spec.name: x for spec, x in self._finite_states(values).items()}
         for index, (state, codec) in enumerate(layout.stored):
             x = values[state.name]
-            random = None if words is None else bits_of_state(words, index)
             if codec.scaled:
                 at_random = codec.always_random or options.random_codes
-                self._store_codes(index, x, random if at_random else None)
+                self._store_codes(index, x, words if at_random else None)
                 continue
-            if codec.dtype == torch.bfloat16 and random is not None:
-                x = rounded_at_random(x, codec.dtype, random >> 16)
+            if codec.dtype == torch.bfloat16 and words is not None:
+                x = rounded_at_random(x, codec.dtype, bits_of_state(words, index, 16))
             self.slot.state[state.name].copy_(x)
 
-    def _store_codes(self, index: int, x: Tensor, random: Tensor | None) -> None:
+    def _store_codes(self, index: int, x: Tensor, words: Tensor | None) -> None:
         """Write a state of codes: the nearest ones, or by random bits."""
         layout, options = self.slot.layout, self.slot.layout.options
         state, codec = layout.stored[index]
@@ -261,9 +260,10 @@ class Work:
         else:
             found = self.scales[index].view(layout.tensors[keys[1]].shape)
             scales = self.scales[index][self._numbers()]
-        if random is None:
+        if words is None:
             codes = encode(x, scales, meaning, options)
         else:
+            random = bits_of_state(words, index, meaning.random_bits)
             codes = encode_at_random(x, scales, meaning, options, random)
         elements = self.slot.state[keys[0]]
         elements.copy_(codec.pack(codes, elements.shape))
