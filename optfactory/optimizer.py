@@ -293,11 +293,11 @@ class Optimizer2State(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of `state_dict()`, bit for bit as if never interrupted.
 
-        State of another width or block size, and state dicts of the same algorithm in torch.optim
-        and bitsandbytes, are converted. Hyperparameters that a schedule may have changed (lr,
-        betas, eps, weight_decay, ...) come from the checkpoint; width, block size and placement
-        (optim_bits, block_size, is_paged) from this optimizer's config. What wrappers kept beside
-        the states is copied too.
+        State of another width or block size, and state dicts of the same algorithm in torch.optim,
+        bitsandbytes and torchao, are converted. Hyperparameters that a schedule may have changed
+        (lr, betas, eps, weight_decay, ...) come from the checkpoint; width, block size and
+        placement (optim_bits, block_size, is_paged) from this optimizer's config. What wrappers
+        kept beside the states is copied too.
 
         Parameters are matched by their place. Names that are new here say that a model was renamed;
         a name that is known here at another place is refused, for states would be mixed up.
@@ -334,10 +334,12 @@ class Optimizer2State(Optimizer):
 
         Args:
             layout: ``torch`` (float32 state, for the class of torch.optim with this algorithm) or
-                ``bitsandbytes`` (8- or 32-bit as the state is here).
+                ``bitsandbytes`` (8- or 32-bit as the state is here) or ``torchao`` (8-bit, fp8,
+                4-bit or 32-bit as the state is here).
 
         Raises:
-            ConfigError: that library would go on differently; lists the hyperparameters.
+            ConfigError: that library would go on differently; lists the hyperparameters. Or it is
+                torchao, and not there.
         """
         self._synchronize()
         states = [(s, self.state.get(s.parameter, {})) for s in self._current_plan().slots]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from optfactory.state.quantmap import QuantizationMap, map_for
 from optfactory.state.specs import TensorSpec
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# Four units in the last place of a float32 number.
+_LAST_BITS = 2.0**-21
 
 
 class Fields:
@@ -78,25 +82,39 @@ class Fields:
             return None
         return value
 
-    def scales(self, key: str, shape: tuple[int, ...]) -> Tensor | None:
-        """The scales of a quantized state."""
+    def scales(self, key: str, shape: tuple[int, ...], *, finite: bool = True) -> Tensor | None:
+        """The scales of a quantized state; where some need not be finite, none is negative."""
         value = self.tensor(key, shape, (torch.float32,))
-        if value is not None and not bool(((value >= 0) & value.isfinite()).all()):
+        if value is None:
+            return None
+        if finite and not bool(((value >= 0) & value.isfinite()).all()):
             self.note(key, "has scales that are NaN, infinite or negative")
+            return None
+        if bool((value < 0).any()):
+            self.note(key, "has scales that are negative")
             return None
         return value
 
-    def map(self, key: str, state: StateSpec) -> QuantizationMap | None:
-        """The quantization map that is stored beside the codes."""
-        value = self.tensor(key, (256,), (torch.float32,))
+    def map(self, key: str, state: StateSpec, size: int = 256) -> QuantizationMap | None:
+        """The quantization map that is stored beside the codes.
+
+        Other libraries compute it, and last bits depend on the processor; codes mean the same.
+        """
+        value = self.tensor(key, (size,), (torch.float32,))
         if value is None:
             return None
         values = tuple(value.tolist())
         known, low = map_for(state.signed, "table"), -1.0 if state.signed else 0.0
         if not all(low <= item <= 1.0 for item in values):
-            self.note(key, f"expected 256 numbers from {low:g} to 1")
+            self.note(key, f"expected {size} numbers from {low:g} to 1")
             return None
-        return known if values == known.values else QuantizationMap("stored", values)
+        if values == known.values:
+            return known
+        alike = len(values) == len(known.values) and all(
+            math.isclose(*pair, rel_tol=_LAST_BITS)
+            for pair in zip(values, known.values, strict=True)
+        )
+        return QuantizationMap(known.name if alike else "stored", values)
 
     def step(self) -> Tensor | None:
         """The number of steps, stored as a number or a 0-d tensor; as a float64 tensor."""

@@ -19,6 +19,9 @@ from optfactory.errors import StateError
 # Of the name in the temporary file's, which is longer by 38 letters, where most systems take 255.
 _SHOWN_BYTES = 60
 
+# Classes that their package declares safe to load, as it is imported.
+_DECLARED_SAFE = "torchao.optim."
+
 
 def save_checkpoint(path: str | os.PathLike[str], obj: Any) -> None:
     """Write a checkpoint with torch.save so that no crash leaves half of it.
@@ -145,6 +148,11 @@ def _why(path: str | os.PathLike[str], file: BinaryIO, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     is_refusal = isinstance(error, pickle.UnpicklingError)
     refused = refused_classes(file, str(error)) if is_refusal else []
+    if refused and all(name.startswith(_DECLARED_SAFE) for name in refused):
+        return (
+            f"{os.fspath(path)}: it holds {', '.join(refused)}, which torch knows as safe once "
+            "torchao.optim is imported; the file need not be damaged. Import it before you load"
+        )
     if refused:
         return (
             f"{os.fspath(path)}: it holds {', '.join(refused)}, which weights_only=True does not "

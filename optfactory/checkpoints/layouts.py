@@ -14,6 +14,7 @@ from optfactory.checkpoints.peers import peers_of
 from optfactory.checkpoints.records import MARKS, PLACEMENT, PRODUCTS, STORAGE, Export, Layout
 from optfactory.checkpoints.sharded import whole_entries
 from optfactory.checkpoints.torch import TorchLayout
+from optfactory.checkpoints.torchao import TorchaoLayout
 from optfactory.checkpoints.writing import wrapped
 from optfactory.config.peers import TorchPeer
 from optfactory.config.schema import OptimizerConfig, family_class
@@ -40,13 +41,13 @@ def recognize(groups: Groups, state: Mapping[Any, Any]) -> Layout:
         return OwnLayout()
     if fields & {NESTED, "state1"} or (not fields and "t_alpha" in settings):
         return BitsandbytesLayout(state)
-    layout = TorchLayout.of_settings(settings)
+    layout = TorchaoLayout.of_state(state) or TorchLayout.of_settings(settings)
     if layout is not None:
         return layout
     names = sorted(peer.name for peer in peers_of(TorchPeer).values())
     raise StateError(
         "format_version: missing; the checkpoint was not written by optfactory, nor is it of "
-        f"bitsandbytes or of torch.optim.{{{', '.join(names)}}}; "
+        f"bitsandbytes, torchao or torch.optim.{{{', '.join(names)}}}; "
         f"its states have the keys {sorted(map(str, every))}, its groups "
         f"{sorted(map(str, settings))}"
     )
@@ -61,19 +62,24 @@ def export(
     """A state dict of another library, as a copy.
 
     Args:
-        name: ``torch`` or ``bitsandbytes``.
+        name: ``torch``, ``bitsandbytes`` or ``torchao``.
         states: every parameter in order with its state, which is empty before its first step.
 
     Raises:
-        ConfigError: the layout's name is unknown, or its library could not go on as we do.
+        ConfigError: the layout's name is unknown, its library could not go on as we do, or is not
+            there to make its tensors.
         StateError: a parameter's state is not what it was allocated as.
     """
     layouts: dict[str, Export] = {
         "torch": TorchLayout([config.family]),
         "bitsandbytes": BitsandbytesLayout(family=config.family),
+        "torchao": TorchaoLayout(config.family),
     }
     if name not in layouts:
-        raise ConfigError(f"unknown layout {name!r}; state is exported as {' or '.join(layouts)}")
+        *first, last = layouts
+        raise ConfigError(
+            f"unknown layout {name!r}; state is exported as {', '.join(first)} or {last}"
+        )
     layout = layouts[name]
     problems = [
         f"param_groups[{index}].{problem}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from optfactory.config.peers import BitsandbytesPeer, TorchPeer
+from optfactory.config.peers import BitsandbytesPeer, TorchaoPeer, TorchPeer
 from optfactory.config.schema import OptimizerConfig
 from optfactory.registry import get_optimizer_info, list_optimizers
 
-Peer = TypeVar("Peer", TorchPeer, BitsandbytesPeer)
+Peer = TypeVar("Peer", TorchPeer, BitsandbytesPeer, TorchaoPeer)
 
 
 def model_of(family: str) -> type[OptimizerConfig]:

@@ -57,6 +57,17 @@ class TorchPeer:
 
 
 @dataclass(frozen=True)
+class TorchaoPeer:
+    """The low-bit optimizers of torchao with a family's mathematics.
+
+    Attributes:
+        name: what their classes begin with, as in `AdamW8bit`.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
 class BitsandbytesPeer:
     """The optimizers of bitsandbytes with a family's mathematics.
 

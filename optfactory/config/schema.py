@@ -19,7 +19,7 @@ from typing_extensions import Self
 from optfactory.config.cautious import CAUTIOUS, CAUTIOUS_WEIGHT_DECAY, refuse_idle
 from optfactory.config.fields import Bits, BlockSize, Count, Number, StateBits
 from optfactory.config.names import width_of
-from optfactory.config.peers import BitsandbytesPeer, TorchPeer
+from optfactory.config.peers import BitsandbytesPeer, TorchaoPeer, TorchPeer
 from optfactory.config.plain import plain
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers, has_masters
@@ -73,6 +73,7 @@ class OptimizerConfig(BaseModel):
     spellings: ClassVar[tuple[str, ...]] = ()  # what others call the family
     torch_peer: ClassVar[TorchPeer | None] = None  # whose checkpoints are read and written
     bitsandbytes_peer: ClassVar[BitsandbytesPeer | None] = None
+    torchao_peer: ClassVar[TorchaoPeer | None] = None
     locked: ClassVar[Mapping[str, object]] = {}
     # Widths that the family does not have, and by how many percent the loss of 32 bits is missed
     # after 2000 steps: more than one.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from optfactory.config.peers import BitsandbytesPeer, TorchPeer
+from optfactory.config.peers import BitsandbytesPeer, TorchaoPeer, TorchPeer
 from optfactory.optimizers.moments import (
     ADAM_OF_BITSANDBYTES,
     ADAM_OF_TORCH,
@@ -30,6 +30,7 @@ class AdamConfig(MomentsConfig):
     family: ClassVar[str] = "adam"
     torch_peer: ClassVar[TorchPeer] = ADAM_OF_TORCH
     bitsandbytes_peer: ClassVar[BitsandbytesPeer] = ADAM_OF_BITSANDBYTES
+    torchao_peer: ClassVar[TorchaoPeer] = TorchaoPeer("Adam")
 
     adam_w_mode: bool = Field(
         default=False, description="true: decoupled decay (AdamW); false: L2, added to the gradient"

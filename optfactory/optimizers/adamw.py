@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from optfactory.config.fields import Number
-from optfactory.config.peers import BitsandbytesPeer, TorchPeer
+from optfactory.config.peers import BitsandbytesPeer, TorchaoPeer, TorchPeer
 from optfactory.optimizers.adam import AdamConfig
 from optfactory.optimizers.moments import ADAM_OF_BITSANDBYTES, ADAM_OF_TORCH
 
@@ -19,6 +19,7 @@ class AdamWConfig(AdamConfig):
     family: ClassVar[str] = "adamw"
     torch_peer: ClassVar[TorchPeer] = replace(ADAM_OF_TORCH, name="AdamW")
     bitsandbytes_peer: ClassVar[BitsandbytesPeer] = ADAM_OF_BITSANDBYTES
+    torchao_peer: ClassVar[TorchaoPeer] = TorchaoPeer("AdamW")
 
     weight_decay: Number = Field(default=0.01, description="weight decay coefficient")
     adam_w_mode: bool = Field(

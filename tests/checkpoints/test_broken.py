@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.testing._internal.two_tensor import TwoTensor
 
 from optfactory import Optimizer2State, build_optimizer
 from optfactory.errors import StateError
@@ -169,11 +170,9 @@ def test_a_negative_second_moment_is_refused(layout: str) -> None:
 
 
 def test_a_subclass_of_tensors_is_refused() -> None:
-    low_bit = pytest.importorskip("torchao.optim", exc_type=ImportError)
-    optimizer = low_bit.AdamW8bit([torch.ones(64, 256).requires_grad_()])
-    state = low_bit.subclass_8bit.OptimState8bit.zeros((64, 256))
-    saved = torch.optim.AdamW(optimizer.param_groups[0]["params"]).state_dict()
+    state = TwoTensor(torch.ones(64, 256), torch.ones(64, 256))
+    saved = torch.optim.AdamW([torch.ones(64, 256).requires_grad_()]).state_dict()
     saved["state"][0] = {"step": torch.tensor(1.0), "exp_avg": state, "exp_avg_sq": state}
     ours = build_optimizer("adamw", [torch.ones(64, 256).requires_grad_()])
-    with pytest.raises(StateError, match="expected a plain tensor, got OptimState8bit"):
+    with pytest.raises(StateError, match="expected a plain tensor, got TwoTensor"):
         ours.load_state_dict(saved)

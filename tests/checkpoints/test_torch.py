@@ -340,5 +340,5 @@ def test_what_torch_would_not_go_on_with_is_refused(name: str, options: Any, wor
 
 def test_an_unknown_layout_is_refused_with_the_known_ones() -> None:
     ours = build_optimizer("adam", weights())
-    with pytest.raises(ConfigError, match=r"'apex'.*torch or bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"'apex'.*torch, bitsandbytes or torchao"):
         ours.export_state_dict("apex")

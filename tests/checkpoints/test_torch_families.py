@@ -222,7 +222,9 @@ def test_the_state_of_another_algorithm_is_refused(name: str, loaded_by: str, st
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("loaded_by", ["adam", "radam", "sgd"])
 def test_an_algorithm_that_is_not_here_is_refused(name: str, steps: int, loaded_by: str) -> None:
-    with pytest.raises(StateError, match=r"nor is it of bitsandbytes or of torch\.optim\.\{Ada"):
+    with pytest.raises(
+        StateError, match=r"nor is it of bitsandbytes, torchao or torch\.optim\.\{Ada"
+    ):
         build_optimizer(loaded_by, weights()).load_state_dict(trained(name, steps).state_dict())
 
 
