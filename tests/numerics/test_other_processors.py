@@ -32,7 +32,8 @@ for name, asked in (
     ("ademamix16bit", {}),
     ("adamw", {"state_bits": {"exp_avg": 4, "exp_avg_sq": 16}}),
 ):
-    params = [draw(s).bfloat16().requires_grad_() for s in [(20, 300), (4098,), (64, 256), (65, 65)]]
+    shapes = [(20, 300), (4098,), (64, 256), (65, 65)]
+    params = [draw(shape).bfloat16().requires_grad_() for shape in shapes]
     optimizer = build_optimizer(name, params, lr=1e-2, **asked)
     for step in range(3):
         for p in params:
