@@ -18,9 +18,17 @@ from typing_extensions import Self
 
 from optfactory.config.cautious import CAUTIOUS, CAUTIOUS_WEIGHT_DECAY, refuse_idle
 from optfactory.config.fields import Bits, BlockSize, Count, Number, StateBits
-from optfactory.config.names import width_of
 from optfactory.config.peers import BitsandbytesPeer, TorchaoPeer, TorchPeer
 from optfactory.config.plain import plain
+from optfactory.config.widths import (
+    CODE_FIELDS,
+    WIDTH_FIELDS,
+    least_bits,
+    refuse_coarse,
+    refuse_other_bits,
+    refuse_without_codes,
+    stated_widths,
+)
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import NOISE_KEY, SEEDS, draws_random_numbers, has_masters
 
@@ -29,13 +37,6 @@ RESERVED_KEYS = (
     *("params", "param_names", "name", "initial_lr"),
     *("optimizer", "format_version", NOISE_KEY),
 )
-
-# Fields that do nothing where no state is made of codes, or of codes of a dynamic map: there, all
-# but their defaults are refused. `min_8bit_size` holds there too: it says which tensors have 32-bit
-# state.
-MAP_FIELDS = ("signed_map", "second_moment_floor", "state_rounding")
-CODE_FIELDS = ("block_size", "block_wise", *MAP_FIELDS)
-
 
 # Fields for one kind of state: what it is, and whether it can be negative.
 _OF_STATES = {"signed_map": ("signed state", True), "second_moment_floor": ("second moment", False)}
@@ -46,9 +47,6 @@ _OF_STATES = {"signed_map": ("signed state", True), "second_moment_floor": ("sec
 StateRounding = Literal["nearest", "stochastic"]
 _STATE_ROUNDING = "8-bit state: the nearest code, or stochastic, so that slow averages move on"
 STOCHASTIC_STATE: Any = Field(default="stochastic", description=_STATE_ROUNDING)
-
-# What says how wide state is.
-WIDTH_FIELDS = ("optim_bits", "state_bits", "state_format")
 
 # What decides whether a seed means something.
 _OF_ROUNDING = ("param_rounding", "state_rounding", *WIDTH_FIELDS)
@@ -215,34 +213,22 @@ class OptimizerConfig(BaseModel):
     @field_validator("optim_bits", "state_bits", "state_format")
     @classmethod
     def _not_too_coarse(cls, value: object, info: ValidationInfo) -> object:
-        data = {**info.data, str(info.field_name): value}
-        for width in sorted({width_of(each) for each in _widths(cls, data)}):
-            if width in cls.too_coarse:
-                raise ValueError(
-                    f"{width} is too coarse for {cls.family}: after 2000 steps the loss is "
-                    f"{cls.too_coarse[width]} % off that of 32 bits; set optim_bits: 8, 16 or 32"
-                )
+        found = _widths(cls, {**info.data, str(info.field_name): value})
+        refuse_coarse(cls.family, cls.too_coarse, found)
         return value
 
     @field_validator("state_bits")
     @classmethod
-    def _widths_as_the_name_says(
+    def _bits_as_the_name_says(
         cls, value: dict[str, int] | None, info: ValidationInfo
     ) -> dict[str, int] | None:
-        stated = cls.locked.get("optim_bits")
-        if value is not None and not value:
-            raise ValueError("a mapping without states says nothing; drop it")
-        if value and stated and any(bits != stated for bits in value.values()):
-            raise ValueError(
-                f"{value} contradicts the name '{cls.locked['name']}'; drop the key, or use "
-                f"optimizer={cls.family} with optim_bits: {stated} and state_bits: {value}"
-            )
+        refuse_other_bits(cls.family, cls.locked, value)
         return value
 
     @field_validator("state_format")
     @classmethod
     def _formats_of_8_bits(cls, value: str, info: ValidationInfo) -> str:
-        if value == "fp8" and not any(w["optim_bits"] == 8 for w in _widths(cls, info.data)):
+        if value == "fp8" and "fp8" not in _widths(cls, {**info.data, "state_format": value}):
             raise ValueError("fp8 is a format of 8-bit state; set optim_bits: 8, or drop it")
         return value
 
@@ -250,17 +236,9 @@ class OptimizerConfig(BaseModel):
     @classmethod
     def _nothing_to_store_without_codes(cls, value: object, info: ValidationInfo) -> object:
         field = str(info.field_name)
-        if value == cls.model_fields[field].default:
-            return value
-        found = {width_of(width) for width in _widths(cls, info.data)}
-        needed = {"8bit"} if field in MAP_FIELDS else {"4bit", "8bit", "fp8"}
-        if found and not found & needed:
-            bits = info.data.get("optim_bits", cls.locked.get("optim_bits"))
-            where = "with fp8" if found == {"fp8"} else f"at {bits} bits"
-            raise ValueError(
-                f"{field} is for 8-bit state; drop it {where}, or say it in the rule or group "
-                "that has optim_bits: 8"
-            )
+        if value != cls.model_fields[field].default:
+            bits = known_value(cls, info, "optim_bits")
+            refuse_without_codes(field, _widths(cls, info.data), bits)
         return value
 
     @field_validator("block_wise")
@@ -306,7 +284,7 @@ class OptimizerConfig(BaseModel):
     def _compat_alone(cls, value: str, info: ValidationInfo) -> str:
         if value == "none":
             return value
-        widths = {width_of(width) for width in _widths(cls, info.data)}
+        widths = _widths(cls, info.data)
         if not widths <= {"8bit", "32bit"} or info.data.get("state_bits"):
             raise ValueError(
                 f"bitsandbytes has no {', '.join(sorted(widths))} state; set optim_bits: 8 or 32 "
@@ -331,6 +309,8 @@ class OptimizerConfig(BaseModel):
     @model_validator(mode="after")
     def _as_the_rule_has_it(self) -> Self:
         """What other fields decide, those of families too: the rule, its states and its decay."""
+        if not (self.state_bits or self.cautious or self.cautious_weight_decay):
+            return self
         group = self.model_dump()
         names = [state.name for state in self.rule(group).states]
         strangers = [key for key in self.state_bits or {} if key not in names]
@@ -384,11 +364,9 @@ def known_value(model: type[OptimizerConfig], info: ValidationInfo, field: str) 
 
 def narrowest(model: type[OptimizerConfig], info: ValidationInfo) -> int:
     """The least bits of a state, as far as they are known; 32 where nothing is."""
-    return min((width["optim_bits"] for width in _widths(model, info.data)), default=32)
+    return least_bits(_widths(model, info.data))
 
 
-def _widths(model: type[OptimizerConfig], data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The widths that states may have: `optim_bits`, and those of single ones."""
-    known = {key: data.get(key, model.locked.get(key)) for key in WIDTH_FIELDS}
-    bits = [known["optim_bits"], *(known["state_bits"] or {}).values()]
-    return [{"optim_bits": each, "state_format": known["state_format"]} for each in bits if each]
+def _widths(model: type[OptimizerConfig], data: Mapping[str, Any]) -> set[str]:
+    """The widths that states may have, as far as fields are known, or locked by the name."""
+    return stated_widths({key: data.get(key, model.locked.get(key)) for key in WIDTH_FIELDS})

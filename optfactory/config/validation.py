@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.config.names import width_of
-from optfactory.config.schema import CODE_FIELDS, MAP_FIELDS, OptimizerConfig
+from optfactory.config.schema import OptimizerConfig
+from optfactory.config.widths import CODE_FIELDS, MAP_FIELDS
 from optfactory.errors import ConfigError
 
 # torch's and other libraries' switches that configs carry along, each with what to do about it.

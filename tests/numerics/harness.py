@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optfactory import build_optimizer, get_optimizer_info
+from optfactory.config.names import width_of
 from tests.devices import here, host, randn
 from tests.families import states_of, suited
 from tests.reference import reference_of
 from tests.reference.base import Options, State, Update
-from tests.reference.quantization import BLOCK
+from tests.reference.quantization import BLOCK, SMALL
 from tests.reference.quantized import Expected, Quantized, step_8bit
 from tests.reference.rounding import Stored, compensated, joined, nearest, own_master, stochastic
 from tests.reference.tracked import UNIT, spacing
@@ -73,6 +74,7 @@ def options_of(name: str, **asked: Any) -> Options:
     defaults = replace(defaults, state_rounding=info.defaults["state_rounding"])
     known = {field.name for field in fields(defaults)}
     chosen = {key: value for key, value in asked.items() if key in known}
+    chosen["width"] = width_of({"optim_bits": 8, **asked, **info.states})
     if chosen.get("seed", 0) is None:
         del chosen["seed"]  # drawn, for noise that no default has
     return replace(defaults, **chosen)
@@ -83,24 +85,43 @@ def stated_bits(name: str, asked: dict[str, Any]) -> int:
     return get_optimizer_info(name).optim_bits or asked.get("optim_bits", 32)
 
 
-def is_8bit(name: str, p: Tensor, asked: dict[str, Any]) -> bool:
-    """The stated rule: 8-bit iff asked for, numel >= min_8bit_size and rows of 64 at least.
+def has_codes(name: str, p: Tensor, asked: dict[str, Any]) -> bool:
+    """The stated rule: codes iff asked for, numel >= min_8bit_size and rows of 64 at least.
 
-    All is one row where scales are not per row: one for the tensor, or in bitsandbytes' grid.
+    All is one row where scales are not per row: one for the tensor, or in bitsandbytes' grid. Of
+    4 bits, rows of an even number.
     """
     wide = stated_bits(name, asked)
     flat = not asked.get("block_wise", True) or asked.get("compat") == "bitsandbytes"
     row = p.numel() if p.ndim < 2 or flat else p.numel() // max(p.shape[0], 1)
-    return wide == 8 and p.numel() >= asked.get("min_8bit_size", 4096) and row >= 64
+    is_large = p.numel() >= asked.get("min_8bit_size", 4096) and row >= 64
+    own = p.numel() if p.ndim < 2 else p.numel() // max(p.shape[0], 1)
+    return is_large and (wide == 8 or (wide == 4 and own % 2 == 0))
 
 
 def quantized(state: dict[str, Any], name: str) -> Quantized:
     """Codes and scales that an optimizer stores for one state, before or after steps."""
-    codes = state[f"{name}_q8"]
-    assert codes.dtype == torch.uint8
-    scales = state[f"{name}_absmax"]
-    assert scales.dtype == torch.float32
+    codes, scales = state[f"{name}_q8"], state[f"{name}_absmax"]
+    assert (codes.dtype, scales.dtype) == (torch.uint8, torch.float32)
     return Quantized(host(codes).numpy().copy(), host(scales).numpy().copy())
+
+
+def placed(state: dict[str, Any], name: str, width: str, signed: bool, shape: Any) -> Quantized:
+    """The same of any width; codes of small floats by their places in the order of values."""
+    if width not in SMALL:
+        return quantized(state, name)
+    codes, scales = state[f"{name}{ENDS[width]}"], state[f"{name}_scale"]
+    assert (codes.dtype, scales.dtype) == (torch.uint8, torch.float32)
+    stored = host(codes).numpy().astype(np.int64)
+    if width == "4bit":
+        stored = np.stack([stored >> 4, stored & 15], axis=-1)
+    places = SMALL[width][signed][1][stored.reshape(tuple(shape))]
+    assert (places >= 0).all(), "there are codes of NaN, or of -0"
+    return Quantized(places.astype(np.uint8), host(scales).numpy().copy())
+
+
+# Of the keys of codes, by width.
+ENDS = {"4bit": "_q4", "8bit": "_q8", "fp8": "_fp8"}
 
 
 def stored_state(state: dict[str, Any], names: Iterable[str]) -> State:
@@ -179,10 +200,9 @@ class Ambiguity:
 
 
 def assert_quantized(
-    state: dict[str, Any], name: str, want: Expected, what: str, count: Ambiguity
+    got: Quantized, name: str, want: Expected, what: str, count: Ambiguity
 ) -> None:
     """Stored scales are the block scales; stored codes are the exact nearest ones."""
-    got = quantized(state, name)
     shape = want.value.value.shape
     assert got.codes.shape == shape
     assert got.scales.shape == want.scales_shape()
@@ -208,7 +228,8 @@ class Twin:
     def __init__(self, name: str, params: list[Tensor], **asked: Any) -> None:
         self.name, self.asked, self.params = name, asked, params
         self.options = options_of(name, **asked)
-        self.block_size = asked.get("block_size", BLOCK)
+        size = asked.get("block_size", BLOCK)
+        self.block_size = max(size // 2, 64) if self.options.width == "4bit" else size
         self.reference = reference_of(get_optimizer_info(name).family)
         self.step_reference = self.reference.step
         self.optimizer = build_optimizer(name, params, **asked)
@@ -240,18 +261,25 @@ class Twin:
             seen = joined(seen, array(state["master_low"]))
         if "master" in state:
             seen = own_master(seen, array(state["master"]), p.dtype)
-        has_codes = is_8bit(self.name, p, self.asked)
-        keys = {f"{name}_q8" if has_codes else name for name in self.states}
-        what = f"{tuple(p.shape)}: want {'8-bit' if has_codes else 'no'} codes, got {list(state)}"
+        coded, width = has_codes(self.name, p, self.asked), self.options.width
+        keys = {f"{name}{ENDS[width]}" if coded else name for name in self.states}
+        what = f"{tuple(p.shape)}: want {width if coded else 'no'} codes, got {list(state)}"
         assert keys <= set(state), what
-        if not has_codes:
+        if not coded:
             return self.step_reference(seen, array(grad), before, self.options), None
         return step_8bit(
             self.step_reference, seen, array(grad),
-            {name: quantized(state, name) for name in self.states},
-            {**self.reference.states, **self.reference.facts.more_states},
+            {name: self._placed(p, name) for name in self.states}, self._signs,
             before, self.options, self.block_size,
         )  # fmt: skip
+
+    @property
+    def _signs(self) -> dict[str, bool]:
+        return {**self.reference.states, **self.reference.facts.more_states}
+
+    def _placed(self, p: Tensor, name: str) -> Quantized:
+        state = self.optimizer.state[p]
+        return placed(state, name, self.options.width, self._signs[name], p.shape)
 
     def _compare(
         self, number: int, p: Tensor, update: Update, codes: dict[str, Expected] | None
@@ -269,7 +297,7 @@ class Twin:
         assert set(update.moments) == set(self.states), what
         for name, moment in update.moments.items():
             if codes is not None:
-                assert_quantized(state, name, codes[name], what, self.count)
+                assert_quantized(self._placed(p, name), name, codes[name], what, self.count)
             elif stated_bits(self.name, self.asked) == 16:
                 assert_halved(state[name], moment, f"{what}: {name}")
             else:

@@ -49,6 +49,7 @@ class Options:
     cautious: bool = False
     cautious_weight_decay: bool = False
     compat: str = "none"
+    width: str = "8bit"  # of states that are codes: `SMALL` in quantization.py has others
 
     @property
     def bitsandbytes(self) -> bool:

@@ -42,8 +42,9 @@ MARGIN = 3e-7
 class Codec:
     """One map with its scale rule, and whether positive values may never become code 0.
 
-    `exact` numbers, of which `values` are the float32 ones, are those of a map by lines, which has
-    a margin. `bitsandbytes` scales by max |x| and corrects the sign of signed codes.
+    `exact` numbers, of which `values` are the float32 ones, are those of a map by lines, or small
+    floats, which have a margin. `bitsandbytes` scales by max |x| and corrects the sign of signed
+    codes. Codes are counted in the order of their values.
     """
 
     values: Map
@@ -51,6 +52,7 @@ class Codec:
     floor: bool
     bitsandbytes: bool = False
     exact: tuple[Fraction, ...] | None = None
+    largest: float = 1.0  # number, by which a block's greatest magnitude is divided
 
     @property
     def margin(self) -> float:
@@ -72,6 +74,38 @@ UNFLOORED_CODEC = replace(UNSIGNED_CODEC, floor=False)
 SYMMETRIC_CODEC = Codec(SYMMETRIC, zero_code=127, floor=False)
 COMPAT_SIGNED_CODEC = Codec(SIGNED, zero_code=127, floor=False, bitsandbytes=True)
 COMPAT_UNSIGNED_CODEC = Codec(UNSIGNED, zero_code=0, floor=False)
+
+
+def _small(exponent: int, mantissa: int, signed: bool) -> tuple[Codec, NDArray[np.int64]]:
+    """Small floats below 2, and the place of each stored code among their values.
+
+    With a sign the least exponent is that of subnormal numbers; 4 bits of exponent and 3 of
+    mantissa have a NaN at the end, of which there is none stored.
+    """
+    sizes = []
+    for code in range(2 ** (exponent + mantissa)):
+        power, part = divmod(code, 2**mantissa)
+        is_subnormal = signed and power == 0
+        whole = Fraction(part, 2**mantissa) + (0 if is_subnormal else 1)
+        sizes.append(whole * Fraction(2) ** (power + is_subnormal + 1 - 2**exponent))
+    if (exponent, mantissa, signed) == (4, 3, True):
+        sizes.pop()
+    count = len(sizes)
+    exact = (*(-x for x in reversed(sizes[1:])), *sizes) if signed else tuple(sizes)
+    values = np.array([float(x) for x in exact], np.float32)
+    zero, sign = (count - 1 if signed else 0), 2 ** (exponent + mantissa)
+    places = np.full(2 * sign if signed else sign, -1, np.int64)
+    places[:count] = zero + np.arange(count)
+    if signed:
+        places[sign + 1 : sign + count] = zero - np.arange(1, count)
+    return Codec(values, zero, False, exact=exact, largest=float(exact[-1])), places
+
+
+# By width, of states with a sign and of others.
+SMALL = {
+    "fp8": {True: _small(4, 3, True), False: _small(5, 3, False)},
+    "4bit": {True: _small(2, 1, True), False: _small(3, 1, False)},
+}
 
 
 def nearest_code(y: Array, codec: Codec) -> Codes:
@@ -134,8 +168,8 @@ def block_scales(
     """
     x = np.asarray(x)
     kept = x if finite is None else np.where(finite, x, 0).astype(x.dtype)
-    if codec.values[0] == 0 or codec.bitsandbytes:
-        return block_maximum(np.abs(kept), x.shape, block_size)
+    if codec.values[0] >= 0 or codec.bitsandbytes or codec.largest != 1:
+        return block_maximum(np.abs(kept), x.shape, block_size) / codec.largest
     lowest = -codec.values[0].astype(x.dtype)
     with np.errstate(over="ignore"):
         negative = (np.maximum(-kept, 0) / lowest).astype(x.dtype)

@@ -42,6 +42,8 @@ class Coding:
         if o.bitsandbytes:
             signed_codec, unsigned_codec = q.COMPAT_SIGNED_CODEC, q.COMPAT_UNSIGNED_CODEC
         size = block_size if o.block_wise else int(np.prod(shape))
+        if o.width in q.SMALL:
+            return Coding(q.SMALL[o.width][signed][0], size, not o.block_wise, True)
         codec = signed_codec if signed else unsigned_codec
         flat = o.bitsandbytes or not o.block_wise
         return Coding(codec, size, flat, o.state_rounding == "stochastic" and not o.bitsandbytes)
@@ -104,7 +106,7 @@ class Expected:
             lowest = 1 if codec.floor else 0
             low, high = low.astype(np.int64), high.astype(np.int64)
             low = np.where(is_zero, low, np.maximum(low - 1, np.minimum(low, lowest)))
-            high = np.where(is_zero, high, np.minimum(high + 1, 255))
+            high = np.where(is_zero, high, np.minimum(high + 1, len(codec.values) - 1))
         return low, high
 
 

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from optfactory import build_optimizer, get_optimizer_info, resolve
-from optfactory.config.schema import CODE_FIELDS, MAP_FIELDS, OptimizerConfig
+from optfactory.config.schema import OptimizerConfig
+from optfactory.config.widths import CODE_FIELDS, MAP_FIELDS
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import acts_on, beside, few_values, known_to
 from tests.reference import reference_of
