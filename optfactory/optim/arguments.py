@@ -24,6 +24,8 @@ class Options(TypedDict, total=False):
     nonfinite: Literal["propagate", "skip_element", "skip_step"]
     param_rounding: Literal["nearest", "stochastic", "kahan"]
     master_weights: Literal["none", "split", "fp32"] | None
+    state_format: Literal["dynamic", "fp8"]
+    state_bits: dict[str, int] | None
     seed: int | None
     cautious: bool
     cautious_weight_decay: bool

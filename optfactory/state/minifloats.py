@@ -113,8 +113,10 @@ class Minifloat:
 
     def nearest_codes(self, y: Tensor) -> Tensor:
         """The codes of the nearest numbers to quotients, uint8; the lower one of two."""
-        sizes = torch.tensor(self.values[: self.last_code + 1], dtype=torch.float32)
-        middles = ((sizes[:-1].double() + sizes[1:].double()) / 2).to(y.device)
+        sizes = torch.tensor(
+            self.values[: self.last_code + 1], dtype=torch.float64, device=y.device
+        )
+        middles = (sizes[:-1] + sizes[1:]) / 2
         codes = torch.bucketize((y.abs() if self.signed else y).double(), middles)
         return self._with_sign(codes, y)
 

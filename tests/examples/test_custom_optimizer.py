@@ -48,7 +48,7 @@ def trained(name: str, steps: int = 4) -> tuple[Tensor, Any]:
 
 
 def test_all_names_appear() -> None:
-    assert len(list_optimizers("*yogi*")) == 8
+    assert len(list_optimizers("*yogi*")) == 12
 
 
 @on_cpus

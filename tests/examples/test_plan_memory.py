@@ -49,11 +49,13 @@ def test_by_default_it_says_that_24_gib_are_too_few(tmp_path: Path) -> None:
     assert_says(out, NOT, "24GiB are enough for: none")
 
 
-# Weights and gradients of 16 bits take 25 GiB, each state of 8 bits 6.4, of 16 bits 12.6.
+# Weights and gradients of 16 bits take 25 GiB, each state of 4 bits 3.3, of 8 bits 6.4, of 16 bits
+# 12.6.
+MOST = {"4bit": 3, "8bit": 2, "fp8": 2, "16bit": 1}
 TWO_STATES = [
     name
-    for name in list_optimizers(["*8bit", "*16bit"])
-    if len(states_of(name)) <= (1 if "16bit" in name else 2)
+    for name in list_optimizers()
+    if len(states_of(name)) <= next((n for end, n in MOST.items() if name.endswith(end)), 0)
 ]
 
 

@@ -53,6 +53,8 @@ FLIPS: dict[str, list[Flip]] = {
         flip(False, adam_w_mode=True, optim_bits=8, **DECAYING),
     ],
     "optim_bits": [flip(8), flip(16)],
+    "state_format": [flip("fp8", optim_bits=8)],
+    "state_bits": [],  # other names by family: tests/options/test_state_bits.py
     "amsgrad": [flip(True)],
     "is_paged": [flip(True), flip(True, optim_bits=8)],
     "page_dir": [flip(PAGES, is_paged=True), flip(PAGES, is_paged=True, optim_bits=8)],

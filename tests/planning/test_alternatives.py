@@ -58,7 +58,7 @@ def outcome(name: str, model: nn.Module, overrides: dict[str, Any]) -> tuple[str
 def test_names_that_cannot_have_the_config_say_why() -> None:
     planned = plan("adam", on_meta(Odd), amsgrad=True)
     problems = {other.name: other.problem for other in planned.alternatives}
-    narrow = set(list_optimizers(["*8bit", "*16bit"])) & set(names_with("amsgrad"))
+    narrow = set(list_optimizers(["*4bit", "*8bit", "*fp8", "*16bit"])) & set(names_with("amsgrad"))
     assert {name for name, problem in problems.items() if problem} == narrow
     assert all("amsgrad needs 32-bit state" in problems[name] for name in narrow)
     listed = {row["name"]: row for row in planned.as_dict()["alternatives"]}

@@ -51,27 +51,39 @@ name                 state  on the device
 adam              3.99 MiB       5.98 MiB  no
 adam16bit         2.45 MiB       4.44 MiB  no
 adam32bit         3.99 MiB       5.98 MiB  no
+adam4bit          1.35 MiB       3.34 MiB  no
 adam8bit          1.71 MiB       3.71 MiB  no
+adamfp8           1.71 MiB       3.71 MiB  no
 adamw             3.99 MiB       5.98 MiB  no
 adamw16bit        2.45 MiB       4.44 MiB  no
 adamw32bit        3.99 MiB       5.98 MiB  no
+adamw4bit         1.35 MiB       3.34 MiB  no
 adamw8bit         1.71 MiB       3.71 MiB  no
+adamwfp8          1.71 MiB       3.71 MiB  no
 lamb              3.99 MiB       5.98 MiB  no
 lamb16bit         2.45 MiB       4.44 MiB  no
 lamb32bit         3.99 MiB       5.98 MiB  no
+lamb4bit          1.35 MiB       3.34 MiB  no
 lamb8bit          1.71 MiB       3.71 MiB  no
+lambfp8           1.71 MiB       3.71 MiB  no
 paged_adam        3.99 MiB       5.98 MiB  fits paged
 paged_adam16bit   2.45 MiB       4.44 MiB  fits paged
 paged_adam32bit   3.99 MiB       5.98 MiB  fits paged
+paged_adam4bit    1.35 MiB       3.34 MiB  fits paged
 paged_adam8bit    1.71 MiB       3.71 MiB  fits paged
+paged_adamfp8     1.71 MiB       3.71 MiB  fits paged
 paged_adamw       3.99 MiB       5.98 MiB  fits paged
 paged_adamw16bit  2.45 MiB       4.44 MiB  fits paged
 paged_adamw32bit  3.99 MiB       5.98 MiB  fits paged
+paged_adamw4bit   1.35 MiB       3.34 MiB  fits paged
 paged_adamw8bit*  1.71 MiB       3.71 MiB  fits paged
+paged_adamwfp8    1.71 MiB       3.71 MiB  fits paged
 paged_lamb        3.99 MiB       5.98 MiB  fits paged
 paged_lamb16bit   2.45 MiB       4.44 MiB  fits paged
 paged_lamb32bit   3.99 MiB       5.98 MiB  fits paged
+paged_lamb4bit    1.35 MiB       3.34 MiB  fits paged
 paged_lamb8bit    1.71 MiB       3.71 MiB  fits paged
+paged_lambfp8     1.71 MiB       3.71 MiB  fits paged
 
 param_groups.head: matches no parameter; the parameters are norm, token.weight, body.weight, \
 body.bias. Mend it, drop it, or set optional: true
