@@ -21,6 +21,7 @@ from tests.planning.harness import (
     on_meta,
     state_shares,
 )
+from tests.sampling import spread
 
 OWN = ("optim_bits", "is_paged", "page_dir")  # what another name decides for itself
 
@@ -79,7 +80,7 @@ def test_the_own_name_keeps_what_other_names_decide_for_themselves() -> None:
 def test_rules_hold_for_every_name(rules: dict[str, Any]) -> None:
     planned = plan("paged_adam8bit", on_meta(Odd), param_groups=rules)
     assert not [other.problem for other in planned.alternatives if other.problem]
-    for other in planned.alternatives[::4]:
+    for other in spread(planned.alternatives, 16):
         alone = plan(other.name, on_meta(Odd), param_groups=rules)
         assert other.shares == state_shares(alone), other.name
 
@@ -93,7 +94,7 @@ def test_param_groups_hold_for_every_name_also_from_generators() -> None:
 
     planned = plan("adamw8bit", groups())
     sizes = {other.name: other.state_bytes for other in planned.alternatives}
-    for name in NAMES:
+    for name in spread(NAMES, 16):
         assert sizes[name] == plan(name, groups()).state_bytes
     assert len(set(sizes.values())) > 1
 

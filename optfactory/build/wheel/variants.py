@@ -8,6 +8,7 @@ compiled when used.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import product
 from typing import Any, Literal, get_args, get_origin
 
@@ -34,6 +35,7 @@ DTYPES = (
 Group = Mapping[str, Any]
 
 
+@cache
 def prebuilt_variants() -> list[KernelVariant]:
     """Every kernel of a wheel, once each."""
     groups = [
