@@ -43,6 +43,7 @@ def spread(items: Sequence[T], kept: int) -> list[T]:
 ONLY_WITH_ALL = (
     *("numerics/test_other_processors.py", "instructions/test_counts.py"),
     *("distributed/test_plans.py", "examples/test_sweep.py", "packaging/test_prebuilt.py"),
+    "distributed/test_whole_matrices_in_models.py",
 )
 
 # Tests of these folders run on every backend.
