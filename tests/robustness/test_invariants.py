@@ -171,7 +171,8 @@ def test_elements_that_never_had_a_gradient_never_move(
             assert (codes[rest.numpy()] == zero).all()
 
 
-@pytest.mark.parametrize("name", ADAMS)
+# NAdam's first momentum is looked ahead with the next one's share.
+@pytest.mark.parametrize("name", [name for name in ADAMS if "nadam" not in name])
 @given(
     shape=shapes,
     dtype=dtypes,
