@@ -16,8 +16,7 @@ OPT_FN void for_each_state(Body body) {
 // What elements that a block does not have are filled with.
 OPT_FN uint8_t zero_byte(int j) { return kFormats[j] == kMap8 && kSigned[j] ? kZeroCode : 0; }
 
-// ---- 32 and 16 bits
-// -------------------------------------------------------------------------------
+// ---- 32 and 16 bits ---------------------------------------------------------------------------
 
 OPT_FN Floats from_bfloat16(const uint8_t* from) {
 #if defined(__AVX512F__)
@@ -68,8 +67,7 @@ OPT_FN void store_state(uint8_t* to, int i, Floats x, Uints random) {
     store(own, x);
 }
 
-// ---- with scales
-// ----------------------------------------------------------------------------------
+// ---- with scales ------------------------------------------------------------------------------
 
 #if QUANTIZED
 
@@ -83,8 +81,7 @@ OPT_FN float scale_of(int j, const Magnitudes& found, const QuantizationMap& map
 
 #endif
 
-// ---- small floats
-// ---------------------------------------------------------------------------------
+// ---- small floats -----------------------------------------------------------------------------
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define HAS_BYTES_OF_AVX2 1

@@ -183,8 +183,7 @@ OPT_FN void load_maps(Shared&, const MapPointers&) {}
 
 #endif
 
-// ---- a thread's elements of state j
-// ---------------------------------------------------------------
+// ---- a thread's elements of state j -----------------------------------------------------------
 
 OPT_FN void decode_state(const Shared& shared, int j, const StatePack& state, float scale,
                          float* x) {

@@ -70,8 +70,7 @@ OPT_FN void pack_floats(const float* x, Pack<float16>& pack) {
 }
 #endif
 
-// ---- states, whatever their format
-// ----------------------------------------------------------------
+// ---- states, whatever their format ------------------------------------------------------------
 
 OPT_FN int64_t bytes_of(int j, int64_t elements) { return bytes_of_format(kFormats[j], elements); }
 

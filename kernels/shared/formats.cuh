@@ -21,8 +21,7 @@ OPT_FN constexpr int64_t bytes_of_format(Format format, int64_t elements) {
 
 OPT_FN constexpr bool is_scaled(Format format) { return format >= kMap8; }
 
-// ---- small floats; optfactory/state/minifloats.py is the definition
-// ------------------------------
+// ---- small floats; optfactory/state/minifloats.py is the definition ---------------------------
 
 template <Format kFormat>
 struct Minifloat {

@@ -7,7 +7,7 @@ on every target and the order of operations is exactly the one written.
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -18,7 +18,7 @@ from optfactory.rules.language import (
     read_trust_ratio_text,
     read_update_text,
 )
-from optfactory.rules.options import KernelOptions
+from optfactory.rules.options import KernelOptions, has_scales
 from optfactory.rules.resources import data_dir
 
 # The operators of rule texts, as C++ writes them.
@@ -50,11 +50,6 @@ _FORMATS = {
 
 # The widths that labels call them by; others have 4 bits.
 _WIDTHS = {"float32": "32bit", "bfloat16": "16bit", "map8": "8bit", "e4m3": "fp8", "e5m3": "fp8"}
-
-
-def has_scales(formats: Collection[str]) -> bool:
-    """Whether elements of states share scales in blocks."""
-    return not set(formats) <= {"float32", "bfloat16"}
 
 
 def dtype_name(dtype: object) -> str:

@@ -95,7 +95,7 @@ class KernelOptions:
             rounds: they are 16-bit, so that storing them rounds.
             cuts_blocks: blocks of their state are cut by sharding.
         """
-        quantized = any(name not in ("float32", "bfloat16") for name in formats)
+        quantized = has_scales(formats)
         mapped = "map8" in formats
         compatible = group["compat"] == "bitsandbytes"
         resets = compatible and quantized and group["block_wise"]
@@ -124,6 +124,11 @@ class KernelOptions:
 
 
 DEFAULT_OPTIONS = KernelOptions()
+
+
+def has_scales(formats: Collection[str]) -> bool:
+    """Whether elements of states share scales in blocks."""
+    return not set(formats) <= {"float32", "bfloat16"}
 
 
 def common_scalars(group: Mapping[str, Any], step: Any) -> dict[str, Any]:

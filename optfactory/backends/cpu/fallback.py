@@ -10,8 +10,7 @@ from optfactory.backends.base import Findings
 from optfactory.backends.cpu.backend import CpuBackend
 from optfactory.backends.reference.backend import ReferenceBackend
 from optfactory.errors import BrokenCompilerError, NoCompilerError
-from optfactory.rules.codegen import has_scales
-from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions
+from optfactory.rules.options import DEFAULT_OPTIONS, KernelOptions, has_scales
 from optfactory.step.buckets import Bucket, BucketKey
 
 _SLOWER = "Steps of these parameters run as plain torch operations: correct, but slower."

@@ -30,8 +30,8 @@ from optfactory.rules.codegen import (
     cuda_source,
     cuda_tables_source,
     dtype_name,
-    has_scales,
 )
+from optfactory.rules.options import has_scales
 from optfactory.rules.passes import Stage
 from optfactory.step.buckets import Bucket, BucketKey
 
