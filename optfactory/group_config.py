@@ -179,34 +179,39 @@ def _halves_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:
 
 
 def _pieces_problem(config: OptimizerConfig, params: list[Tensor]) -> str:
-    """Why a group cannot be updated in the pieces of FSDP1; empty if it can, or is not in pieces.
-
-    Every rank would take a norm or a decision of its own; state that is not float32 element by
-    element fails in FSDP's optim_state_dict.
-    """
-    if not any(map(is_flat_piece, params)):
-        return ""
-    if config.optim_bits != 32 or config.state_bits:
-        bits = min([config.optim_bits, *(config.state_bits or {}).values()])
-        problem = f"optim_bits: {bits}-bit state cannot be gathered from"
-    elif config.rule(config.model_dump()).trust_ratio is not None:
-        problem = f"name: '{config.family}' needs the norms of whole tensors, not of"
-    elif config.of_matrices:
-        problem = f"name: '{config.family}' needs whole matrices, not"
-    elif config.master_weights == "split":
-        problem = "master_weights: the integers of 'split', unlike fp32, cannot be gathered from"
-    elif config.cautious:
-        problem = "cautious: needs what is known of whole tensors, not of"
-    elif config.percentile_clipping < 100:
-        problem = "percentile_clipping: needs the norms of whole tensors, not of"
-    elif config.nonfinite == "skip_step":
-        problem = "nonfinite: 'skip_step' must be decided for whole tensors, not for"
-    else:
+    """Why a group cannot be updated in the pieces of FSDP1; empty if it can, or has none."""
+    problem = whole_tensors_problem(config) if any(map(is_flat_piece, params)) else ""
+    if not problem:
         return ""
     return (
         f"{problem} the flat pieces that FullyShardedDataParallel (FSDP1) makes; use 32-bit Adam "
         "or AdamW without it, shard with fully_shard (FSDP2), or train without sharding"
     )
+
+
+def whole_tensors_problem(config: OptimizerConfig) -> str:
+    """Why a config needs whole tensors, as the beginning of a sentence; empty if parts will do.
+
+    Of parts that say nothing of the whole, as FSDP1 makes, every rank would take a norm or a
+    decision of its own; state that is not float32 element by element fails in FSDP's
+    optim_state_dict.
+    """
+    if config.optim_bits != 32 or config.state_bits:
+        bits = min([config.optim_bits, *(config.state_bits or {}).values()])
+        return f"optim_bits: {bits}-bit state cannot be gathered from"
+    if config.rule(config.model_dump()).trust_ratio is not None:
+        return f"name: '{config.family}' needs the norms of whole tensors, not of"
+    if config.of_matrices:
+        return f"name: '{config.family}' needs whole matrices, not"
+    if config.master_weights == "split":
+        return "master_weights: the integers of 'split', unlike fp32, cannot be gathered from"
+    if config.cautious:
+        return "cautious: needs what is known of whole tensors, not of"
+    if config.percentile_clipping < 100:
+        return "percentile_clipping: needs the norms of whole tensors, not of"
+    if config.nonfinite == "skip_step":
+        return "nonfinite: 'skip_step' must be decided for whole tensors, not for"
+    return ""
 
 
 def _matrix_problem(config: OptimizerConfig, group: Mapping[str, Any]) -> str:

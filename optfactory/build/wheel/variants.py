@@ -76,18 +76,18 @@ def _groups(config_class: type[OptimizerConfig], name: str) -> Iterator[Group]:
     switches = [
         (field, value)
         for field in config_class.model_fields
-        for value in _choices(config_class, field)
-        if (group := _group(config_class, name, {field: value}))
+        for value in choices(config_class, field)
+        if (group := group_of(config_class, name, {field: value}))
         and _kernel_of(group) != _kernel_of(defaults)
     ]
     for chosen in product((False, True), repeat=len(switches)):
         overrides = dict(switch for switch, on in zip(switches, chosen, strict=True) if on)
-        group = _group(config_class, name, overrides)
+        group = group_of(config_class, name, overrides)
         if group:
             yield group
 
 
-def _choices(config_class: type[OptimizerConfig], field: str) -> tuple[Any, ...]:
+def choices(config_class: type[OptimizerConfig], field: str) -> tuple[Any, ...]:
     """The values of a field that has a handful of them; of a number: none, and some."""
     annotation = config_class.model_fields[field].annotation
     if annotation is float:
@@ -97,7 +97,7 @@ def _choices(config_class: type[OptimizerConfig], field: str) -> tuple[Any, ...]
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
-def _group(config_class: type[OptimizerConfig], name: str, overrides: Group) -> Group | None:
+def group_of(config_class: type[OptimizerConfig], name: str, overrides: Group) -> Group | None:
     """Hyperparameters by name; None if they are refused together."""
     try:
         return config_class(name=name, **overrides).model_dump()
