@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Literal, overload
 
 from pydantic import Field, create_model
@@ -91,8 +91,13 @@ class OptimizerInfo:
         return dict(self._defaults)  # callers may change theirs
 
 
-def _table() -> dict[str, OptimizerInfo]:
-    return {name: info for item in families().values() for name, info in _rows(item).items()}
+def _table() -> Mapping[str, OptimizerInfo]:
+    return _rows_of(tuple(families().values()))
+
+
+@lru_cache(maxsize=8)
+def _rows_of(schemas: tuple[type[OptimizerConfig], ...]) -> Mapping[str, OptimizerInfo]:
+    return {name: info for schema in schemas for name, info in _rows(schema).items()}
 
 
 # By family, so that a class stays the one that pickled configs name when another family comes.
