@@ -86,6 +86,7 @@ def _add_plan(commands: _Commands[argparse.ArgumentParser]) -> None:
         "the mesh; tp: matrices along their first over the last (default: fsdp, with 2x4 hsdp)",
     )
     plan.add_argument("--plot", metavar="FILE", help="draw all names as stacked bars")
+    plan.add_argument("--html", metavar="FILE", help="write it as one page for browsers")
 
 
 def _add_source(subparser: argparse.ArgumentParser) -> None:

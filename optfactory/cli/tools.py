@@ -13,6 +13,7 @@ from optfactory.cli.output import print_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 _PICTURES = (".png", ".pdf", ".svg")
+_PAGES = (".html", ".htm")
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -23,6 +24,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from optfactory.planning.spread import read_mesh, read_scheme
 
     picture = None if arguments.plot is None else _picture(arguments.plot)
+    page = None if arguments.html is None else _file("--html", arguments.html, _PAGES)
     read_size(arguments.memory)
     read_scheme(arguments.shard, read_mesh(arguments.mesh))
     # All words first: they are checked in no time, and the model may be slow to make.
@@ -45,15 +47,29 @@ def plan(arguments: argparse.Namespace) -> int:
         from optfactory.planning.plot import plot
 
         plot(planned, picture, arguments.model)
+    if page:
+        _write(page, planned.to_html(arguments.model))
     return 1 if planned.unmatched or planned.verdict() == "no" else 0
 
 
-def _picture(text: str) -> Path:
+def _file(option: str, text: str, endings: tuple[str, ...]) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in _PICTURES:
-        raise UsageError(f"--plot takes a file ending in {', '.join(_PICTURES)}, got {text!r}")
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"{option} takes a file ending in {', '.join(endings)}, got {text!r}")
     if not path.parent.is_dir():
-        raise UsageError(f"--plot: there is no folder {path.parent}")
+        raise UsageError(f"{option}: there is no folder {path.parent}")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _picture(text: str) -> Path:
+    path = _file("--plot", text, _PICTURES)
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; run: pip install matplotlib")
     return path

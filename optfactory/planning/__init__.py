@@ -5,5 +5,7 @@ spread       which part of every tensor each rank of a mesh will hold
 copies       what several ranks hold the same of
 memory_plan  `plan`: the groups, the bytes, what other names would take, whether it fits
 model        a model from "package.module:factory", on the meta device
-text, plot   a plan as tables and as a picture
+text         a plan as tables
+kinds        what pictures of a plan tell apart
+plot, page/  a plan as a picture, and as a page for browsers
 """

@@ -19,6 +19,7 @@ from optfactory.groups.origins import without_wrappers
 from optfactory.groups.parameters import Params, parameter_names
 from optfactory.planning.copies import copies
 from optfactory.planning.figures import Alternative, PlanFigures, PlannedGroup, RankFigures
+from optfactory.planning.page.document import render_page
 from optfactory.planning.sizes import LaidOut, lay_out, model_shares
 from optfactory.planning.spread import (
     Holder,
@@ -40,10 +41,18 @@ _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*((?P<prefix>[KMGT])(?P<binary>i?)
 
 
 class MemoryPlan(PlanFigures):
-    """The figures of a plan, which str() shows as tables."""
+    """The figures of a plan, which str() shows as tables, and `to_html` as a page."""
 
     def __str__(self) -> str:
         return render(self)
+
+    def to_html(self, model: str = "") -> str:
+        """The plan as one page for browsers, which loads nothing else.
+
+        Args:
+            model: what the title calls the model.
+        """
+        return render_page(self, model)
 
 
 def plan(

@@ -11,24 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from optfactory.memory import placement
 from optfactory.planning.figures import Alternative, PlanFigures
-from optfactory.planning.sizes import OF_OPTIMIZERS, STATE, Share
+from optfactory.planning.kinds import KINDS, by_kind
+from optfactory.planning.sizes import OF_OPTIMIZERS
 from optfactory.planning.text import headline
 
-# Okabe & Ito's colors, which color-blind readers can tell apart.
-_COLORS = {
-    "parameters": "#999999",
-    "buffers": "#666666",
-    "gradients": "#56B4E9",
-    "scratch": "#CC79A7",
-    "32-bit state": "#D55E00",
-    "16-bit state": "#F0E442",
-    "8-bit state": "#E69F00",
-    "paged 32-bit state": "#0072B2",
-    "paged 16-bit state": "#000000",
-    "paged 8-bit state": "#009E73",
-}
 _GIB = 1024**3
 _WIDTH = 7.2  # inches: a page's, or two columns of a paper
 _STYLE = {
@@ -74,11 +61,13 @@ def _draw_bars(axes: Axes, plan: PlanFigures, bars: Sequence[Alternative]) -> li
     """The bars with their sums, which are returned."""
     base = [share for share in plan.shares if share.what not in OF_OPTIMIZERS]
     ends = [0.0] * len(bars)
-    for kind, color in _COLORS.items():
-        sizes = [_size([*base, *other.shares], kind) / _GIB for other in bars]
-        if any(sizes):
-            axes.barh(range(len(bars)), sizes, 0.7, left=ends, color=color, label=kind)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    sizes = [by_kind([*base, *other.shares]) for other in bars]
+    for kind in KINDS:
+        widths = [size.get(kind, 0) / _GIB for size in sizes]
+        if any(widths):
+            look = {"color": kind.color, "hatch": "////" if kind.striped else None}
+            axes.barh(range(len(bars)), widths, 0.7, left=ends, label=kind.label, **look)
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
     for line, end in enumerate(ends):
         axes.text(end, line, f" {end:.3g}", va="center")
     return ends
@@ -95,14 +84,3 @@ def _mark_memory(axes: Axes, plan: PlanFigures, end: float) -> None:
         axes.text(plan.memory / _GIB, -0.7, "available", ha="center", va="bottom")
     axes.set_xlim(0, end)
     axes.set_xlabel(label)
-
-
-def _size(shares: list[Share], kind: str) -> int:
-    return sum(share.nbytes for share in shares if _kind(share) == kind)
-
-
-def _kind(share: Share) -> str:
-    if share.what != STATE:
-        return share.what
-    paged = "" if share.place == placement.RESIDENT else "paged "
-    return f"{paged}{share.bits}-bit state"

@@ -82,7 +82,7 @@ def _shares(plan: PlanFigures) -> str:
     largest, smallest = plan.ranks[0], plan.ranks[-1]
     header, sides = ["memory", "device", "bits", "place", "bytes", ""], "<<><>>"
     if plan.mesh and len(plan.ranks) > 1:
-        header, sides = [*header[:4], _ranks(largest), "", _ranks(smallest), ""], f"{sides}>>"
+        header, sides = [*header[:4], ranks_of(largest), "", ranks_of(smallest), ""], f"{sides}>>"
     elif plan.mesh:
         header[4] = "bytes per rank"
     columns = [{_key(s): s.nbytes for s in figures.shares} for figures in (largest, smallest)]
@@ -94,21 +94,26 @@ def _shares(plan: PlanFigures) -> str:
     lines = _table(header, [*rows, ["total", "", "", "", *totals]], sides)
     gathered = ", what is gathered from other ranks" if plan.mesh else ""
     lines += f"\nActivations{gathered} and what the backward pass keeps come on top."
-    if plan.memory is not None:
-        stay, leave = plan.needed()
-        verdicts = {
-            "fits": "It fits",
-            "fits paged": "It fits only with paged state elsewhere",
-            "no": "It does not fit",
-        }
-        paged = f", and {human(leave)} that can leave" if leave else ""
-        each = " on each rank" if plan.mesh else ""
-        have = human(plan.memory)
-        lines += f"\n{verdicts[plan.verdict()]}: {human(stay)}{paged}, of {have}{each}."
-    return lines
+    return "\n".join(filter(None, [lines, verdict_line(plan)]))
 
 
-def _ranks(figures: RankFigures) -> str:
+def verdict_line(plan: PlanFigures) -> str:
+    """Whether it fits, in numbers; empty where nobody said how much memory there is."""
+    if plan.memory is None:
+        return ""
+    stay, leave = plan.needed()
+    verdicts = {
+        "fits": "It fits",
+        "fits paged": "It fits only with paged state elsewhere",
+        "no": "It does not fit",
+    }
+    paged = f", and {human(leave)} that can leave" if leave else ""
+    each = " on each rank" if plan.mesh else ""
+    return f"{verdicts[plan.verdict()]}: {human(stay)}{paged}, of {human(plan.memory)}{each}."
+
+
+def ranks_of(figures: RankFigures) -> str:
+    """The ranks that figures are of, in few words."""
     first, others = figures.ranks[0], len(figures.ranks) - 1
     return f"rank {first}" + (f" and {others} more" if others else "")
 
@@ -131,13 +136,18 @@ def _copies(plan: PlanFigures) -> str:
     return _table(header, rows, "<>>>>") if rows else ""
 
 
-def _wide(plan: PlanFigures) -> str:
+def wide_tensors(plan: PlanFigures) -> dict[str, list[str]]:
     """The tensors whose state is not as small or as movable as the config asks, by reason."""
     reasons: dict[str, list[str]] = {}
     for row in plan.report.rows:
         if row.reason:
             reasons.setdefault(_kind(row.reason), []).append(row.name)
-    rows = [[str(len(names)), reason, _shortened(names)] for reason, names in reasons.items()]
+    return reasons
+
+
+def _wide(plan: PlanFigures) -> str:
+    found = wide_tensors(plan)
+    rows = [[str(len(names)), reason, _shortened(names)] for reason, names in found.items()]
     bits = plan.config.optim_bits
     why = f"not {bits if bits < 32 else 8}-bit, or not paged, because of"  # rules may say so too
     return _table(["tensors", why, ""], rows, "><<") if rows else ""
