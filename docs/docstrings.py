@@ -10,7 +10,7 @@ from griffe import Extension, Object
 _SESSION = re.compile(r"^>>> .*(?:\n(?!\s*$).+)*", re.MULTILINE)
 
 
-class Sessions(Extension):  # type: ignore[misc]
+class Sessions(Extension):
     """Puts the snippets of docstrings, which `doctest` runs, into fences."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:

@@ -7,14 +7,13 @@ with its own links treated alike. A link to what does not exist stays, and fails
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -202,12 +201,10 @@ def commands() -> str:
 
     (choices,) = (a.choices for a in parser._parser()._actions if isinstance(a.choices, dict))
     parsers = {**choices, "bench": arguments._parser()}
-    return "\n".join(f"## optfactory {name}\n\n{_help(parsers[name])}" for name in choices)
-
-
-def _help(parser: argparse.ArgumentParser) -> str:
-    parser.formatter_class = partial(parser.formatter_class, width=88)  # type: ignore[assignment]
-    return f"```text\n{parser.format_help().rstrip()}\n```\n"
+    # As wide as a page, whatever the terminal of who builds.
+    with mock.patch.dict(os.environ, COLUMNS="90"):
+        helps = {name: parsers[name].format_help().rstrip() for name in choices}
+    return "\n".join(f"## optfactory {name}\n\n```text\n{helps[name]}\n```\n" for name in helps)
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -1,4 +1,4 @@
-"""The documentation's table of engines: each of them steps, saves, and reads what others have saved."""
+"""The documented table of engines: each of them steps, saves, and reads what others have saved."""
 
 from __future__ import annotations
 
