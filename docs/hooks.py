@@ -202,7 +202,7 @@ def commands() -> str:
     (choices,) = (a.choices for a in parser._parser()._actions if isinstance(a.choices, dict))
     parsers = {**choices, "bench": arguments._parser()}
     # As wide as a page, whatever the terminal of who builds.
-    with mock.patch.dict(os.environ, COLUMNS="90"):
+    with mock.patch.dict(os.environ, COLUMNS="82"):
         helps = {name: parsers[name].format_help().rstrip() for name in choices}
     return "\n".join(f"## optfactory {name}\n\n```text\n{helps[name]}\n```\n" for name in helps)
 
