@@ -5,12 +5,13 @@ r"""Train the same model with every optimizer, and compare final loss and bytes 
     python examples/sweep.py --seeds 1 -- model.width=192 model.depth=3 batch=24 context=96
     python examples/sweep.py --from examples/results/sweep.json --plot sweep.pdf
 
-What the README shows is made by
+What docs/pages/explanation/training-runs.md shows is made by
 
-    cd examples && python sweep.py --json results/sweep.json --plot results/sweep.png \
-        --markdown ../README.md
+    cd examples && python sweep.py --json results/sweep.json \
+        --plot ../docs/pages/pictures/sweep.png \
+        --markdown ../docs/pages/explanation/training-runs.md
     python sweep.py --names '[adamw8bit,muon8bit]' --json results/curves.json \
-        --curves results/curves.png -- eval_every=20
+        --curves ../docs/pages/pictures/curves.png -- eval_every=20
 
 The runs are Hydra multiruns of `train_lm.py`: `-m 'optimizer=glob(*)'` does the same by hand. The
 model is smaller than that script's. Names that end the first seed with the same bits (paged or not)

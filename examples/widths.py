@@ -2,7 +2,7 @@
 
     python widths.py                                            # the table, some ten minutes
     python widths.py --families adamw lion --steps 500
-    python widths.py --json results/widths.json --markdown names.md
+    python widths.py --json results/widths.json --markdown ../docs/pages/how-to/widths.md
 
 A model of four matrices learns which token follows two others in a language whose least loss is
 known, 2000 steps of 64 with a learning rate that falls to 0, on one thread. All runs of a family

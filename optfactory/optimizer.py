@@ -49,7 +49,7 @@ from optfactory.step.slots import make_slots, refuse_changed_storage
 
 
 class Optimizer2State(Optimizer):
-    """Adam, AdamW or LAMB with 32- or 8-bit state, as its config says.
+    """The optimizer of every name; what it computes and how it keeps state, its config says.
 
     Build it with `optfactory.build_optimizer`. It behaves as the optimizers of torch.optim do:
     schedulers, closures, `add_param_group`, hooks and `state_dict` work as usual. State of a

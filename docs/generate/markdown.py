@@ -19,9 +19,9 @@ def math(latex: str) -> str:
     return f"```math\n{latex}\n```"
 
 
-def code(language: str, text: str) -> str:
-    """A block of code."""
-    return f"```{language}\n{text.strip()}\n```"
+def excerpt(language: str, text: str) -> str:
+    """A piece of the package's code."""
+    return f"<!-- excerpt -->\n```{language}\n{text.strip()}\n```"
 
 
 def with_papers(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from docs.generate.facts import checkpoints, devices, engines, loss_against_32_bits, stored
 from docs.generate.fields import common_rows
 from docs.generate.markdown import page, table
-from optfactory.config.names import WIDTHS
 from optfactory.registry import get_optimizer_info, list_optimizers
 
 _HEADER = [
@@ -31,8 +30,8 @@ def names_page() -> str:
     names = list_optimizers()
     return page(
         "# All names",
-        f"{len(names)} names, `[paged_]<family>[{'|'.join(WIDTHS)}]`. A name without a width takes "
-        "`optim_bits`, 32 by default.",
+        f"{len(names)} names; [how they are made](../explanation/names.md#how-names-are-made), and "
+        "[what each means](../explanation/names.md#the-rules).",
         '<div class="names-table" markdown>',
         table(_HEADER, map(_row, names)),
         "</div>",

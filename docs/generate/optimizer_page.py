@@ -10,7 +10,7 @@ from textwrap import dedent
 
 from docs.generate.facts import ROOT, checkpoints, engines, loss_against_32_bits, names_of, stored
 from docs.generate.fields import own_rows
-from docs.generate.markdown import code, math, page, table, with_papers
+from docs.generate.markdown import excerpt, math, page, table, with_papers
 from docs.generate.mathematics import aligned, formula, symbol
 from docs.generate.selections import Selection, selections
 from optfactory.config.names import WIDTHS
@@ -55,7 +55,7 @@ def _step(family: str) -> str:
         "### Numbers of a step",
         "What depends on the step and on hyperparameters alone is computed once a step, in "
         "float64:",
-        code("python", dedent(scalars)),
+        excerpt("python", dedent(scalars)),
     ]
     return "\n\n".join(filter(None, parts))
 

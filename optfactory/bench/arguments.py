@@ -21,7 +21,7 @@ Time the steps of optimizers on this machine, beside torch's AdamW and the memor
     optfactory bench '*adamw*' --cases large --seconds 10
     optfactory bench --peers --dtype float32,bfloat16 --json figures.json --plot figures.png
     optfactory bench --device cuda --peers --json figures.json
-    optfactory bench --from figures.json --markdown README.md
+    optfactory bench --from figures.json --markdown speed.md
 
 Every optimizer is alternated with torch.optim.AdamW(fused=True) on the same tensors, step by step,
 so that both meet the same machine. ms, ns and 'x fused' are medians, the last of the ratios of

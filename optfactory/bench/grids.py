@@ -1,4 +1,4 @@
-"""The figures as text: tables that the screen, a markdown file and README show alike."""
+"""The figures as text: tables that the screen, a markdown file and the documentation show alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables as markdown, also inside a file that has more in it, such as README.md."""
+"""The tables as markdown, also inside a file that has more in it, such as a page."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def plan(
     [11367996, 11367996, 11351352]
 
     Args:
-        cfg, overrides: as for `build_optimizer`.
+        cfg: as for `build_optimizer`, and so are `overrides`.
         model: a Module, which may be on the meta device, or what else `build_optimizer` takes. One
             that is sharded already is planned as it is, for this rank.
         device: where the model will be, e.g. ``cuda``; by default where it is, and the CPU for a

@@ -1,4 +1,4 @@
-"""What tables say, on the screen, in markdown, in the README, and in the picture."""
+"""What tables say, on the screen, in markdown, in the documentation, and in the picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from optfactory.errors import ConfigError
 from tests.bench.harness import ROW, every_kind, make_figures, row
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "pages" / "explanation" / "speed.md"
 RECORDED = ROOT / "examples" / "results" / "readme.json"
 
 
@@ -135,10 +135,10 @@ def test_a_file_without_a_place_is_noticed(tmp_path, text):
     assert not markdown.holds_markers(file)
 
 
-def test_the_readmes_table_is_what_the_command_wrote():
-    assert markdown.holds_markers(README)
-    if RECORDED.exists():  # the run whose tables the README shows
-        block = README.read_text(encoding="utf-8").partition(markdown.BEGIN)[2]
+def test_the_pages_tables_are_what_the_command_wrote():
+    assert markdown.holds_markers(PAGE)
+    if RECORDED.exists():  # the run whose tables the page shows
+        block = PAGE.read_text(encoding="utf-8").partition(markdown.BEGIN)[2]
         assert block.partition(markdown.END)[0].strip() == (
             markdown.render(read_json(RECORDED)).strip()
         )

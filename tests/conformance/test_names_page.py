@@ -1,4 +1,4 @@
-"""What examples/names.md says of other libraries and of our names is what they do.
+"""What docs/pages/explanation/names.md says of other libraries and of our names is what they do.
 
 The page's tables are read, so that its numbers are written once. Rows of libraries that are not
 installed are left out; run with them to check the rest.
@@ -24,7 +24,7 @@ from optfactory import build_optimizer, get_optimizer_info
 from tests.conformance.harness import eager, peer
 from tests.families import FAMILIES
 
-PAGE = Path(__file__).parents[2] / "examples" / "names.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "explanation" / "names.md"
 START, GRADIENT = torch.tensor([[1.0, -2.0, 2.0, 4.0]]), torch.tensor([[0.2, 0.4, -0.4, 0.8]])
 DECAY = 0.01
 # Arguments that change no step.

@@ -1,4 +1,4 @@
-"""README's table of engines: each of them steps, saves, and reads what others have saved."""
+"""The documented table of engines: each of them steps, saves, and reads what others have saved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.distributed.harness import whole
 from tests.distributed.processes import Processes, Team
 from tests.distributed.test_tensor_parallel import block, in_parallel, in_sequence, loss, with_fsdp
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "how-to" / "sharded-training.md"
 # Tested where they are at home: they have no state dict helpers of this kind.
 ELSEWHERE = {"ZeroRedundancyOptimizer", "FSDP1"}
 
@@ -94,7 +94,7 @@ def test_engines_read_what_others_have_saved(processes: Processes) -> None:
 
 
 def test_the_table_names_the_engines_that_are_tested() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     block_of_table = text.split("<!-- engines -->")[1].split("<!-- /engines -->")[0]
     rows = re.findall(r"^\| (.+?) \|", block_of_table, re.M)[1:]
     named = {engine for row in rows for engine in re.split(r", | or ", row)}

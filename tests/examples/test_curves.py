@@ -1,4 +1,4 @@
-"""Curves of examples/sweep.py: how they are drawn, and those that the README shows."""
+"""Curves of examples/sweep.py: how they are drawn, and those that the documentation shows."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ def test_ends_above_the_unigram_baseline_are_within_the_picture(
     assert low < 3 < 4 < high < 4.5
 
 
-def test_the_readme_says_what_the_figures_behind_its_picture_say() -> None:
+def test_the_page_says_what_the_figures_behind_its_picture_say() -> None:
     runs = json.loads((ROOT / "examples" / "results" / "curves.json").read_text())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    words = " ".join(readme.partition("(examples/results/curves.png)")[2].split())
+    page = ROOT / "docs" / "pages" / "explanation" / "training-runs.md"
+    text = page.read_text(encoding="utf-8")
+    words = " ".join(text.partition("(../pictures/curves.png)")[2].split())
     means: dict[str, dict[int, float]] = {}
     for name in ("adamw8bit", "muon8bit"):
         of_name = [run for run in runs if run["optimizer"] == name]

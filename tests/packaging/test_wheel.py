@@ -67,7 +67,7 @@ def test_the_metadata(metadata):
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra")) == {
         "bench",
-        *("cuda12", "cuda13", "dev", "examples", "test"),
+        *("cuda12", "cuda13", "dev", "docs", "examples", "test"),
     }
 
 
