@@ -22,6 +22,11 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # MkDocs loads this file by its path
+    sys.path.insert(0, str(ROOT))
+
+from docs import example_plan  # noqa: E402
+
 PAGES = ROOT / "docs" / "pages"
 SOURCE = "source"  # the folder of the site that shows files of the repository
 PICTURES = {".png", ".svg"}
@@ -69,6 +74,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(source_file(path, config))
         if path.suffix == ".md":
             todo += linked(path.read_text(encoding="utf-8"), path.parent)
+    files.append(File.generated(config, example_plan.URI, content=example_plan.example_page()))
     return files
 
 
@@ -194,8 +200,6 @@ def _finding(path: Path) -> str:
 
 def commands() -> str:
     """A section for each command: what it prints with `--help`."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     from optfactory.bench import arguments
     from optfactory.cli import parser
 
@@ -210,4 +214,5 @@ def commands() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "<!-- findings -->": findings,
     "<!-- commands -->": commands,
+    "<!-- example plan -->": example_plan.example_link,
 }

@@ -34,6 +34,7 @@ from lm.comparison import (
     markdown,
     plot,
     plot_curves,
+    plot_families,
     same_results,
     write_between_markers,
 )
@@ -51,7 +52,7 @@ OF_CURVES = ("lr", "val_curve")  # kept for curves only: they are long
 
 def train_all(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run for each optimizer that a glob matches, and for each seed."""
-    keys = KEYS + OF_CURVES * bool(arguments.curves)
+    keys = KEYS + OF_CURVES * bool(arguments.curves or arguments.families)
     overrides, seeds = arguments.overrides, range(1, arguments.seeds)
     runs = train(f"glob({arguments.names})", [0], overrides, folder / "first", keys)
     if runs and seeds:
@@ -84,6 +85,9 @@ def read_arguments() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
     parser.add_argument("--curves", type=Path, metavar="FILE.png", help="draw loss against step")
+    parser.add_argument(
+        "--families", type=Path, metavar="FILE.png", help="the same, a panel for each family"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="put the table there")
     parser.add_argument("overrides", nargs="*", metavar="k=v", help="for train_lm.py")
     arguments = parser.parse_args()
@@ -107,7 +111,8 @@ def main() -> None:
             runs = train_all(arguments, Path(folder))
     if not runs:
         parser.error(f"no optimizer matches {arguments.names!r}; see optfactory list")
-    if arguments.curves and not all(run.keys() >= set(OF_CURVES) for run in runs):
+    draws_curves = arguments.curves or arguments.families
+    if draws_curves and not all(run.keys() >= set(OF_CURVES) for run in runs):
         parser.error(f"{arguments.source} has no curves; train with --curves to keep them")
     print(markdown(runs), end="")
     if arguments.json:
@@ -116,6 +121,8 @@ def main() -> None:
         plot(runs, arguments.plot)
     if arguments.curves:
         plot_curves(runs, arguments.curves)
+    if arguments.families:
+        plot_families(runs, arguments.families)
     if arguments.markdown:
         write_between_markers(arguments.markdown, markdown(runs))
 

@@ -29,6 +29,6 @@ def with_papers(text: str) -> str:
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
-def page(*parts: str) -> str:
-    """A generated page of its parts."""
-    return "\n\n".join([GENERATED, *filter(None, parts)]) + "\n"
+def page(title: str, *parts: str) -> str:
+    """A generated page of its parts; the title comes first, for MkDocs reads it there."""
+    return "\n\n".join([f"# {title}", GENERATED, *filter(None, parts)]) + "\n"

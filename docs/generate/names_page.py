@@ -29,7 +29,7 @@ def names_page() -> str:
     """The table of all names."""
     names = list_optimizers()
     return page(
-        "# All names",
+        "All names",
         f"{len(names)} names; [how they are made](../explanation/names.md#how-names-are-made), and "
         "[what each means](../explanation/names.md#the-rules).",
         '<div class="names-table" markdown>',
@@ -60,7 +60,7 @@ def _row(name: str) -> list[str]:
 def hyperparameters_page() -> str:
     """The fields that every optimizer has."""
     return page(
-        "# Hyperparameters of all optimizers",
+        "Hyperparameters of all optimizers",
         "Each family has these beside its own; where its default is another, its page says so. "
         "[Options](options.md) says what they are for.",
         table(["key", "values", "default", "what it is"], common_rows()),

@@ -25,7 +25,7 @@ def optimizer_page(family: str) -> str:
     """The page of a family."""
     info = get_optimizer_info(family)
     return page(
-        f"# {family}",
+        family,
         with_papers(_module_docstring(info.base)),
         with_papers(inspect.cleandoc(info.base.__doc__ or "")),
         _step(family),

@@ -62,5 +62,5 @@ def _others(folder: Path, expected: dict[str, str]) -> list[str]:
     return [
         str(path.relative_to(folder))
         for path in paths
-        if path.read_text(encoding="utf-8").startswith(GENERATED)
+        if GENERATED in path.read_text(encoding="utf-8")
     ]

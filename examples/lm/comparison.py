@@ -13,12 +13,23 @@ import matplotlib
 
 matplotlib.use("Agg")  # draws to files; needs no display
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from optfactory import get_optimizer_info
 
 Runs = list[dict[str, Any]]
 
 MARKERS = ("<!-- sweep -->\n", "<!-- /sweep -->\n")
 # Okabe & Ito's colors, which color-blind readers can tell apart.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+# Of lines by width.
+WIDTHS = {
+    "32bit": ("black", (1, 0)),
+    "16bit": (COLORS[5], (4, 1)),
+    "8bit": (COLORS[1], (2, 1)),
+    "fp8": (COLORS[2], (1, 1)),
+    "4bit": (COLORS[3], (1, 2)),
+}
 MARKERS_OF_POINTS = ["o", "s", "X", "D", "^", "v"]
 
 
@@ -110,6 +121,62 @@ def plot_curves(runs: Runs, path: Path) -> None:
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def plot_families(runs: Runs, path: Path) -> None:
+    """Validation loss against step: a panel for each family, a line for each width of its state.
+
+    Of several seeds the first is drawn.
+    """
+    seed = runs[0]["seed"]
+    families: dict[str, Runs] = {}
+    for run in runs:
+        if run["seed"] == seed:
+            families.setdefault(get_optimizer_info(run["optimizer"]).family, []).append(run)
+    across = min(4, len(families))
+    down = -(-len(families) // across)
+    figure, grid = plt.subplots(
+        nrows=down,
+        ncols=across,
+        figsize=(2.3 * across, 1 + 1.7 * down),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    panels = list(grid.flat)
+    for panel, (family, group) in zip(panels, sorted(families.items()), strict=False):
+        _draw_family(panel, family, group)
+    for panel in panels[len(families) :]:
+        panel.set_axis_off()
+    top = 1.02 * max(runs[0]["unigram_loss"], *losses(runs))
+    panels[0].set(ylim=(0.97 * min(losses(runs)), top), xlim=(0, None))
+    known = {line.get_label(): line for panel in panels for line in panel.lines}
+    figure.legend(
+        [known[width] for width in WIDTHS if width in known],
+        [width for width in WIDTHS if width in known],
+        loc="outside lower center",
+        ncols=len(WIDTHS),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.supxlabel("training step", fontsize=8)
+    figure.supylabel("validation loss, nats a character", fontsize=8)
+    figure.suptitle(_title(runs).rpartition("\n")[0], fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw_family(panel: Axes, family: str, runs: Runs) -> None:
+    """One family: its widths lie on one another where they train alike, hence the dashes."""
+    for run in runs:
+        width = run["optimizer"].removeprefix("paged_").removeprefix(family) or "32bit"
+        steps, curve = zip(*run["val_curve"], strict=True)
+        color, dashes = WIDTHS[width]
+        panel.plot(steps, curve, color=color, dashes=dashes, linewidth=1.2, label=width)
+    panel.set_title(f"{family}, lr {runs[0]['lr']:g}", fontsize=8)
+    panel.tick_params(labelsize=7)
+    panel.grid(alpha=0.3)
 
 
 def _title(runs: Runs) -> str:

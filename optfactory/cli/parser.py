@@ -85,6 +85,9 @@ def _add_plan(commands: _Commands[argparse.ArgumentParser]) -> None:
         help="fsdp: all tensors along their first dimension; hsdp: so over the second dimension of "
         "the mesh; tp: matrices along their first over the last (default: fsdp, with 2x4 hsdp)",
     )
+    plan.add_argument(
+        "--names", default="", metavar="GLOB,...", help="compare with these names (default: all)"
+    )
     plan.add_argument("--plot", metavar="FILE", help="draw all names as stacked bars")
     plan.add_argument("--html", metavar="FILE", help="write it as one page for browsers")
 

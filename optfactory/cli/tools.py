@@ -38,6 +38,7 @@ def plan(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         mesh=arguments.mesh,
         shard=arguments.shard,
+        names=arguments.names.split(","),
     )
     if arguments.json:
         print_json(planned.as_dict())

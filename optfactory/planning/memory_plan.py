@@ -30,7 +30,7 @@ from optfactory.planning.spread import (
     read_scheme,
 )
 from optfactory.planning.text import render
-from optfactory.registry import get_optimizer_info, list_optimizers
+from optfactory.registry import Patterns, get_optimizer_info, list_optimizers
 from optfactory.step.report import report
 from optfactory.step.slots import Slot
 
@@ -65,6 +65,7 @@ def plan(
     mesh: MeshSizes | None = None,
     shard: str | None = None,
     placements: PlacementsOf | None = None,
+    names: Patterns = "",
     **overrides: Any,
 ) -> MemoryPlan:
     """Work out what training a model with an optimizer will need, without allocating anything.
@@ -101,6 +102,7 @@ def plan(
             dimension of the mesh, by globs of names, e.g. ``{"*.o_proj.weight": (Shard(0),
             Shard(1))}``, where the last one that matches wins; or a function of a name and a tensor
             that returns them, or None.
+        names: globs of other names to plan, such as ``*adamw*``; all by default.
 
     Raises:
         ConfigError: the config, the parameters, the memory's size or the mesh are refused. Rules
@@ -109,6 +111,7 @@ def plan(
     config = resolve(cfg, **overrides)
     size = read_size(memory)
     target = _read_device(device)
+    compared = list_optimizers(names)
     sizes = read_mesh(mesh)
     scheme = read_scheme(shard, sizes)
     given = Given.read(model)
@@ -137,6 +140,7 @@ def plan(
         alternatives=tuple(
             _alternative(name, config, given, grouping, target, [holders[i] for i in order])
             for name in list_optimizers()
+            if name == config.name or name in compared
         ),
         mesh=sizes or (),
         shard=scheme,

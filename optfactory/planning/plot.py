@@ -69,7 +69,8 @@ def _draw_bars(axes: Axes, plan: PlanFigures, bars: Sequence[Alternative]) -> li
             axes.barh(range(len(bars)), widths, 0.7, left=ends, label=kind.label, **look)
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     for line, end in enumerate(ends):
-        axes.text(end, line, f" {end:.3g}", va="center")
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # before the dashed line
+        axes.text(end, line, f" {end:.3g}", va="center", zorder=3, bbox=ground)
     return ends
 
 

@@ -136,4 +136,7 @@ def test_nothing_is_fetched_when_a_page_is_looked_at() -> None:
         text.replace("!!python/object/apply:pymdownx.slugs.slugify", ""), yaml.SafeLoader
     )
     assert config["theme"]["font"] is False
-    assert not {"extra_css", "extra_javascript"} & set(config)
+    scripts = [script["path"] for script in config["extra_javascript"]]
+    assert all(
+        (ROOT / "docs" / "pages" / path).is_file() for path in [*config["extra_css"], *scripts]
+    )

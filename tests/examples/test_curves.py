@@ -79,3 +79,23 @@ def test_the_page_says_what_the_figures_behind_its_picture_say() -> None:
     assert all(muon[step] < adamw[step] for step in muon if step)  # at step 0 they are the same
     below = [step for step in muon if muon[step] < adamw[300]]
     assert f"`muon8bit` is below that by step {below[0]}" in words
+
+
+def test_families_have_a_panel_each_and_widths_a_line(
+    comparison: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = figures_of(comparison, monkeypatch)
+    names = ("lion8bit", "adamw", "adamwfp8", "paged_adamw4bit", "adam16bit")
+    runs = [curve_of(name, seed, 2.5, 2.0) for name in names for seed in (0, 1)]
+    comparison.plot_families(runs, tmp_path / "families.png")
+    panels = {axes.get_title(): axes for axes in kept[0].axes if axes.get_title()}
+    found = {title: [line.get_label() for line in axes.lines] for title, axes in panels.items()}
+    assert found == {
+        "adam, lr 0.002": ["16bit"],
+        "adamw, lr 0.002": ["32bit", "fp8", "4bit"],
+        "lion, lr 0.002": ["8bit"],
+    }
+    (line,) = panels["lion, lr 0.002"].lines
+    assert list(line.get_ydata()) == [4.5, 2.5, 2.0]
+    (legend,) = kept[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == list(comparison.WIDTHS)
