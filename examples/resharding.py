@@ -6,7 +6,8 @@
 Each phase starts processes anew, shards the model over them (FSDP2), reads the checkpoint that the
 phase before saved from other processes, trains, and saves (Distributed Checkpoint). For contrast, a
 third run does the same and loses the optimizer's state in each change. All processes see the whole
-batch, so that gradients are those of one process; then so are parameters and losses, bit for bit.
+batch, so that gradients are those of one process, which is not sharded; then so are parameters and
+losses, bit for bit.
 """
 
 from __future__ import annotations
@@ -40,36 +41,39 @@ from torch.optim import Optimizer
 from optfactory import build_optimizer
 
 CONTEXT, BATCH = 32, 16
+ALONE, WHOLE, LOST = "one process", "resharded", "resharded, state lost"
 
 
-def train(rank: int, count: int, settings: dict[str, Any]) -> None:
-    """One process of one phase; the first one writes the losses."""
+def phase(rank: int, count: int, settings: dict[str, Any]) -> None:
+    """One process of a phase: some steps of both resharded runs; the first writes their losses."""
     folder, first = Path(settings["folder"]), settings["first"]
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store-{first}"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
-    corpus = Corpus.load(None, 400_000, CONTEXT)
-    model = sharded_model(corpus.vocab_size, count)
-    optimizer = build_optimizer(settings["name"], model, lr=settings["lr"])
-    if first:
-        load(str(folder / str(first)), model, optimizer, settings["loses_state"])
-    last = first + settings["steps"]
-    losses = [train_step(model, optimizer, corpus, step) for step in range(first, last)]
-    dcp.save(state_of(model, optimizer), checkpoint_id=str(folder / str(last)))
+    mesh = init_device_mesh("cpu", (count,))
+    losses = {}
+    for run in (WHOLE, LOST):
+        model, corpus = model_and_text()
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        optimizer = build_optimizer(settings["name"], model, lr=settings["lr"])
+        if first:
+            load(str(folder / run / str(first)), model, optimizer, run == LOST)
+        last = first + settings["steps"]
+        losses[run] = [train_step(model, optimizer, corpus, step) for step in range(first, last)]
+        dcp.save(state_of(model, optimizer), checkpoint_id=str(folder / run / str(last)))
     if rank == 0:
         (folder / f"losses-{first}.json").write_text(json.dumps(losses), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def sharded_model(vocab_size: int, count: int) -> nn.Module:
-    """The same model in every run, a part of each parameter on each process."""
+def model_and_text() -> tuple[CharTransformer, Corpus]:
+    """The same in every run."""
+    corpus = Corpus.load(None, 400_000, CONTEXT)
     torch.manual_seed(0)
-    model = CharTransformer(vocab_size, CONTEXT, width=64, depth=2, heads=4)
-    mesh = init_device_mesh("cpu", (count,))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    return CharTransformer(corpus.vocab_size, CONTEXT, width=64, depth=2, heads=4), corpus
 
 
 def state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -99,26 +103,31 @@ def train_step(model: nn.Module, optimizer: Optimizer, corpus: Corpus, step: int
     return loss.item()
 
 
-def losses_of(counts: list[int], steps: int, **settings: Any) -> list[float]:
-    """The losses of a run whose phases have these numbers of processes."""
-    losses: list[float] = []
+def all_runs(name: str, lr: float, counts: list[int], steps: int) -> dict[str, list[float]]:
+    """The losses of three runs; two have phases of these numbers of processes."""
+    torch.set_num_threads(1)  # as the others have: sums of threads may be rounded otherwise
+    model, corpus = model_and_text()
+    optimizer = build_optimizer(name, model, lr=lr)
+    alone = [train_step(model, optimizer, corpus, step) for step in range(steps * len(counts))]
+    runs: dict[str, list[float]] = {ALONE: alone, WHOLE: [], LOST: []}
     with tempfile.TemporaryDirectory() as folder:
-        for phase, count in enumerate(counts):
-            first = phase * steps
-            own = {**settings, "folder": folder, "first": first, "steps": steps}
-            mp.spawn(train, (count, own), nprocs=count)
-            losses += json.loads(Path(folder, f"losses-{first}.json").read_text(encoding="utf-8"))
-    return losses
+        for place, count in enumerate(counts):
+            first = place * steps
+            own = {"name": name, "lr": lr, "folder": folder, "first": first, "steps": steps}
+            mp.spawn(phase, (count, own), nprocs=count)
+            losses = Path(folder, f"losses-{first}.json").read_text(encoding="utf-8")
+            for run, of_phase in json.loads(losses).items():
+                runs[run] += of_phase
+    return runs
 
 
 def plot(
     runs: dict[str, list[float]], counts: list[int], steps: int, name: str, path: Path
 ) -> None:
     """Losses against steps, with the number of processes, and how far the runs are apart."""
-    alone = runs["one process"]
+    alone = runs[ALONE]
     style = {"font.size": 7, "axes.spines.top": False, "axes.spines.right": False}
-    looks = {"one process": ("#999999", "-", 3), "resharded": ("#0072B2", "-", 1)}
-    looks |= {"resharded, state lost": ("#D55E00", "--", 1)}
+    looks = {ALONE: ("#999999", "-", 3), WHOLE: ("#0072B2", "-", 1), LOST: ("#D55E00", "--", 1)}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6, 3.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -126,14 +135,14 @@ def plot(
         for label, losses in runs.items():
             color, line, width = looks[label]
             upper.plot(losses, line, color=color, linewidth=width, label=label)
-            if label != "one process":
+            if label != ALONE:
                 apart = [a - b for a, b in zip(losses, alone, strict=True)]
                 lower.plot(apart, line, color=color, linewidth=1)
         top = upper.get_ylim()[1]
-        for phase, count in enumerate(counts):
+        for place, count in enumerate(counts):
             for axes in (upper, lower):
-                axes.axvline(phase * steps, color="black", linewidth=0.5, linestyle=":")
-            middle = (phase + 0.5) * steps
+                axes.axvline(place * steps, color="black", linewidth=0.5, linestyle=":")
+            middle = (place + 0.5) * steps
             upper.text(middle, top, f"{count} process{'es' * (count > 1)}", ha="center", va="top")
         upper.set_ylabel("training loss (nats/char)")
         upper.set_title(f"{name}, sharded anew {len(counts) - 1} times", loc="left")
@@ -154,16 +163,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.processes.split(",")]
-    settings = {"name": arguments.name, "lr": arguments.lr}
     steps = arguments.steps
-    runs = {
-        "one process": losses_of([1], steps * len(counts), **settings, loses_state=False),
-        "resharded": losses_of(counts, steps, **settings, loses_state=False),
-        "resharded, state lost": losses_of(counts, steps, **settings, loses_state=True),
-    }
-    alone = runs["one process"]
+    runs = all_runs(arguments.name, arguments.lr, counts, steps)
     for label, losses in runs.items():
-        apart = max(abs(a - b) for a, b in zip(losses, alone, strict=True))
+        apart = max(abs(a - b) for a, b in zip(losses, runs[ALONE], strict=True))
         print(f"{label}: last loss {losses[-1]:.4f}, at most {apart:.3g} from one process")
     if arguments.plot:
         plot(runs, counts, steps, arguments.name, arguments.plot)
