@@ -22,7 +22,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from optfactory.planning.model import load_model
     from optfactory.planning.spread import read_mesh, read_scheme
 
-    picture = None if arguments.plot is None else _picture(arguments.plot)
+    picture = None if arguments.plot is None else picture_file(arguments.plot)
     read_size(arguments.memory)
     read_scheme(arguments.shard, read_mesh(arguments.mesh))
     # All words first: they are checked in no time, and the model may be slow to make.
@@ -48,7 +48,12 @@ def plan(arguments: argparse.Namespace) -> int:
     return 1 if planned.unmatched or planned.verdict() == "no" else 0
 
 
-def _picture(text: str) -> Path:
+def picture_file(text: str) -> Path:
+    """The file of `--plot`.
+
+    Raises:
+        UsageError: it cannot be drawn; known before any work.
+    """
     path = Path(text)
     if path.suffix.lower() not in _PICTURES:
         raise UsageError(f"--plot takes a file ending in {', '.join(_PICTURES)}, got {text!r}")

@@ -102,6 +102,16 @@ class Making:
             yield hit, hit.said
         yield None, {k: v for k, v in self.own.items() if k not in _NO_HYPERPARAMETERS}
 
+    def sayers(self) -> dict[str, list[Hit | None]]:
+        """Who stated each of the hyperparameters that hold, in order: the last one's value does."""
+        overrides: dict[str, Any] = {}
+        found: dict[str, list[Hit | None]] = {}
+        for hit, said in self.statements():
+            overrides = told(overrides, said)
+            now = {key: [hit] for key in said}
+            found = {key: [*found.get(key, []), *now.get(key, [])] for key in overrides}
+        return found
+
     @property
     def rate(self) -> Any:
         """The learning rate before it is multiplied."""

@@ -99,7 +99,7 @@ def plan(
     """
     config = resolve(cfg, **overrides)
     size = read_size(memory)
-    target = _read_device(device)
+    target = read_device(device)
     sizes = read_mesh(mesh)
     scheme = read_scheme(shard, sizes)
     given = Given.read(model)
@@ -183,7 +183,12 @@ def read_size(text: str | int | None) -> int | None:
     return max(1, round(float(found["number"]) * int(base**power)))
 
 
-def _read_device(device: str | torch.device | None) -> torch.device | None:
+def read_device(device: str | torch.device | None) -> torch.device | None:
+    """A device from its name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     if device is None:
         return None
     try:

@@ -136,14 +136,14 @@ def _wide(plan: PlanFigures) -> str:
     reasons: dict[str, list[str]] = {}
     for row in plan.report.rows:
         if row.reason:
-            reasons.setdefault(_kind(row.reason), []).append(row.name)
+            reasons.setdefault(kind_of(row.reason), []).append(row.name)
     rows = [[str(len(names)), reason, _shortened(names)] for reason, names in reasons.items()]
     bits = plan.config.optim_bits
     why = f"not {bits if bits < 32 else 8}-bit, or not paged, because of"  # rules may say so too
     return _table(["tensors", why, ""], rows, "><<") if rows else ""
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """A reason without the number that differs from tensor to tensor."""
     parts = [re.sub(r"^\d+ elements, ", "", part) for part in reason.split("; ")]
     return "; ".join(re.sub(r"^(rows) of \d+ elements,", r"\1", part) for part in parts)
