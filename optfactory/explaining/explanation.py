@@ -155,7 +155,7 @@ def _schedule(
     values = groups_alone(config) if groups is None else values_of_groups(groups)
     done = run(scheduler, config, values, steps)
     rates = curves(names, [group["lr"] for group in values], done.rates)
-    momenta = curves(names, [momentum_of(group) or 0.0 for group in values], done.momenta)
+    momenta = curves(names, [momentum_of(group, group) or 0.0 for group in values], done.momenta)
     momenta = tuple(curve for curve in momenta if curve.varies)
     keeps = bool(rates) and traps.keeps_ratios(rates)
     schedule = Schedule(
@@ -170,7 +170,7 @@ def _schedule(
         failure=done.failure,
         told=traps.told(scheduler, done, keeps, rates, momenta),
     )
-    return schedule, traps.of_schedule(scheduler, done, rates)
+    return schedule, traps.of_schedule(scheduler, done, rates, names)
 
 
 def _failed(schedule: Schedule) -> str:

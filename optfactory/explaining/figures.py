@@ -132,18 +132,18 @@ class Curve:
 
     Attributes:
         groups: their names.
-        configured: the value that their config says.
+        configured: the value that the config says, of each of them.
         values: at each step.
     """
 
     groups: tuple[str, ...]
-    configured: float
+    configured: tuple[float, ...]
     values: tuple[float, ...]
 
     @property
     def varies(self) -> bool:
         """Whether the scheduler changes anything."""
-        return any(value != self.configured for value in self.values)
+        return {*self.configured, *self.values} != {self.values[0]}
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _curve(curve: Curve, milestones: Mapping[int, str]) -> dict[str, Any]:
     lowest, highest = min(curve.values), max(curve.values)
     return {
         "groups": list(curve.groups),
-        "configured": curve.configured,
+        "configured": list(curve.configured),
         "at": {str(step): curve.values[step] for step in milestones},
         "min": {"value": lowest, "step": curve.values.index(lowest)},
         "max": {"value": highest, "step": curve.values.index(highest)},

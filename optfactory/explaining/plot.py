@@ -26,6 +26,7 @@ _STYLE = {
     "lines.linewidth": 1.4,
 }
 _POINTS = 2000  # of a curve: more are not seen, and make large files
+_DEPTH = 1e-2  # what a logarithmic axis shows below the lowest peak
 _MANY = 12  # curves that a legend names all; of more, the first and the last
 
 
@@ -51,10 +52,13 @@ def plot(told: Figures, path: Path, model: str) -> None:
             name = textwrap.shorten(label(curve), 60) if index in named else None
             values = [curve.values[step] for step in steps]
             axes.plot(steps, values, color=color, linestyle=line, label=name)
-        if _spans_decades(curves):
+        peaks = [max(curve.values) for curve in curves]
+        if min(peaks) > 0 and max(peaks) > 10 * min(peaks):
             axes.set_yscale("log")
+            axes.set_ylim(bottom=max(min(peaks) * _DEPTH, min(map(_least, curves))))
         else:
             axes.set_ylim(bottom=0)
+        axes.set_xlim(0, max(1, schedule.steps - 1))
         axes.set_xlabel("step (calls of scheduler.step())")
         axes.set_ylabel("learning rate (per step)")
         axes.grid(alpha=0.3, linewidth=0.5)
@@ -83,6 +87,6 @@ def _steps(schedule: Schedule) -> list[int]:
     return sorted({*range(0, schedule.steps, stride), *schedule.milestones})
 
 
-def _spans_decades(curves: Sequence[Curve]) -> bool:
-    values = [value for curve in curves for value in curve.values if value > 0]
-    return bool(values) and max(values) > 10 * min(values)
+def _least(curve: Curve) -> float:
+    """The lowest rate that a logarithmic axis can show."""
+    return min((value for value in curve.values if value > 0), default=1.0)

@@ -33,6 +33,7 @@ class Run:
         length: how many it is made for, if it says so.
         rates: the learning rate of each group at each step.
         momenta: the same of its momentum, or of the first of its betas; empty where it has none.
+        strays: the groups in which it sets a momentum that their optimizers do not have.
         failure: what it raised; else empty.
         warned: what torch warned of.
     """
@@ -42,6 +43,7 @@ class Run:
     length: int | None
     rates: list[array[float]]
     momenta: list[array[float]]
+    strays: tuple[int, ...]
     failure: str
     warned: tuple[str, ...]
 
@@ -57,7 +59,7 @@ class _StandIn(Optimizer):
             for key in self.defaults.keys() - stated.keys():
                 del group[key]
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Nothing: schedulers only want to see that it was called."""
 
 
@@ -90,7 +92,7 @@ def run(
         while done < count and not failure:
             for index, group in enumerate(optimizer.param_groups):
                 rates[index].append(float(group["lr"]))
-                momentum = momentum_of(group)
+                momentum = momentum_of(group, groups[index])
                 if momentum is not None:
                     momenta[index].append(momentum)
             optimizer.step()
@@ -101,27 +103,41 @@ def run(
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}".partition("\n")[0]
     warned = tuple(dict.fromkeys(str(item.message).partition("\n")[0] for item in caught))
-    return Run(made, done, length, rates, momenta, failure, warned)
+    strays = tuple(
+        index
+        for index, group in enumerate(optimizer.param_groups)
+        if "momentum" in group and "momentum" not in groups[index]
+    )
+    return Run(made, done, length, rates, momenta, strays, failure, warned)
 
 
-def momentum_of(group: Mapping[str, Any]) -> float | None:
-    """What schedulers cycle against the learning rate; None where a group has neither."""
-    if "momentum" in group:
+def momentum_of(group: Mapping[str, Any], stated: Mapping[str, Any]) -> float | None:
+    """What schedulers cycle against the learning rate; None where a group has neither.
+
+    Args:
+        group: its values now, to which schedulers may have added some of other families.
+        stated: its hyperparameters.
+    """
+    if "momentum" in stated:
         return float(group["momentum"])
-    return float(group["betas"][0]) if "betas" in group else None
+    return float(group["betas"][0]) if "betas" in stated else None
 
 
 def curves(
     names: Sequence[str], configured: Sequence[float], values: Sequence[array[float]]
 ) -> tuple[Curve, ...]:
-    """The curves of groups, those together that are alike at every step and in the config."""
-    found: dict[tuple[bytes, float], list[int]] = {}
-    for index, (numbers, start) in enumerate(zip(values, configured, strict=True)):
+    """The curves of groups, those together that are alike at every step."""
+    found: dict[bytes, list[int]] = {}
+    for index, numbers in enumerate(values):
         if numbers:
-            found.setdefault((numbers.tobytes(), start), []).append(index)
+            found.setdefault(numbers.tobytes(), []).append(index)
     return tuple(
-        Curve(tuple(names[i] for i in members), start, tuple(values[members[0]]))
-        for (_, start), members in found.items()
+        Curve(
+            tuple(names[i] for i in members),
+            tuple(configured[i] for i in members),
+            tuple(values[members[0]]),
+        )
+        for members in found.values()
     )
 
 

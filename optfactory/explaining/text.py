@@ -80,7 +80,8 @@ def _group(group: Group, name: str) -> str:
     if group.is_other and group.defaults:
         values = ", ".join(f"{key} {shown(value)}" for key, value in group.defaults.items())
         said.append(f"defaults of {group.optimizer}: {values}")
-    said += [_states(states) for states in group.states]
+    named = len(group.states) > 1
+    said += [_states(states, named) for states in group.states]
     return "\n".join([*lines, *(filled(text, "  ", "    ") for text in said)])
 
 
@@ -121,19 +122,16 @@ def _who(label: str) -> str:
     return label if label == OWN else f"rule '{label}'"
 
 
-def _states(states: States) -> str:
+def _states(states: States, named: bool) -> str:
     by_codec: dict[str, list[str]] = {}
     for name, codec in states.codecs.items():
         by_codec.setdefault(codec, []).append(name)
     kept = ", ".join(f"{', '.join(names)} {codec}" for codec, names in by_codec.items())
     count = counted(states.tensors, "tensor")
     place = "" if states.place == "resident" else f", paged ({states.place})"
-    why = f" because of {_reason(states)}" if states.reason else ""
-    return f"state: {kept or 'none'}, {human(states.nbytes)} for {count}{place}{why}"
-
-
-def _reason(states: States) -> str:
-    return f"{states.reason}: {_shortened(states.names)}"
+    why = f" ({states.reason})" if states.reason else ""
+    names = f": {_shortened(states.names)}" if named else ""
+    return f"state: {kept or 'none'}, {human(states.nbytes)} for {count}{place}{why}{names}"
 
 
 def _shortened(names: Sequence[str]) -> str:
@@ -164,14 +162,18 @@ def call(schedule: Schedule) -> str:
 def _curves(curves: Sequence[Curve], milestones: Mapping[int, str], what: str) -> str:
     """A line for each curve; of many the first ones and the last."""
     steps = [f"{step:,} {text}".rstrip() for step, text in milestones.items()]
-    header = ["", *steps, "min", "max"]
+    header = [f"{what} at step", "config", *steps, "min", "max"]
     rows = []
     left_out = max(0, len(curves) - _CURVES)
     for curve in [*curves[: _CURVES - 1], curves[-1]] if left_out else curves:
         values = [curve.values[step] for step in milestones]
         extremes = [min(curve.values), max(curve.values)]
-        rows.append([label(curve), *(f"{value:.4g}" for value in [*values, *extremes])])
-    header[0] = f"{what} at step"
+        configured = ", ".join(f"{value:.4g}" for value in dict.fromkeys(curve.configured))
+        cells = [f"{value:.4g}" for value in [*values, *extremes]]
+        rows.append([label(curve), configured, *cells])
+    if all(row[1] == row[2] for row in rows):  # the first step tells it
+        for row in (header, *rows):
+            del row[1]
     lines = columns([header, *rows], "<" + ">" * (len(header) - 1))
     if left_out:
         lines.insert(-1, f"  ({left_out} more; --json has all)")

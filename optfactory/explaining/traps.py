@@ -18,7 +18,7 @@ from optfactory.reminders import lost_updates
 _OWN_RATES = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 _PERIODIC = ("CyclicLR", "CosineAnnealingWarmRestarts")
 _ALIKE = 1e-9  # ratios that differ by less are the same, but for rounding
-_RISEN = 1.001
+_RISEN, _SMALL = 1.001, 1e-3  # what is no rounding, of the lowest rate and of the peak
 
 
 def of_grouping(grouping: Grouping, values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -92,39 +92,49 @@ def _who(last: Sequence[Hit | None], making: Making) -> str:
     return "the param group itself" if last[0] is None else f"rule '{last[0].label}'"
 
 
-def of_schedule(scheduler: Scheduler, run: Run, rates: Sequence[Curve]) -> list[str]:
-    """What a scheduler does that was perhaps not meant."""
+def of_schedule(
+    scheduler: Scheduler, run: Run, rates: Sequence[Curve], names: Sequence[str]
+) -> list[str]:
+    """What a scheduler does that was perhaps not meant.
+
+    Args:
+        names: of all groups.
+    """
     found = [f"torch warns: {text}" for text in run.warned]
     found += _made_equal(scheduler, rates)
+    if run.strays:
+        found.append(
+            f"{scheduler.name} sets the momentum of all groups, and those of other optimizers have "
+            f"none, whose betas stay: {', '.join(names[index] for index in run.strays)}"
+        )
     if run.steps and scheduler.name not in _PERIODIC:
         found += _end(scheduler, run, rates)
     return found
 
 
 def _made_equal(scheduler: Scheduler, rates: Sequence[Curve]) -> list[str]:
-    configured = [curve.configured for curve in rates]
-    if len(set(configured)) < 2 or len({curve.values for curve in rates}) > 1:
+    configured = [rate for curve in rates for rate in curve.configured]
+    if len(set(configured)) < 2 or len(rates) > 1:
         return []
     text = f"{scheduler.name} makes the learning rates of all groups equal"
-    key = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}.get(scheduler.name)
-    peak = max(rates[0].values)
-    share = [f"{peak * rate / max(configured):.4g}" for rate in configured]
+    key = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}.get(scheduler.name, "")
+    share = [f"{max(rates[0].values) * rate / max(configured):.4g}" for rate in configured]
     remedy = f"; give {key} as a list, one for each param group in order" if key else ""
-    if remedy and all(len(curve.groups) == 1 for curve in rates):
+    if scheduler.name == "OneCycleLR":
         remedy += f", such as [{', '.join(share)}]"
-    return [f"{text}, which undoes lr_scale and layer_decay{remedy}"]
+    return [f"{text}, which undoes lr_scale, layer_decay and lr of rules{remedy}"]
 
 
 def _end(scheduler: Scheduler, run: Run, rates: Sequence[Curve]) -> Iterator[str]:
-    curve = max(rates, key=lambda curve: curve.configured).values
+    curve = max(rates, key=lambda curve: max(curve.configured)).values
     peak = curve.index(max(curve))
     lowest = min(curve[peak:])
     turn = peak + curve[peak:].index(lowest)
-    if curve[-1] > _RISEN * lowest and turn > peak and curve[-1] > lowest + 1e-3 * curve[peak]:
-        made_for = "" if run.length is None else f", which it is made for {run.length:,} of"
+    if curve[-1] > _RISEN * lowest + _SMALL * curve[peak]:
+        made_for = "" if run.length is None else f": it is made for {run.length:,} steps"
         yield (
             f"{scheduler.name} rises again after step {turn:,}, to {curve[-1]:.4g} at the last of "
-            f"{run.steps:,} steps{made_for}; make it as long as the training"
+            f"{run.steps:,}{made_for}. Make it as long as the training"
         )
     elif run.length is not None and not run.failure and run.steps < run.length:
         yield (
@@ -159,10 +169,10 @@ def told(
     if len(run.rates) > 1:
         sentences.append(_ratios(keeps, rates))
     for curve in momenta:
+        before = ", ".join(f"{number:.4g}" for number in dict.fromkeys(curve.configured))
         sentences.append(
-            f"It also sets the momentum (betas[0]) of {', '.join(curve.groups)}, from "
-            f"{min(curve.values):.4g} to {max(curve.values):.4g} in place of the config's "
-            f"{curve.configured:.4g}."
+            f"It also sets the momentum (or betas[0]) of {', '.join(curve.groups)}, from "
+            f"{min(curve.values):.4g} to {max(curve.values):.4g} in place of {before}."
         )
     return tuple(sentences)
 
@@ -170,29 +180,34 @@ def told(
 def _ratios(keeps: bool, rates: Sequence[Curve]) -> str:
     if keeps:
         return "The ratios between the groups' learning rates stay as the config has them."
-    high = max(rates, key=lambda curve: curve.configured)
-    low = min(rates, key=lambda curve: curve.configured)
+    pairs = [pair for curve in rates for pair in _groups(curve)]
+    high, low = max(pairs, key=lambda pair: pair[1]), min(pairs, key=lambda pair: pair[1])
     ratios = [
         f"{above / below:.4g}" if below else "infinite"
         for above, below in (
-            (high.configured, low.configured),
-            (high.values[0], low.values[0]),
-            (high.values[-1], low.values[-1]),
+            (high[1], low[1]),
+            (high[2].values[0], low[2].values[0]),
+            (high[2].values[-1], low[2].values[-1]),
         )
     ]
     return (
-        f"The ratios between the groups' learning rates change: from {high.groups[0]} to "
-        f"{low.groups[0]} it is {ratios[0]} in the config, {ratios[1]} at the first step, "
-        f"{ratios[2]} at the last."
+        f"The ratios between the groups' learning rates change: of {high[0]} to {low[0]} it is "
+        f"{ratios[0]} in the config, {ratios[1]} at the first step, {ratios[2]} at the last."
     )
+
+
+def _groups(curve: Curve) -> Iterator[tuple[str, float, Curve]]:
+    """Each group of a curve with its configured rate."""
+    for name, rate in zip(curve.groups, curve.configured, strict=True):
+        yield name, rate, curve
 
 
 def keeps_ratios(rates: Sequence[Curve]) -> bool:
     """Whether the rates of all groups are the config's times one factor at each step."""
-    first = rates[0]
+    first, start = rates[0].values, rates[0].configured[0]
     return all(
-        abs(value * first.configured - other * curve.configured)
-        <= _ALIKE * max(abs(value * first.configured), abs(other * curve.configured))
-        for curve in rates[1:]
-        for value, other in zip(curve.values, first.values, strict=True)
+        abs(value * start - other * rate) <= _ALIKE * max(abs(value * start), abs(other * rate))
+        for curve in rates
+        for rate in set(curve.configured)
+        for value, other in zip(curve.values, first, strict=True)
     )
