@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 _WIDTH = 100  # of a page, in columns
-_VALUE = 36  # of the second column of a table
+_VALUE = 40  # of the second column of a table
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from optfactory.config.group_rules import rules_of
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.explaining import traps
@@ -25,6 +26,7 @@ from optfactory.explaining.simulation import (
 from optfactory.explaining.sources import Given, keys_of
 from optfactory.explaining.text import render
 from optfactory.factory import resolve
+from optfactory.group_schema import others_rule
 from optfactory.groups.grouping import group_parameters
 from optfactory.groups.parameters import Params
 from optfactory.planning.memory_plan import read_device
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _FEW = 6  # changes of a learning rate that goes in steps, which are all told
-ALL = "all parameters"  # the one group that there is without a model
+# The one group that there is without a model: without rules, and with.
+ALL, REST = "all parameters", "where no rule matches"
 
 
 class Explanation(Figures):
@@ -151,7 +154,8 @@ def _schedule(
     steps: int | None,
 ) -> tuple[Schedule, list[str]]:
     """What a scheduler does to the groups, and what was perhaps not meant."""
-    names = [ALL] if groups is None else [group.name for group in groups]
+    rest = REST if rules_of(config) or others_rule(config) else ALL
+    names = [rest] if groups is None else [group.name for group in groups]
     values = groups_alone(config) if groups is None else values_of_groups(groups)
     done = run(scheduler, config, values, steps)
     rates = curves(names, [group["lr"] for group in values], done.rates)

@@ -104,6 +104,7 @@ class Group:
         rules: the labels alone, in order; the last one that states a key wins.
         optimizer: the name of its optimizer.
         is_other: whether that is not the config's.
+        reasons: why tensors are no hidden matrices, where `others` trains them.
         parameters: the names of its trained tensors.
         elements: how many elements they have together.
         rate: its learning rate.
@@ -117,6 +118,7 @@ class Group:
     rules: tuple[str, ...]
     optimizer: str
     is_other: bool
+    reasons: tuple[str, ...]
     parameters: tuple[str, ...]
     elements: int
     rate: Rate

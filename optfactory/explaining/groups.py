@@ -32,7 +32,14 @@ def groups_of(
         slots.setdefault(id(slot.group), []).append(slot)
     parts = zip(grouping.groups, grouping.makings, laid_out.configs, strict=True)
     return tuple(
-        _group(str(group.get("name", index)), making, checked, config, slots.get(id(group), []))
+        _group(
+            str(group.get("name", index)),
+            making,
+            checked,
+            config,
+            slots.get(id(group), []),
+            grouping.reasons,
+        )
         for index, (group, making, checked) in enumerate(parts)
     )
 
@@ -43,6 +50,7 @@ def _group(
     checked: OptimizerConfig,
     config: OptimizerConfig,
     slots: Sequence[Slot],
+    reasons: Mapping[int, str],
 ) -> Group:
     is_other = checked.name != config.name
     _, base = base_values(checked.name if is_other else None, config)
@@ -59,6 +67,7 @@ def _group(
         rules=tuple(hit.label for hit in making.hits),
         optimizer=checked.name,
         is_other=is_other,
+        reasons=_reasons(slots, reasons) if any(hit.implied for hit in making.hits) else (),
         parameters=tuple(slot.name for slot in slots),
         elements=sum(slot.parameter.numel() for slot in slots),
         rate=_rate(making, values["lr"], sayers),
@@ -67,6 +76,11 @@ def _group(
         states=_states(slots),
         values={**values, OPTIMIZER_KEY: checked.name},
     )
+
+
+def _reasons(slots: Sequence[Slot], reasons: Mapping[int, str]) -> tuple[str, ...]:
+    found = dict.fromkeys(reasons.get(id(slot.parameter), "") for slot in slots)
+    return tuple(filter(None, found))
 
 
 def _optimizer(

@@ -24,6 +24,10 @@ _HOME = "torch.optim.lr_scheduler"
 NAMES = sorted(set(lr_scheduler.__all__) - {"LRScheduler"})
 # Whose steps need a metric, so that no schedule follows from the config alone.
 PLATEAU = "ReduceLROnPlateau"
+_FUNCTION = (
+    ", a function, which text cannot give: call optfactory.explain(cfg, model, "
+    "scheduler=lambda optimizer: ...) from Python"
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def _called(name: str, target: Any, optimizer: Optimizer, arguments: Mapping[str
         text = str(error).partition("\n")[0].replace(f"{name}.__init__() ", "")
         raise ConfigError(
             f"scheduler '{name}' cannot be made: {text or type(error).__name__}; it takes "
-            f"{_shown(parameters)}"
+            f"{_shown(parameters)}{_FUNCTION if 'lr_lambda' in parameters else ''}"
         ) from error
     if not callable(getattr(made, "step", None)):
         raise ConfigError(

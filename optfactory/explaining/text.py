@@ -28,7 +28,10 @@ def render(told: Figures) -> str:
     """All of an explanation."""
     parts = [f"{told.config.name}, from {told.source}", _keys(told.keys)]
     if told.groups is None:
-        parts.append("No param groups are shown: they depend on the model; name it with --model.")
+        parts.append(
+            "Param groups are left out: they depend on the model. Give it, by --model on the "
+            "command line."
+        )
     else:
         parts += [_group(group, told.config.name) for group in told.groups]
     if told.schedule is not None:
@@ -75,6 +78,8 @@ def _group(group: Group, name: str) -> str:
     said = [f"rules: {', '.join(group.rules) or 'none'}"]
     if count:
         said.insert(0, _shortened(group.parameters))
+    if group.reasons:
+        said.append(f"no hidden matrix, because it is {' or '.join(group.reasons)}")
     said.append(rate_line(group.rate))
     said += [setting_line(setting) for setting in group.settings]
     if group.is_other and group.defaults:
