@@ -255,7 +255,7 @@ def test_rules_without_a_match_are_problems_or_warnings() -> None:
         "param_groups.a: matches no parameter"
     ]
     assert told.warnings == ("param_groups.b: matches no parameter, and is optional",)
-    with pytest.raises(ConfigError, match="param_groups.a: matches no parameter"):
+    with pytest.raises(ConfigError, match=r"param_groups\.a: matches no parameter"):
         build_optimizer("adamw", tiny(), param_groups=rules)
 
 

@@ -1,4 +1,4 @@
-"""Where keys come from: names, aliases, files, Hydra's compositions, overrides; Python's configs."""
+"""Where keys come from: names, aliases, files, compositions by Hydra, overrides, Python."""
 
 from __future__ import annotations
 

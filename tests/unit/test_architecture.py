@@ -19,7 +19,7 @@ ALLOWED = {
     "plugins": {"config"},
     "families": {"config", "errors", "optimizers", "plugins", "rules"},
     "registry": {"config", "errors", "families", "plugins"},
-    "group_schema": {"config", "registry"},
+    "group_schema": {"config", "registry", "rules"},
     "rule_check": {"config", "errors", "group_schema", "registry"},
     "catalog": {"config", "errors", "group_schema", "registry", "rules"},
     "build": {"config", "errors", "optimizers", "registry", "rules"},
