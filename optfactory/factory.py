@@ -152,8 +152,12 @@ def _is_omegaconf(given: object) -> bool:
     return type(given).__module__.partition(".")[0] == "omegaconf"
 
 
-def _plain(given: Any) -> Any:
-    """What Hydra wrapped on its way here, in containers of Python."""
+def without_omegaconf(given: Any) -> Any:
+    """What Hydra wrapped on its way here, in containers of Python.
+
+    Raises:
+        ConfigError: it has an interpolation that leads nowhere.
+    """
     if not _is_omegaconf(given):
         return given
     from omegaconf import OmegaConf
@@ -162,12 +166,12 @@ def _plain(given: Any) -> Any:
     try:
         return OmegaConf.to_container(given, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the optimizer's config cannot be resolved: {error}") from error
+        raise ConfigError(f"the config cannot be resolved: {error}") from error
 
 
 def _plain_params(params: Any) -> Any:
     """Parameters without Hydra's containers, in which (name, tensor) pairs became lists."""
-    params = _plain(params)
+    params = without_omegaconf(params)
     if not isinstance(params, list):
         return params
     return [tuple(entry) if _is_pair(entry) else entry for entry in params]
@@ -215,7 +219,7 @@ def _without_defaults(config: OptimizerConfig) -> OptimizerConfig:
 
 def values_of(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """A config's plain values, overrides included, and where it stands in the user's config."""
-    overrides = {key: _plain(value) for key, value in given.items()}
+    overrides = {key: without_omegaconf(value) for key, value in given.items()}
     if cfg is None and overrides:
         return overrides, "optimizer"
     if isinstance(cfg, str):
@@ -228,7 +232,10 @@ def values_of(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], st
     if _is_omegaconf(cfg):
         return _omegaconf_values(cfg, overrides)
     if isinstance(cfg, Mapping):
-        return {**{key: _plain(value) for key, value in cfg.items()}, **overrides}, "optimizer"
+        return {
+            **{key: without_omegaconf(value) for key, value in cfg.items()},
+            **overrides,
+        }, "optimizer"
     raise ConfigError(
         "an optimizer config is a name, a mapping, an OmegaConf node or a resolved config, "
         f"got {type(cfg).__name__}"

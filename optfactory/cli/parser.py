@@ -91,7 +91,10 @@ def _add_plan(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _add_explain(commands: _Commands[argparse.ArgumentParser]) -> None:
     told = _add(
-        commands, "explain", explain.explain, "where each value of a config comes from, and goes"
+        commands,
+        "explain",
+        explain.explain,
+        "a config line by line: sources, param groups, schedule",
     )
     _add_source(told)
     told.add_argument("--model", metavar="PKG.MOD:FACTORY", help=_MODEL_HELP)

@@ -25,7 +25,7 @@ from optfactory.explaining.simulation import (
 )
 from optfactory.explaining.sources import Given, keys_of
 from optfactory.explaining.text import render
-from optfactory.factory import resolve
+from optfactory.factory import resolve, without_omegaconf
 from optfactory.group_schema import others_rule
 from optfactory.groups.grouping import group_parameters
 from optfactory.groups.parameters import Params
@@ -51,7 +51,7 @@ def explain(
     model: nn.Module | Params | None = None,
     /,
     *,
-    scheduler: str | Mapping[str, Any] | Callable[[Optimizer], Any] | None = None,
+    scheduler: str | Mapping[str, Any] | DictConfig | Callable[[Optimizer], Any] | None = None,
     steps: int | None = None,
     device: str | torch.device | None = None,
     **overrides: Any,
@@ -61,12 +61,12 @@ def explain(
     >>> import torch, optfactory
     >>> with torch.device("meta"):
     ...     model = torch.nn.Linear(4096, 4096)
-    >>> rules = {"bias": {"ndim": 1, "lr_scale": 10}}
+    >>> rules = {"bias": {"ndim": 1, "lr_scale": 2}}
     >>> told = optfactory.explain("adamw8bit", model, lr="3e-4", param_groups=rules)
     >>> [(key.key, key.value, key.source) for key in told.keys if key.source != "default"][:2]
     [('name', 'adamw8bit', 'name'), ('lr', 0.0003, 'override')]
     >>> [(group.name, group.rate.value) for group in told.groups]
-    [('default', 0.0003), ('bias', 0.003)]
+    [('default', 0.0003), ('bias', 0.0006)]
 
     With a scheduler, it tells the learning rate of each group over the steps:
 
@@ -92,6 +92,7 @@ def explain(
     """
     config = resolve(cfg, **overrides)
     given = Given.from_python(cfg, overrides)
+    scheduler = without_omegaconf(scheduler)
     read = None if scheduler is None else read_scheduler(scheduler, is_trusted=True)
     return explained(config, given, model, read, steps=steps, device=device)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
@@ -132,6 +133,12 @@ def test_a_path_is_imported() -> None:
     schedule = schedule_of("adam", lr=0.5, scheduler={"_target_": path, "every": 2}, steps=5)
     assert schedule.rates[0].values == (0.5, 0.5, 0.25, 0.25, 0.125)
     assert (schedule.name, dict(schedule.arguments)) == ("halving", {"every": 2})
+
+
+def test_a_node_of_omegaconf_is_a_mapping() -> None:
+    config = OmegaConf.create({"n": 7, "node": {"_target_": "CosineAnnealingLR", "T_max": "${n}"}})
+    schedule = schedule_of("adam", scheduler=config.node)
+    assert (schedule.steps, dict(schedule.arguments)) == (7, {"T_max": 7})
 
 
 def test_cosine_by_hand() -> None:
