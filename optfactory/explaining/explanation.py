@@ -173,7 +173,7 @@ def _schedule(
         milestones=_milestones(rates, done.steps),
         keeps_ratios=keeps,
         failure=done.failure,
-        told=traps.told(scheduler, done, keeps, rates, momenta),
+        told=traps.told(done, keeps, rates, momenta),
     )
     return schedule, traps.of_schedule(scheduler, done, rates, names)
 

@@ -27,7 +27,7 @@ _STYLE = {
 }
 _POINTS = 2000  # of a curve: more are not seen, and make large files
 _DEPTH = 1e-2  # what a logarithmic axis shows below the lowest peak
-_MANY = 12  # curves that a legend names all; of more, the first and the last
+_MANY = 12  # curves that a legend names; of more, every so many
 
 
 def plot(told: Figures, path: Path, model: str) -> None:
@@ -78,7 +78,7 @@ def _named(curves: Sequence[Curve]) -> set[int]:
     count = len(curves)
     if count <= _MANY:
         return set(range(count))
-    return {*range(_MANY - 1), count - 1}
+    return {index * (count - 1) // (_MANY - 1) for index in range(_MANY)}
 
 
 def _steps(schedule: Schedule) -> list[int]:

@@ -67,7 +67,7 @@ def read_scheduler(given: Any, *, is_trusted: bool, place: str = "scheduler") ->
             f"optimizer, got {given!r}"
         )
     inner = getattr(given, "func", given)  # of a partial function
-    name = str(getattr(inner, "__name__", type(inner).__name__))
+    name = str(getattr(inner, "__name__", type(inner).__name__)).replace("<lambda>", "lambda")
     arguments = dict(getattr(given, "keywords", {}))
     return Scheduler(name, arguments, lambda optimizer: _called(name, given, optimizer, {}))
 

@@ -47,6 +47,11 @@ class Run:
     failure: str
     warned: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """The scheduler's class, whatever function made it."""
+        return type(self.scheduler).__name__
+
 
 class _StandIn(Optimizer):
     """Groups with their hyperparameters, and one number in each, which no step changes."""

@@ -135,16 +135,12 @@ def _rules(rules: Mapping[str, Any], given: Given) -> list[Key]:
             Key(
                 key=key,
                 value=rule,
-                source=OVERRIDE if given.is_overridden(key) else _kind_of_stated(given),
+                source=OVERRIDE if given.is_overridden(key) else given.kind,
                 description=f"from the ready rules {ready}" if ready else "rule for param groups",
                 given=_as_written(raw, rule),
             )
         )
     return rows
-
-
-def _kind_of_stated(given: Given) -> str:
-    return FILE if given.kind == NAME else given.kind
 
 
 def _as_written(raw: Any, value: Any) -> str:

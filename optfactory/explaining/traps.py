@@ -101,26 +101,26 @@ def of_schedule(
         names: of all groups.
     """
     found = [f"torch warns: {text}" for text in run.warned]
-    found += _made_equal(scheduler, rates)
+    found += _made_equal(run.kind, rates)
     if run.strays:
         found.append(
             f"{scheduler.name} sets the momentum of all groups, and those of other optimizers have "
             f"none, whose betas stay: {', '.join(names[index] for index in run.strays)}"
         )
-    if run.steps and scheduler.name not in _PERIODIC:
+    if run.steps and run.kind not in _PERIODIC:
         found += _end(scheduler, run, rates)
     return found
 
 
-def _made_equal(scheduler: Scheduler, rates: Sequence[Curve]) -> list[str]:
+def _made_equal(kind: str, rates: Sequence[Curve]) -> list[str]:
     configured = [rate for curve in rates for rate in curve.configured]
     if len(set(configured)) < 2 or len(rates) > 1:
         return []
-    text = f"{scheduler.name} makes the learning rates of all groups equal"
-    key = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}.get(scheduler.name, "")
+    text = f"{kind} makes the learning rates of all groups equal"
+    key = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}.get(kind, "")
     share = [f"{max(rates[0].values) * rate / max(configured):.4g}" for rate in configured]
     remedy = f"; give {key} as a list, one for each param group in order" if key else ""
-    if scheduler.name == "OneCycleLR":
+    if kind == "OneCycleLR":
         remedy += f", such as [{', '.join(share)}]"
     return [f"{text}, which undoes lr_scale, layer_decay and lr of rules{remedy}"]
 
@@ -144,14 +144,13 @@ def _end(scheduler: Scheduler, run: Run, rates: Sequence[Curve]) -> Iterator[str
 
 
 def told(
-    scheduler: Scheduler,
     run: Run,
     keeps: bool,
     rates: Sequence[Curve],
     momenta: Sequence[Curve],
 ) -> tuple[str, ...]:
     """What to know of a scheduler."""
-    if scheduler.name == PLATEAU:
+    if run.kind == PLATEAU:
         made = run.scheduler
         return (
             f"{PLATEAU} follows a metric, so that nothing can be said of steps: the learning rates "
@@ -160,10 +159,10 @@ def told(
             f"down to {', '.join(f'{rate:g}' for rate in dict.fromkeys(made.min_lrs))} at least",
         )
     sentences = []
-    own = _OWN_RATES.get(scheduler.name)
+    own = _OWN_RATES.get(run.kind)
     if own:
         sentences.append(
-            f"{scheduler.name} sets the learning rates itself, by {own}; those of the config, with "
+            f"{run.kind} sets the learning rates itself, by {own}; those of the config, with "
             "lr_scale and layer_decay, have no effect."
         )
     if len(run.rates) > 1:

@@ -167,6 +167,10 @@ def test_one_peak_for_all_groups_undoes_lr_scale() -> None:
     (warning,) = told.warnings
     assert "makes the learning rates of all groups equal, which undoes lr_scale" in warning
     assert "[0.005, 0.05]" in warning
+    inside = explain(
+        "adamw", tiny(), param_groups=HEAD, scheduler=lambda optimizer: made(node, optimizer)
+    )
+    assert inside.warnings == told.warnings
     again = explain("adamw", tiny(), param_groups=HEAD, scheduler={**node, "max_lr": [0.005, 0.05]})
     assert again.schedule is not None
     assert again.schedule.keeps_ratios
