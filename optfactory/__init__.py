@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optfactory.checkpoints.files import load_checkpoint, save_checkpoint
     from optfactory.config.ready_rules import list_rules, ready_rules
     from optfactory.config.schema import OptimizerConfig
+    from optfactory.explaining.explanation import explain
     from optfactory.factory import build_optimizer, optimizer_factory, resolve
     from optfactory.optimizer import Optimizer2State
     from optfactory.planning.memory_plan import plan
@@ -30,6 +31,7 @@ __all__ = [
     "OptimizerInfo",
     "__version__",
     "build_optimizer",
+    "explain",
     "get_optimizer_info",
     "list_optimizers",
     "list_rules",
@@ -49,6 +51,7 @@ _HOME = {
     "OptimizerConfig": "config.schema",
     "OptimizerInfo": "registry",
     "build_optimizer": "factory",
+    "explain": "explaining.explanation",
     "get_optimizer_info": "registry",
     "list_optimizers": "registry",
     "list_rules": "config.ready_rules",

@@ -39,7 +39,7 @@ def resolve(cfg: Config | None = None, **overrides: Any) -> OptimizerConfig:
         UnknownOptimizerError: no optimizer of that name.
         ConfigError: lists every problem with its dotted path.
     """
-    return _checked(*_values(cfg, overrides))
+    return _checked(*values_of(cfg, overrides))
 
 
 @overload
@@ -84,7 +84,7 @@ def build_optimizer(cfg: Any = None, params: Any = None, **overrides: Any) -> Op
             "build_optimizer got no parameters; give them as the second argument or as params=, "
             "or use optimizer_factory to give them later"
         )
-    values, path = _values(cfg, overrides)
+    values, path = values_of(cfg, overrides)
     config, lr = _checked(values, path), values.get("lr")
     # The config holds its value; the groups hold the tensor, which schedules change in place.
     return Optimizer2State(_plain_params(params), config, lr=lr if isinstance(lr, Tensor) else None)
@@ -152,8 +152,12 @@ def _is_omegaconf(given: object) -> bool:
     return type(given).__module__.partition(".")[0] == "omegaconf"
 
 
-def _plain(given: Any) -> Any:
-    """What Hydra wrapped on its way here, in containers of Python."""
+def without_omegaconf(given: Any) -> Any:
+    """What Hydra wrapped on its way here, in containers of Python.
+
+    Raises:
+        ConfigError: it has an interpolation that leads nowhere.
+    """
     if not _is_omegaconf(given):
         return given
     from omegaconf import OmegaConf
@@ -162,12 +166,12 @@ def _plain(given: Any) -> Any:
     try:
         return OmegaConf.to_container(given, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the optimizer's config cannot be resolved: {error}") from error
+        raise ConfigError(f"the config cannot be resolved: {error}") from error
 
 
 def _plain_params(params: Any) -> Any:
     """Parameters without Hydra's containers, in which (name, tensor) pairs became lists."""
-    params = _plain(params)
+    params = without_omegaconf(params)
     if not isinstance(params, list):
         return params
     return [tuple(entry) if _is_pair(entry) else entry for entry in params]
@@ -213,9 +217,9 @@ def _without_defaults(config: OptimizerConfig) -> OptimizerConfig:
     return config.model_construct(_fields_set=stated, **dict(config))
 
 
-def _values(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def values_of(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """A config's plain values, overrides included, and where it stands in the user's config."""
-    overrides = {key: _plain(value) for key, value in given.items()}
+    overrides = {key: without_omegaconf(value) for key, value in given.items()}
     if cfg is None and overrides:
         return overrides, "optimizer"
     if isinstance(cfg, str):
@@ -224,11 +228,14 @@ def _values(cfg: object, given: Mapping[str, Any]) -> tuple[dict[str, Any], str]
         # Without the defaults: another name may be chosen, and has defaults of its own.
         return {**cfg.model_dump(exclude_unset=True), "name": cfg.name, **overrides}, "optimizer"
     if isinstance(cfg, partial) and cfg.func in (build_optimizer, optimizer_factory):
-        return _values(cfg.args[0] if cfg.args else None, {**cfg.keywords, **overrides})
+        return values_of(cfg.args[0] if cfg.args else None, {**cfg.keywords, **overrides})
     if _is_omegaconf(cfg):
         return _omegaconf_values(cfg, overrides)
     if isinstance(cfg, Mapping):
-        return {**{key: _plain(value) for key, value in cfg.items()}, **overrides}, "optimizer"
+        return {
+            **{key: without_omegaconf(value) for key, value in cfg.items()},
+            **overrides,
+        }, "optimizer"
     raise ConfigError(
         "an optimizer config is a name, a mapping, an OmegaConf node or a resolved config, "
         f"got {type(cfg).__name__}"

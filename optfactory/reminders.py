@@ -44,10 +44,10 @@ class Reminders:
 
     def of_lost_updates(self, groups: Sequence[Mapping[str, Any]], stacklevel: int = 4) -> None:
         """Say that small updates are lost, unless the groups say how 16-bit parameters are kept."""
-        if self._told_lossy or not any(map(_loses_updates, groups)):
-            return
-        self._told_lossy = True
-        warnings.warn(_LOSSY, stacklevel=stacklevel)
+        told = "" if self._told_lossy else lost_updates(groups)
+        if told:
+            self._told_lossy = True
+            warnings.warn(told, stacklevel=stacklevel)
 
     def before_first_step(self, plan: StepPlan, groups: Sequence[Mapping[str, Any]]) -> None:
         """Say which parameters were replaced, and what bitsandbytes was told meanwhile."""
@@ -72,6 +72,11 @@ class Reminders:
         told, self._overlooked = self._overlooked, overlooked(groups, models)
         if self._overlooked and not told:
             warnings.warn(self._overlooked, stacklevel=stacklevel)
+
+
+def lost_updates(groups: Sequence[Mapping[str, Any]]) -> str:
+    """What to say of small updates that are lost; empty if none are, or groups say it is meant."""
+    return _LOSSY if any(map(_loses_updates, groups)) else ""
 
 
 def _loses_updates(group: Mapping[str, Any]) -> bool:

@@ -160,7 +160,7 @@ def plot_families(runs: Runs, path: Path) -> None:
         frameon=False,
         fontsize=8,
     )
-    figure.supxlabel("training step", fontsize=8)
+    grid[-1][0].set_xlabel("training step", fontsize=8)
     figure.supylabel("validation loss, nats a character", fontsize=8)
     figure.suptitle(_title(runs).rpartition("\n")[0], fontsize=8)
     figure.savefig(path, dpi=150)

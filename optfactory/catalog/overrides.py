@@ -7,7 +7,8 @@ what was meant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,41 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+_NODE = "optimizer"  # the key of an app's config
+
+
 class UsageError(OptFactoryError):
     """The command line itself is wrong, not the config that it names."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a command line names, and which part of it says what.
+
+    Attributes:
+        text: as it was written.
+        kind: ``name``, ``file`` or ``composition`` (Hydra's, of a defaults list).
+        node: the optimizer node with the overrides applied; not yet validated.
+        implied: what the spelling of a name says beside it.
+        overridden: the keys of the node that the overrides set, dotted where they are nested.
+        app: the app's whole config, if it is one.
+    """
+
+    text: str
+    kind: str
+    node: dict[str, Any] | DictConfig
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    overridden: frozenset[str] = frozenset()
+    app: DictConfig | None = None
+
+
 def read_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any] | DictConfig:
-    """The optimizer node that `source` names, with the overrides applied; not yet validated.
+    """The optimizer node that `source` names, with the overrides applied; see `read_source`."""
+    return read_source(source, overrides).node
+
+
+def read_source(source: str, overrides: Sequence[str] = ()) -> Source:
+    """The optimizer node that `source` names, with the overrides applied, and what says what.
 
     Args:
         source: an optimizer name or alias, or a YAML file: the optimizer node itself, or an app's
@@ -38,25 +68,27 @@ def read_config(source: str, overrides: Sequence[str] = ()) -> dict[str, Any] | 
         ConfigError: a name that does not exist, or a file that is not such a config.
     """
     if _is_file_name(source):
-        return _from_file(Path(source), overrides)
+        return _from_file(source, overrides)
     name = canonical_name(source)
     implied = implied_fields(source, name)
     if not overrides:
-        return {"name": name, **implied}
+        return Source(source, "name", {"name": name, **implied}, implied)
     _require_hydra()
     from omegaconf import OmegaConf
 
     # All keys, as in the shipped YAML: there `~lr` removes a key that exists.
     info = get_optimizer_info(name)
     values = info.config_class(name=name).model_dump(mode="json")
-    return _apply(OmegaConf.create({MADE_FOR: name, **values, **implied}), overrides)
+    node = _apply(OmegaConf.create({MADE_FOR: name, **values, **implied}), overrides)
+    return Source(source, "name", node, implied, _overridden(overrides))
 
 
 def _is_file_name(source: str) -> bool:
     return source.endswith((".yaml", ".yml")) or "/" in source or "\\" in source
 
 
-def _from_file(path: Path, overrides: Sequence[str]) -> DictConfig:
+def _from_file(source: str, overrides: Sequence[str]) -> Source:
+    path = Path(source)
     if not path.is_file():
         raise UsageError(f"no such file: {path}")
     _require_hydra()
@@ -70,16 +102,38 @@ def _from_file(path: Path, overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} must hold a mapping, got {type(config).__name__}")
-    if "defaults" in config:
-        return _optimizer_node(_compose(path, overrides), path)
-    config = _apply(config, overrides)
-    return _optimizer_node(config, path) if "optimizer" in config else config
+    is_composed = "defaults" in config
+    config = _compose(path, overrides) if is_composed else _apply(config, overrides)
+    if not is_composed and _NODE not in config:
+        return Source(source, "file", config, overridden=_overridden(overrides))
+    return Source(
+        source,
+        "composition" if is_composed else "file",
+        _optimizer_node(config, path),
+        overridden=_overridden(overrides, _NODE),
+        app=config,
+    )
+
+
+def _overridden(overrides: Sequence[str], node: str = "") -> frozenset[str]:
+    """The keys that overrides set in a node of the config; all are without a node."""
+    keys: set[str] = set()
+    for override in _parse(overrides):
+        key = override.key_or_group.replace("/", ".")
+        if override.is_delete():
+            continue
+        if node and key == node:  # another choice of the group, or a mapping
+            value = override.value()
+            keys |= set(map(str, value)) if isinstance(value, dict) else {"name"}
+        elif not node or key.startswith(f"{node}."):
+            keys.add(key.removeprefix(f"{node}.") if node else key)
+    return frozenset(keys)
 
 
 def _optimizer_node(config: DictConfig, path: Path) -> DictConfig:
     from omegaconf import DictConfig
 
-    node = config.get("optimizer")
+    node = config.get(_NODE)
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path} must have a mapping under the key 'optimizer', got {node!r}")
     return node

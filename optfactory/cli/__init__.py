@@ -1,9 +1,9 @@
-"""The command `optfactory`: list, show, check, copy, schema, configs, plan, bench, doctor.
+"""The command `optfactory`: list, show, check, copy, schema, configs, plan, explain, bench, doctor.
 
-Exit codes: 0 all is well; 1 an invalid config, drifted config files, a plan that does not fit, or
-something that `doctor` found broken; 2 wrong usage. Results go to stdout and errors to stderr, as
-JSON with `--json`. Only `plan`, `bench` and `doctor` load torch. `bench` reads its own options, and
-its `--json` names a file.
+Exit codes: 0 all is well; 1 an invalid config, drifted config files, a plan that does not fit,
+rules or a scheduler that would fail, or something that `doctor` found broken; 2 wrong usage.
+Results go to stdout and errors to stderr, as JSON with `--json`. Only `plan`, `explain`, `bench`
+and `doctor` load torch. `bench` reads its own options, and its `--json` names a file.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from optfactory import __version__
-from optfactory.cli import catalog, tools
+from optfactory.cli import catalog, explain, tools
 
 _SOURCE_HELP = "a name, or a YAML file: an optimizer's config, or an app's with the key 'optimizer'"
 _OVERRIDES_HELP = "overrides as in a Hydra app: lr=3e-4 betas=[0.9,0.95] ~eps"
+_MODEL_HELP = "a function or class that returns the model; it runs on the meta device"
 
 _Commands = argparse._SubParsersAction  # a name for what argparse does not export
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_catalog(commands)
     _add_plan(commands)
+    _add_explain(commands)
     _add(commands, "doctor", tools.doctor, "look for what is missing or broken on this machine")
     bench = commands.add_parser("bench", add_help=False, help="time the optimizers on this machine")
     bench.set_defaults(command=tools.bench, json=False)
@@ -73,10 +75,9 @@ def _add_plan(commands: _Commands[argparse.ArgumentParser]) -> None:
         "--model",
         required=True,
         metavar="PKG.MOD:FACTORY",
-        help="a function or class that returns the model; it runs on the meta device",
+        help=_MODEL_HELP,
     )
-    plan.add_argument("--device", help="where the model will be, such as cuda (default: cpu)")
-    plan.add_argument("--dtype", choices=tools.DTYPES, help="convert the model's parameters")
+    _add_place(plan)
     plan.add_argument("--memory", metavar="SIZE", help="what the device has, such as 24GiB")
     plan.add_argument("--mesh", metavar="RANKS", help="shard over so many ranks, such as 8 or 2x4")
     plan.add_argument(
@@ -90,6 +91,38 @@ def _add_plan(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     plan.add_argument("--plot", metavar="FILE", help="draw all names as stacked bars")
     plan.add_argument("--html", metavar="FILE", help="write it as one page for browsers")
+
+
+def _add_explain(commands: _Commands[argparse.ArgumentParser]) -> None:
+    told = _add(
+        commands,
+        "explain",
+        explain.explain,
+        "a config line by line: sources, param groups, schedule",
+    )
+    _add_source(told)
+    told.add_argument("--model", metavar="PKG.MOD:FACTORY", help=_MODEL_HELP)
+    _add_place(told)
+    told.add_argument(
+        "--scheduler",
+        metavar="NAME|PATH",
+        help="of torch.optim.lr_scheduler, or a dotted path to what takes the optimizer first "
+        "(default: the app's node 'scheduler' or 'lr_scheduler'; none: without it)",
+    )
+    told.add_argument(
+        "--scheduler-arg",
+        action="append",
+        default=[],
+        metavar="k=v",
+        help="an argument of the scheduler, or a YAML mapping of them; may be repeated",
+    )
+    told.add_argument("--steps", type=int, metavar="N", help="of the scheduler")
+    told.add_argument("--plot", metavar="FILE", help="draw the learning rate of each group")
+
+
+def _add_place(subparser: argparse.ArgumentParser) -> None:
+    subparser.add_argument("--device", help="where the model will be, such as cuda (default: cpu)")
+    subparser.add_argument("--dtype", choices=tools.DTYPES, help="convert the model's parameters")
 
 
 def _add_source(subparser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ def plan(arguments: argparse.Namespace) -> int:
     from optfactory.planning.model import load_model
     from optfactory.planning.spread import read_mesh, read_scheme
 
-    picture = None if arguments.plot is None else _picture(arguments.plot)
+    picture = None if arguments.plot is None else picture_file(arguments.plot)
     page = None if arguments.html is None else _file("--html", arguments.html, _PAGES)
     read_size(arguments.memory)
     read_scheme(arguments.shard, read_mesh(arguments.mesh))
@@ -69,7 +69,12 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _picture(text: str) -> Path:
+def picture_file(text: str) -> Path:
+    """The file of `--plot`.
+
+    Raises:
+        UsageError: it cannot be drawn; known before any work.
+    """
     path = _file("--plot", text, _PICTURES)
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib; run: pip install matplotlib")

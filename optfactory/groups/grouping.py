@@ -1,8 +1,7 @@
 """From rules to param groups: each parameter gets what all rules that match it say, in order.
 
 A parameter's hyperparameters are the config's, then those of each matching rule, where the later
-one wins key by key, then those that its own param group states. Its learning rate is multiplied by
-`lr_scale` and `layer_decay` here, once, so that schedulers which multiply it keep the ratios.
+one wins key by key, then those that its own param group states: see `optfactory.groups.merging`.
 """
 
 from __future__ import annotations
@@ -11,25 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from optfactory.config.group_rules import OTHERS_FIELD, RULES_FIELD, GroupRule, rules_of
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import UnknownOptimizerError
-from optfactory.group_schema import (
-    OPTIMIZER_KEY,
-    begun_anew,
-    contradictions,
-    others_rule,
-    schema_of,
-)
+from optfactory.group_schema import OPTIMIZER_KEY, contradictions, others_rule, schema_of
 from optfactory.groups.matching import Matcher
+from optfactory.groups.merging import Hit, Making, conflict, without_others
 from optfactory.groups.origins import Origins
 from optfactory.groups.parameters import Params, is_flat_piece, read_params
-
-# The label of a group that no rule matches.
-DEFAULT = "default"
 
 _SHOWN_NAMES = 5
 
@@ -59,6 +49,7 @@ class Grouping:
 
     Attributes:
         groups: param groups with their overrides; with rules, `name` says which ones matched.
+        makings: who said what of each group.
         problems: what is wrong with rules, given these parameters.
         unmatched: what to say of rules that match nothing and are not optional, by label.
         idle: other rules that change nothing here, by label, and why.
@@ -68,6 +59,7 @@ class Grouping:
     """
 
     groups: list[dict[str, Any]]
+    makings: list[Making]
     problems: list[str] = field(default_factory=list)
     unmatched: dict[str, str] = field(default_factory=dict)
     idle: dict[str, str] = field(default_factory=dict)
@@ -124,10 +116,12 @@ def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Gro
     if implied and any(is_flat_piece(p) for group in given.groups for p in group["params"]):
         problems.append(f"name: '{config.name}' {_IN_PIECES}")
     rules = {**implied, **{key: stated[key] for key in stated if key not in implied}}
+    base = config.lr if lr is None else lr
     if not rules:
         live = {} if lr is None else {"lr": lr}
         with_rates = own_rates([{**live, **group} for group in given.groups])
-        return Grouping(with_rates, problems, models=models)
+        makings = [Making.of(group, (), base) for group in given.groups]
+        return Grouping(with_rates, makings, problems, models=models)
     flattens = bool(getattr(config, "flatten", False))
     matchers = {
         label: Matcher(rule, origins, flattens, implied=label in implied)
@@ -139,13 +133,13 @@ def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Gro
         problems += [f"{RULES_FIELD}.{label}.{problem}" for problem in found]
         if found:
             del matchers[label]  # it cannot match anything, and that has been said
-    base = config.lr if lr is None else lr
     sorted_groups: list[dict[str, Any]] = []
-    used: set[str] = set()
+    makings = []
     for group in given.groups:
-        parts, hit = _split(group, matchers, base, problems)
-        sorted_groups += parts
-        used |= hit
+        for making, part in _split(group, matchers, base, problems):
+            makings.append(making)
+            sorted_groups.append(part)
+    used = {hit.label for making in makings for hit in making.hits}
     unmatched, idle = _without_effect(matchers, used | implied.keys(), origins)
     warning = _NAMELESS if implied and not given.named else ""
     if (
@@ -154,7 +148,8 @@ def sort(given: Given, config: OptimizerConfig, lr: Tensor | None = None) -> Gro
         and not any(schema_of(g, config).of_matrices for g in sorted_groups)
     ):
         warning = _NO_MATRICES.format(config.name)
-    return Grouping(own_rates(sorted_groups), problems, unmatched, idle, models, reasons, warning)
+    groups = own_rates(sorted_groups)
+    return Grouping(groups, makings, problems, unmatched, idle, models, reasons, warning)
 
 
 def _contradictions(groups: list[dict[str, Any]]) -> list[str]:
@@ -203,115 +198,34 @@ def _without_effect(
     return unmatched, idle
 
 
-@dataclass(frozen=True)
-class _Hit:
-    """A rule that matches a parameter, which is in a layer of so many if the rule has layers.
-
-    Attributes:
-        implied: whether the rule is what `others` makes.
-    """
-
-    label: str
-    rule: GroupRule = field(compare=False)
-    layer: int
-    last: int
-    implied: bool = False
-
-
 def _split(
     group: Mapping[str, Any],
     matchers: Mapping[str, Matcher],
     lr: float | Tensor,
     problems: list[str],
-) -> tuple[list[dict[str, Any]], set[str]]:
-    """One group as several, each of the parameters that the same rules match; and those rules."""
+) -> list[tuple[Making, dict[str, Any]]]:
+    """One group as several, each of the parameters that the same rules match."""
     own = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     names = group.get("param_names")
-    found: dict[tuple[_Hit, ...], dict[str, Any]] = {}
+    found: dict[tuple[Hit, ...], tuple[Making, dict[str, Any]]] = {}
     for index, tensor in enumerate(group["params"]):
         hits = tuple(
-            _Hit(label, matcher.rule, layer, last, matcher.implied)
+            Hit(label, matcher.rule, layer, last, matcher.implied)
             for label, matcher in matchers.items()
             if matcher.hits(tensor)
             for layer, last in [matcher.layer(tensor)]
         )
-        hits = _without_others(hits, own)
+        hits = without_others(hits, own)
         if hits not in found:
-            problem = _conflict(hits, names[index] if names else f"params[{index}]")
+            problem = conflict(hits, names[index] if names else f"params[{index}]")
             problems += [problem] if problem else []
-            found[hits] = _new_group(own, hits, lr)
-        found[hits]["params"].append(tensor)
+            making = Making.of(own, hits, lr)
+            found[hits] = making, making.new_group()
+        part = found[hits][1]
+        part["params"].append(tensor)
         if names:
-            found[hits].setdefault("param_names", []).append(names[index])
-    return list(found.values()) or [dict(group)], {hit.label for hits in found for hit in hits}
-
-
-def _without_others(hits: tuple[_Hit, ...], own: Mapping[str, Any]) -> tuple[_Hit, ...]:
-    """The rules but for `others`, whose rate and decay are for its optimizer, if another is named.
-
-    Args:
-        own: what the user's group says.
-    """
-    named = OPTIMIZER_KEY in own or any(h.rule.optimizer for h in hits if not h.implied)
-    return tuple(hit for hit in hits if not (named and hit.implied))
-
-
-def _conflict(hits: tuple[_Hit, ...], place: str) -> str:
-    """Why the rules that match one parameter cannot be merged; empty if they can."""
-    scaling = [hit.label for hit in hits if hit.rule.lr_scale is not None]
-    stating = [hit.label for hit in hits if "lr" in hit.rule.overrides and not hit.implied]
-    if not (scaling and stating):
-        return ""
-    return (
-        f"{RULES_FIELD}.{stating[-1]}.lr: meets lr_scale of the rule '{scaling[-1]}' at {place}; "
-        "keep one of them"
-    )
-
-
-def _new_group(
-    own: Mapping[str, Any], hits: tuple[_Hit, ...], lr: float | Tensor
-) -> dict[str, Any]:
-    """A group without parameters yet, with what the rules and then the user's group say."""
-    overrides: dict[str, Any] = {}
-    lr_scale = layer_scale = 1.0
-    for hit in hits:
-        overrides = _told(overrides, {**hit.rule.overrides, **_optimizer_of(hit.rule)})
-        if hit.rule.lr_scale is not None:
-            lr_scale = hit.rule.lr_scale
-        if hit.rule.layer_decay is not None:
-            layer_scale = hit.rule.layer_decay ** (hit.last - hit.layer)
-    merged = {"lr": lr, **_told(overrides, own)}
-    merged["lr"] = _scaled(merged["lr"], lr_scale * layer_scale)
-    labels = [hit.label if not hit.last else f"{hit.label}[{hit.layer}]" for hit in hits]
-    labels = [str(own["name"]), *labels] if "name" in own else labels or [DEFAULT]
-    return {**merged, "name": "+".join(labels), "params": []}
-
-
-def _optimizer_of(rule: GroupRule) -> dict[str, str]:
-    return {} if rule.optimizer is None else {OPTIMIZER_KEY: rule.optimizer}
-
-
-def _told(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds for a parameter after one more rule, or its own group, was read.
-
-    Where that states an optimizer, it begins anew: keys of another family would mean nothing.
-    """
-    return {**(begun_anew(before) if OPTIMIZER_KEY in now else before), **now}
-
-
-def _scaled(lr: Any, scale: float) -> Any:
-    """A learning rate times a factor; what is no number stays for the schema to refuse.
-
-    A tensor is copied: schedulers change each group's in place.
-    """
-    if isinstance(lr, bool) or (isinstance(lr, Tensor) and lr.dtype == torch.bool):
-        return lr
-    if isinstance(lr, Tensor):
-        return lr.clone() if scale == 1.0 else lr * scale
-    try:
-        return float(lr) * scale
-    except (TypeError, ValueError):
-        return lr
+            part.setdefault("param_names", []).append(names[index])
+    return list(found.values()) or [(Making.of(own, (), lr), dict(group))]
 
 
 def _nothing_matched(rule: GroupRule, origins: Origins) -> str:

@@ -110,8 +110,8 @@ def plan(
     """
     config = resolve(cfg, **overrides)
     size = read_size(memory)
-    target = _read_device(device)
-    compared = list_optimizers(names)
+    target = read_device(device)
+    compared = sorted({config.name, *list_optimizers(names)})
     sizes = read_mesh(mesh)
     scheme = read_scheme(shard, sizes)
     given = Given.read(model)
@@ -139,8 +139,7 @@ def plan(
         copies=copies(holders[order[0]], tensors.values(), laid_out.ranks[order[0]]),
         alternatives=tuple(
             _alternative(name, config, given, grouping, target, [holders[i] for i in order])
-            for name in list_optimizers()
-            if name == config.name or name in compared
+            for name in compared
         ),
         mesh=sizes or (),
         shard=scheme,
@@ -196,7 +195,12 @@ def read_size(text: str | int | None) -> int | None:
     return max(1, round(float(found["number"]) * int(base**power)))
 
 
-def _read_device(device: str | torch.device | None) -> torch.device | None:
+def read_device(device: str | torch.device | None) -> torch.device | None:
+    """A device from its name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     if device is None:
         return None
     try:

@@ -141,7 +141,7 @@ def wide_tensors(plan: PlanFigures) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
     for row in plan.report.rows:
         if row.reason:
-            reasons.setdefault(_kind(row.reason), []).append(row.name)
+            reasons.setdefault(kind_of_reason(row.reason), []).append(row.name)
     return reasons
 
 
@@ -153,7 +153,7 @@ def _wide(plan: PlanFigures) -> str:
     return _table(["tensors", why, ""], rows, "><<") if rows else ""
 
 
-def _kind(reason: str) -> str:
+def kind_of_reason(reason: str) -> str:
     """A reason without the number that differs from tensor to tensor."""
     parts = [re.sub(r"^\d+ elements, ", "", part) for part in reason.split("; ")]
     return "; ".join(re.sub(r"^(rows) of \d+ elements,", r"\1", part) for part in parts)

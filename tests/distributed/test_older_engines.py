@@ -29,7 +29,10 @@ with warnings.catch_warnings():  # the module uses what torch has deprecated
     warnings.simplefilter("ignore")
     from torch.distributed.optim import PostLocalSGDOptimizer, ZeroRedundancyOptimizer
 
-ELEMENTWISE = [("adamw", {}), ("paged_adam", {"amsgrad": True})]
+ELEMENTWISE = [
+    *(("adamw", {}), ("paged_adam", {"amsgrad": True}), ("lion", {}), ("adan", {})),
+    *(("sgd", {"nesterov": True}), ("rmsprop", {"momentum": 0.9}), ("radam", {}), ("ademamix", {})),
+]
 
 
 def named(model: nn.Module) -> dict[str, Tensor]:

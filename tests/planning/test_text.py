@@ -106,7 +106,7 @@ def example() -> MemoryPlan:
 
 def test_the_text_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     # A family that is added would be listed, too.
-    monkeypatch.setattr("optfactory.planning.memory_plan.list_optimizers", lambda: NAMES_OF_FIRST)
+    monkeypatch.setattr("optfactory.planning.memory_plan.list_optimizers", lambda _: NAMES_OF_FIRST)
     assert str(example()) == TEXT
 
 

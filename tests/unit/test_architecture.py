@@ -19,7 +19,7 @@ ALLOWED = {
     "plugins": {"config"},
     "families": {"config", "errors", "optimizers", "plugins", "rules"},
     "registry": {"config", "errors", "families", "plugins"},
-    "group_schema": {"config", "registry"},
+    "group_schema": {"config", "registry", "rules"},
     "rule_check": {"config", "errors", "group_schema", "registry"},
     "catalog": {"config", "errors", "group_schema", "registry", "rules"},
     "build": {"config", "errors", "optimizers", "registry", "rules"},
@@ -55,15 +55,19 @@ ALLOWED = {
         *("config", "errors", "factory", "group_config", "group_schema", "groups"),
         *("memory", "registry", "sharding", "state", "step"),
     },
+    "explaining": {
+        *("catalog", "config", "errors", "factory", "group_schema", "groups", "overlooked"),
+        *("planning", "registry", "reminders", "step"),
+    },
     "doctor": {"__init__", "backends", "build", "errors", "factory", "families", "memory"},
     "bench": {"__init__", "errors", "factory", "optimizer", "registry", "sharding"},
     "cli": {
-        *("__init__", "bench", "catalog", "config", "doctor", "errors", "factory"),
-        *("planning", "registry"),
+        *("__init__", "bench", "catalog", "config", "doctor", "errors", "explaining"),
+        *("factory", "planning", "registry"),
     },
     "__main__": {"cli"},
     "__init__": {  # lazily
-        *("checkpoints", "config", "factory", "optim", "optimizer", "planning"),
+        *("checkpoints", "config", "explaining", "factory", "optim", "optimizer", "planning"),
         *("registry", "rules"),
     },
     # Hydra loads it in every app, so it stands alone until an app asks for a name of another

@@ -30,6 +30,7 @@ BLOCK = re.compile(
 )
 NOTES = {
     "output",  # what the page has printed last
+    "printed",  # parts of what the lines before have printed: tests/explaining
     "run",  # lines of `optfactory`
     "run in the folder of app.py",
     "excerpt",  # of the package's code
