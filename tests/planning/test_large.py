@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from optfactory import list_optimizers
+from tests.sampling import spread
+
 ROOT = Path(__file__).parents[2]
 
 # Llama 7B: its tensors by shape, and how often each occurs.
@@ -31,12 +34,15 @@ import torch
 from examples.plan_memory import llama
 from optfactory import plan, ready_rules
 
+NAMES = sys.argv[1:]  # of other names that are planned, too
+
 def planned(depth):
     with torch.device("meta"):
         model = llama(depth=depth)
     return plan("paged_adamw8bit", model, device="cuda", memory="80GB",
-                param_groups=ready_rules("llama")), plan("adam", model), plan("lamb8bit", model), \\
-        plan("adamw8bit", model, mesh=512)
+                param_groups=ready_rules("llama"), names=NAMES), \\
+        plan("adam", model, names=NAMES), plan("lamb8bit", model, names=NAMES), \\
+        plan("adamw8bit", model, mesh=512, names=NAMES)
 
 str(planned(depth=1))  # whatever is loaded or kept once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -50,7 +56,7 @@ print(json.dumps({"grown_mib": (after - before) / 1024, "plans": [p.as_dict() fo
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 def test_seven_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SOURCE],
+        [sys.executable, "-c", SOURCE, *spread(list_optimizers(), 40)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
