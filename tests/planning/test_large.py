@@ -66,7 +66,7 @@ def test_seven_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["grown_mib"] < 30
-    ruled, adam, lamb, spread = found["plans"]
+    ruled, adam, lamb, sharded = found["plans"]
     assert ELEMENTS == 6_738_415_616
     for values in (ruled, adam, lamb):
         sizes = {(s["what"], s["bits"]): s["nbytes"] for s in values["shares"]}
@@ -79,13 +79,13 @@ def test_seven_billion_parameters_are_planned_in_a_few_megabytes(tmp_path: Path)
     assert ruled["state_bytes"] == lamb["state_bytes"] + 2 * 3 * wide - 2 * 4 * scales
     # On 512 ranks the first has the larger parts, and all scales of the vectors' cut blocks.
     rows = {shape: -(-shape[0] // 512) for shape in SHAPES}
-    assert spread["state_bytes"] == sum(
+    assert sharded["state_bytes"] == sum(
         count * (2 * rows[shape] + 2 * 4 * 16 + 8)
         if len(shape) == 1
         else count * (2 * rows[shape] * (shape[1] + 4 * -(-shape[1] // 256)) + 8)
         for shape, count in SHAPES.items()
     )
-    assert sum(kind["count"] for kind in spread["sharding"]["ranks"]) == 512
+    assert sum(kind["count"] for kind in sharded["sharding"]["ranks"]) == 512
     assert {group["name"] for group in ruled["groups"]} == {
         *("embeddings", "default", "no_decay", "head"),
     }
