@@ -57,7 +57,10 @@ class _StandIn(Optimizer):
     """Groups with their hyperparameters, and one number in each, which no step changes."""
 
     def __init__(self, groups: Sequence[Mapping[str, Any]], defaults: dict[str, Any]) -> None:
-        numbers = [{**group, "params": [torch.zeros(1)]} for group in groups]
+        numbers = [
+            {**group, "params": [torch.zeros(1, dtype=torch.float32, device="cpu")]}
+            for group in groups
+        ]
         super().__init__(numbers, defaults)
         for group, stated in zip(self.param_groups, groups, strict=True):
             # What torch filled in from another family, as the real optimizer drops it.

@@ -18,6 +18,7 @@ from optfactory.reminders import lost_updates
 _OWN_RATES = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 _PERIODIC = ("CyclicLR", "CosineAnnealingWarmRestarts")
 _ALIKE = 1e-9  # ratios that differ by less are the same, but for rounding
+_LISTED = 6  # learning rates that a warning shows
 _RISEN, _SMALL = 1.001, 1e-3  # what is no rounding, of the lowest rate and of the peak
 
 
@@ -121,7 +122,8 @@ def _made_equal(kind: str, rates: Sequence[Curve]) -> list[str]:
     share = [f"{max(rates[0].values) * rate / max(configured):.4g}" for rate in configured]
     remedy = f"; give {key} as a list, one for each param group in order" if key else ""
     if kind == "OneCycleLR":
-        remedy += f", such as [{', '.join(share)}]"
+        first = [*share[:3], "..."] if len(share) > _LISTED else share
+        remedy += f", such as [{', '.join(first)}]"
     return [f"{text}, which undoes lr_scale, layer_decay and lr of rules{remedy}"]
 
 

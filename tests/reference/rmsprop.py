@@ -32,7 +32,7 @@ FACTS = Facts(
         "momentum": [flip(0.5), flip(0.5, optim_bits=8)],
         "centered": [flip(True), flip(True, momentum=0.5)],
     },
-    refused={"centered": [flip(True, optim_bits=8), flip(True, optim_bits=16)]},
+    refused={"centered": [*(flip(True, optim_bits=bits) for bits in (4, 8, 16))]},
     variants={
         "alpha": {"alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
         "centered": {"centered": True, "optim_bits": 32},

@@ -31,7 +31,7 @@ FACTS = Facts(
         "nesterov": [flip(True), flip(True, optim_bits=8)],
     },
     refused={
-        "momentum": [flip(0.0, optim_bits=8), flip(0.0, optim_bits=16)],
+        "momentum": [*(flip(0.0, optim_bits=bits) for bits in (4, 8, 16))],
         "dampening": [flip(0.5, momentum=0.0)],
         "nesterov": [flip(True, momentum=0.0), flip(True, dampening=0.5)],
     },

@@ -174,6 +174,8 @@ def without_contradictions(values: dict[str, Any]) -> dict[str, Any]:
             values.pop(key, None)
     if not values.get("block_wise", True):
         values.pop("block_size", None)
+    if not values.get("neuron_norm"):
+        values.pop("neuron_beta", None)
     if {values.get("param_rounding"), values.get("state_rounding")}.isdisjoint({"stochastic"}):
         values.pop("seed", None)
     if values.get("param_rounding", "nearest") != "nearest":
