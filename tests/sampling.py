@@ -39,11 +39,12 @@ def spread(items: Sequence[T], kept: int) -> list[T]:
 
 
 # Tests that take CI too long for what they add: other processors' kernels, all kernels of a wheel,
-# processes by the dozen.
+# processes by the dozen. By file, or by file and test.
 ONLY_WITH_ALL = (
     *("numerics/test_other_processors.py", "instructions/test_counts.py"),
     *("distributed/test_plans.py", "examples/test_sweep.py", "packaging/test_prebuilt.py"),
-    "distributed/test_whole_matrices_in_models.py",
+    *("distributed/test_whole_matrices_in_models.py", "examples/test_resharding.py"),
+    "examples/test_torchrun.py::test_the_short_example_goes_on_with_another_number_of_processes",
 )
 
 # Tests of these folders run on every backend.
@@ -76,7 +77,8 @@ def keep_a_sample(config: pytest.Config, items: list[pytest.Item]) -> None:
         place = found[0].path.relative_to(_TESTS)
         name = place.as_posix()
         is_turn = place.parts[0] in ON_EVERY_BACKEND or _in_turn(case)
-        if name in ONLY_WITH_ALL or not is_turn:
+        test = f"{name}::{case[0].rpartition('::')[2]}"
+        if not {name, test}.isdisjoint(ONLY_WITH_ALL) or not is_turn:
             left_out |= set(map(id, found))
             continue
         kept = KEPT.get(name, KEPT.get(place.parts[0], len(found)))
