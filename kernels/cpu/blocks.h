@@ -69,23 +69,6 @@ OPT_FN void write_back(const Tensor& t, const Place& at, uint32_t key, const Ope
       std::memcpy(t.state[j] + bytes_of(j, at.first), o.states[j], bytes_of(j, at.n));
 }
 
-// Asks for a later block's data: the hardware's own prefetching does not reach past the
-// computation of a block. Addresses behind a tensor's end are harmless.
-constexpr int64_t kPrefetchDistance = 1024;
-
-template <int kBits>
-OPT_FN void prefetch(const void* base, const Place& at) {
-  const char* from = static_cast<const char*>(base) + (at.first + kPrefetchDistance) * kBits / 8;
-  for (int64_t byte = 0; byte < BLOCK * kBits / 8; byte += 64) __builtin_prefetch(from + byte);
-}
-
-OPT_FN void prefetch(const Tensor& t, const Place& at) {
-  if (at.n < BLOCK) return;  // the end of a row
-  prefetch<8 * sizeof(PARAM)>(t.p, at);
-  prefetch<8 * sizeof(GRAD)>(t.g, at);
-  for_each_state(OPT_STATE(j) { prefetch<bits_of_format(kFormats[j])>(t.state[j], at); });
-}
-
 // ---- what a block's work needs ---------------------------------------------------------------
 
 // The numbers of a tensor's step. Loops read copies of their own, of operands too: stores of codes

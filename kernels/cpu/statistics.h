@@ -59,7 +59,6 @@ OPT_FN void block_statistics(const Tensor& t, const Place& at, const Step& step,
                              Statistics& statistics, Workspace& work) {
   float scales[STATES];
   Extremes extremes[STATES];
-  prefetch(t, at);
   const Operands o = operands(t, at, work.buffers);
   read_scales(t, at, scales);
   for (int i = 0; i < at.n; i += kStride) {

@@ -26,7 +26,6 @@ OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step,
   Extremes extremes[STATES];
   Magnitudes found[STATES];
   float scales[STATES];
-  prefetch(t, at);
   const Operands o = operands(t, at, work.buffers);
   read_scales(t, at, scales);
   if (at.n == BLOCK && ready.is_usual()) {
@@ -56,7 +55,6 @@ OPT_FN void finish(const Step& step, Workspace& work) {
 #else
 OPT_FN void update_block(const Tensor& t, const Place& at, const Step& step, const float*,
                          Workspace& work) {
-  prefetch(t, at);
   const Operands o = operands(t, at, work.buffers);
   update_strides(o, at.n, step, Noise::of(step.key, at.element));
   write_back(t, at, step.key, o, work.buffers);
@@ -67,11 +65,13 @@ OPT_FN void finish(const Step&, Workspace&) {}
 
 // ---- passes ----------------------------------------------------------------------------------
 
-// Runs body(chunk index, chunk, tensor, workspace) on all chunks, over the bucket's threads.
+// Runs body(chunk index, chunk, tensor, workspace) on all chunks, over the bucket's threads. Each
+// takes many neighbours at first, through which the hardware's prefetching runs ahead, and single
+// ones at the end, so that none waits for another for long.
 template <class Body>
 OPT_FN void for_each_chunk(const Bucket& bucket, Body body) {
   const int threads = int(bucket.threads);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+#pragma omp parallel for schedule(guided, 1) num_threads(threads) if (threads > 1)
   for (int64_t c = 0; c < bucket.chunk_count; ++c) {
     const Chunk& chunk = bucket.chunks[c];
     OPT_WORKSPACE(work);
