@@ -41,7 +41,7 @@ CEILINGS = {
     "x86-64-v4-vbmi": _WIDE,
     # 8 bits took 10.87 and 17.34 with tables, of which each look-up is many micro-operations.
     "x86-64-v3": {
-        "adamw": 2.4,
+        "adamw": 2.7,
         "adamw16bit": 7.2,
         "adamw8bit": 13.0,
         "adamwfp8": 11.8,
