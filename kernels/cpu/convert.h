@@ -39,7 +39,46 @@ template <class T>
 OPT_FN int write_together(T*, const float*, int) {
   return 0;
 }
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+// As wide as what loads them later: a load does not wait for a store that holds all of it.
+OPT_FN Uints read_halves(const void* from) {
+  return (Uints)_mm512_cvtepu16_epi32(load<__m256i>(static_cast<const uint8_t*>(from)));
+}
+OPT_FN void write_halves(void* to, Uints x) {
+  store(static_cast<uint8_t*>(to), _mm512_cvtepi32_epi16((__m512i)x));
+}
+OPT_FN int read_together(const bfloat16* from, int n, float* x) {
+  int i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(x + i, read_halves(from + i) << 16);
+  return i;
+}
+// As `store` in prelude.cuh, in the upper half of each lane.
+OPT_FN Uints rounded_to_bfloat16(Floats x) {
+  const Uints bits = words_of(x);
+  return x != x ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
+}
+OPT_FN int write_together(bfloat16* to, const float* x, int n) {
+  int i = 0;
+  for (; i + kWidth <= n; i += kWidth)
+    write_halves(to + i, rounded_to_bfloat16(load<Floats>(x + i)) >> 16);
+  return i;
+}
+OPT_FN int read_together(const float16* from, int n, float* x) {
+  int i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(x + i, _mm512_cvtph_ps(load<__m256i>(from + i)));
+  return i;
+}
+OPT_FN int write_together(float16* to, const float* x, int n) {
+  int i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const Floats value = load<Floats>(x + i);
+    // The instruction keeps a NaN's upper bits, where `store` has one NaN for each sign.
+    const Floats one = floats_of(value != value ? words_of(value) & 0xffc00000 : words_of(value));
+    store(to + i, _mm512_cvtps_ph((__m512)one, _MM_FROUND_TO_NEAREST_INT));
+  }
+  return i;
+}
+#elif defined(__AVX2__)
 OPT_FN int read_together(const bfloat16* from, int n, float* x) {
   int i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -67,7 +106,7 @@ OPT_FN int write_together(bfloat16* to, const float* x, int n) {
   return i;
 }
 #endif
-#if defined(__AVX2__) && defined(__F16C__)
+#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512F__)
 OPT_FN int read_together(const float16* from, int n, float* x) {
   int i = 0;
   for (; i + 8 <= n; i += 8) store(x + i, _mm256_cvtph_ps(load<__m128i>(from + i)));

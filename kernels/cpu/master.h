@@ -1,6 +1,6 @@
 // Blocks of 16-bit parameters and what is kept beside them; master.cuh says what that is.
 
-#if SPLIT && defined(__AVX2__)
+#if SPLIT && defined(__AVX2__) && !defined(__AVX512F__)
 OPT_FN bool any_nan(__m256 x, __m256 y) {
   return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)) != 0;
 }
@@ -15,7 +15,13 @@ OPT_FN void store_halves(T* to, __m256i first, __m256i last) {
 // The first of a block's masters, as many as instructions join at once; returns how many.
 OPT_FN int join_together(const PARAM* p, const Kept* kept, int n, float* masters) {
   int i = 0;
-#if SPLIT && defined(__AVX2__)
+#if SPLIT && defined(__AVX512F__)
+  for (; i + kWidth <= n; i += kWidth) {  // as completed() in master.cuh
+    const Uints upper = read_halves(p + i) << 16;
+    const Uints bits = upper + (Uints)((Ints)(read_halves(kept + i) << 16) >> 16);
+    store(masters + i, (Ints)(bits ^ upper) < 0 ? upper : bits);
+  }
+#elif SPLIT && defined(__AVX2__)
   for (; i + 8 <= n; i += 8) {  // as completed() in master.cuh
     const __m256i upper = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(p + i)), 16);
     const __m256i bits = _mm256_add_epi32(upper, _mm256_cvtepi16_epi32(load<__m128i>(kept + i)));
@@ -27,10 +33,18 @@ OPT_FN int join_together(const PARAM* p, const Kept* kept, int n, float* masters
   return i;
 }
 
-// The same, cut in two; stops at a NaN.
+// The same, cut in two; may stop at a NaN.
 OPT_FN int cut_together(PARAM* p, Kept* kept, const float* masters, int n) {
   int i = 0;
-#if SPLIT && defined(__AVX2__)
+#if SPLIT && defined(__AVX512F__)
+  for (; i + kWidth <= n; i += kWidth) {
+    const Floats x = load<Floats>(masters + i);
+    const Uints own = words_of(x);
+    const Uints bits = x != x ? (own & kSignBit) | 0x7fc00000 : own;  // as master_bits()
+    write_halves(p + i, (bits + 0x8000) >> 16);
+    write_halves(kept + i, bits);
+  }
+#elif SPLIT && defined(__AVX2__)
   const __m256i half = _mm256_set1_epi32(0x8000), lower = _mm256_set1_epi32(0xffff);
   for (; i + 16 <= n; i += 16) {
     const __m256 first = load<__m256>(masters + i), last = load<__m256>(masters + i + 8);

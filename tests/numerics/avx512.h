@@ -43,6 +43,19 @@ static inline __m512i cvtepu8_epi32(__m128i a) {
   EACH(int32_t) r.e[i] = b[i];
   return put<__m512i>(r);
 }
+static inline __m512 cvtph_ps(__m256i a) {
+  const __m256 halves[2] = {_mm256_cvtph_ps(_mm256_castsi256_si128(a)),
+                            _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
+  __m512 x;
+  std::memcpy(&x, halves, 64);
+  return x;
+}
+static inline __m256i cvtps_ph(__m512 a) {
+  __m256 halves[2];
+  std::memcpy(halves, &a, 64);
+  return _mm256_set_m128i(_mm256_cvtps_ph(halves[1], _MM_FROUND_TO_NEAREST_INT),
+                          _mm256_cvtps_ph(halves[0], _MM_FROUND_TO_NEAREST_INT));
+}
 static inline __m512d cvtps_pd(__m256 a) {
   float b[8];
   std::memcpy(b, &a, 32);
@@ -214,6 +227,9 @@ static inline __m512i mask_blend_epi8(__mmask64 m, __m512i a, __m512i b) {
 }  // namespace shim
 #define _mm512_cvtepu8_epi32 shim::cvtepu8_epi32
 #define _mm512_cvtps_pd shim::cvtps_pd
+#define _mm512_cvtph_ps shim::cvtph_ps
+#undef _mm512_cvtps_ph
+#define _mm512_cvtps_ph(x, rounding) shim::cvtps_ph(x)
 #define _mm512_fmadd_pd shim::fmadd_pd
 #define _mm512_fmadd_ps shim::fmadd_ps
 #define _mm512_sqrt_ps shim::sqrt_ps
