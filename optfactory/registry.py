@@ -32,6 +32,7 @@ from optfactory.config.names import (
     unknown_name,
 )
 from optfactory.config.schema import OptimizerConfig
+from optfactory.config.widths import refuse_coarse
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from optfactory.families import families
 
@@ -174,11 +175,24 @@ def canonical_name(text: str) -> str:
     key = normalize(text)
     name = next((name for name, info in table.items() if key in info.aliases), None)
     if name is None:
+        _refuse_withheld(text, key)
         left_out = [f" Left out: {plugin}." for plugin in plugins.loaded() if plugin.problem]
         raise UnknownOptimizerError("".join([str(unknown_name(text, table)), *left_out]))
     if key.startswith("bnb"):
         _log.info("optimizer '%s' is named '%s' here", text, name)
     return name
+
+
+def _refuse_withheld(text: str, key: str) -> None:
+    """Say of a name that does not exist on purpose why it does not."""
+    for family, schema in families().items():
+        withheld = alias_table(family, schema.spellings)
+        width = next((w for w in schema.too_coarse if withheld.get(key, "").endswith(w)), None)
+        if width is not None:
+            try:
+                refuse_coarse(family, schema.too_coarse, [width])
+            except ValueError as error:
+                raise UnknownOptimizerError(f"there is no optimizer '{text}': {error}") from None
 
 
 def implied_fields(text: str, name: str) -> dict[str, Any]:

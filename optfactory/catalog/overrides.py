@@ -132,8 +132,13 @@ def _overridden(overrides: Sequence[str], node: str = "") -> frozenset[str]:
 
 def _optimizer_node(config: DictConfig, path: Path) -> DictConfig:
     from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
 
-    node = config.get(_NODE)
+    try:
+        node = config.get(_NODE)
+    except OmegaConfBaseException as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: the key 'optimizer' cannot be resolved: {why}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path} must have a mapping under the key 'optimizer', got {node!r}")
     return node
@@ -149,7 +154,7 @@ def _compose(path: Path, overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(config_dir=str(path.resolve().parent), version_base=None):
             return compose(path.stem, [_without_struct_mode(item) for item in parsed])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"Hydra cannot compose {path}: {error}") from error
 
 

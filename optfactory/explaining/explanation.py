@@ -76,7 +76,7 @@ def explain(
     [0.5, 0.25, 0.0]
 
     Args:
-        cfg, overrides: as for `build_optimizer`.
+        cfg: as for `build_optimizer`, with its overrides.
         model: a Module, which may be on the meta device, or what else `build_optimizer` takes.
             Without one nothing is said of param groups.
         scheduler: a name of torch.optim.lr_scheduler or a dotted path; a mapping with that under

@@ -48,7 +48,13 @@ def read_params(params: Params, origins: Origins | None = None) -> list[dict[str
     """
     origins = Origins() if origins is None else origins
     if isinstance(params, nn.Module):
+        frozen = sum(1 for _ in params.parameters())
         params = _trainable(params, origins)
+        if frozen and not params:
+            raise ConfigError(
+                f"nothing to optimize: all {frozen} parameters of the model are frozen "
+                "(requires_grad is False); unfreeze those that are to be trained first"
+            )
     if isinstance(params, _NO_LISTS) or not isinstance(params, Iterable):
         raise ConfigError(
             "params must be a Module, an iterable of tensors, of (name, tensor) pairs or of "

@@ -111,7 +111,7 @@ def plan(
     config = resolve(cfg, **overrides)
     size = read_size(memory)
     target = read_device(device)
-    compared = sorted({config.name, *list_optimizers(names)})
+    compared = _compared(config.name, names)
     sizes = read_mesh(mesh)
     scheme = read_scheme(shard, sizes)
     given = Given.read(model)
@@ -145,6 +145,19 @@ def plan(
         shard=scheme,
         memory=size,
     )
+
+
+def _compared(name: str, patterns: Patterns) -> list[str]:
+    """The names to plan: this one, and those that globs match."""
+    given = [patterns] if isinstance(patterns, str) else patterns
+    wanted = [str(pattern).strip() for pattern in given]
+    idle = [pattern for pattern in wanted if pattern and not list_optimizers(pattern)]
+    if idle:
+        raise ConfigError(
+            f"names are globs such as '*8bit', got {', '.join(map(repr, idle))}, which no "
+            "optimizer matches; `optfactory list` prints all names"
+        )
+    return sorted({name, *list_optimizers(wanted)})
 
 
 def _named_tensors(grouping: Grouping, module: nn.Module | None) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import yaml
 pytest.importorskip("mkdocs", reason="of the extra docs")
 pytest.importorskip("latex2mathml", reason="of the extra docs")
 
+import optfactory
 from docs import docstrings, hooks
 from docs.hooks import PAGES, ROOT
 
@@ -122,6 +123,14 @@ def test_commands_are_listed_with_their_help() -> None:
         assert f"## optfactory {command}\n" in text
         assert f"usage: optfactory {command} " in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_all_that_the_package_offers_is_on_the_page_of_python() -> None:
+    text = (ROOT / "docs" / "pages" / "reference" / "python.md").read_text(encoding="utf-8")
+    shown = {
+        line.removeprefix("::: optfactory.") for line in text.splitlines() if line[:3] == ":::"
+    }
+    assert set(optfactory.__all__) - shown == {"__version__"}
 
 
 def test_snippets_of_docstrings_become_code() -> None:

@@ -111,7 +111,9 @@ def test_nothing_is_loaded_and_names_are_no_markup() -> None:
     page = plan("adamw", model, param_groups={label: {"ndim": 1, "lr": 0.0}}).to_html("</title><b>")
     reader = Reader(page)
     assert [tag for tag, _ in reader.found if tag in ("img", "link", "iframe")] == []
-    assert not any({"src", "href", "onerror"} & set(keys) for _, keys in reader.found)
+    assert not any({"src", "onerror"} & set(keys) for _, keys in reader.found)
+    ids = {f"#{key}" for _, keys in reader.found if (key := keys.get("id"))}
+    assert set(reader.attributes("a", "href")) <= ids
     assert sum(tag == "script" for tag, _ in reader.found) == 1
     assert label in reader.text
     assert not re.findall(r"url\(|@import|https?:", page)
@@ -159,6 +161,12 @@ def test_it_is_written_beside_what_is_printed(
     assert main([*words, str(file)]) == 0
     assert capsys.readouterr().out.startswith("adamw8bit for")
     assert file.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert main([*words, str(file), "--names", "lion*,zzz*"]) == 1
+    assert "got 'zzz*', which no optimizer matches" in capsys.readouterr().err
+    assert main([*words, str(file), "--names", " lion8bit, adam8bit"]) == 0
+    named = Reader(file.read_text(encoding="utf-8")).attributes("tr", "data-name")
+    assert named == ["adam8bit", "adamw8bit", "lion8bit"]
+    capsys.readouterr()
     for bad, told in (("plan.txt", ".html, .htm"), ("nowhere/plan.html", "no folder")):
         assert main([*words, str(tmp_path / bad)]) == 2
         assert told in capsys.readouterr().err

@@ -105,6 +105,29 @@ def test_an_unknown_name_is_refused_with_a_suggestion(run):
 # check
 
 
+@pytest.mark.parametrize("name", ["lion4bit", "PagedLion4bit", "muon_4bit"])
+def test_a_name_that_a_family_does_not_have_says_why(run, name):
+    code, _, err = run("show", name)
+    assert code == 1
+    assert err.startswith(f"error: there is no optimizer '{name}': 4bit is too coarse for ")
+    assert "unknown" not in err
+
+
+@pytest.mark.parametrize("node", ["${oc.env:NO_SUCH_VARIABLE}", "${missing}", "${optimizer}"])
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_a_node_that_cannot_be_resolved_is_told(run, file, command, node):
+    path = file(f"optimizer: {node}\n")
+    code, _, err = run(command, path)
+    assert code == 1
+    assert f"{path}: the key 'optimizer' cannot be resolved: " in err
+
+
+def test_a_defaults_list_that_is_none_is_told(run, file):
+    code, _, err = run("check", file("defaults: 3\noptimizer: {name: adam}\n"))
+    assert code == 1
+    assert "Hydra cannot compose" in err
+
+
 def test_check_accepts_a_name_with_overrides(run):
     assert "valid config for optimizer 'adam8bit'" in ok(run("check", "Adam_8bit", "lr=1e-2"))
 

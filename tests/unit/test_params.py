@@ -164,7 +164,7 @@ def test_nothing_to_optimize_is_refused(params: Any) -> None:
 
 
 def test_a_frozen_module_is_nothing_to_optimize() -> None:
-    assert "nothing to optimize" in refused(model().requires_grad_(False))
+    assert "nothing to optimize: all 6 parameters" in refused(model().requires_grad_(False))
 
 
 @pytest.mark.parametrize(

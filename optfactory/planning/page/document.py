@@ -59,11 +59,19 @@ def _sections(plan: PlanFigures) -> list[Markup]:
         ("What is not as small as the config says", sections.wide(plan)),
         ("Config", sections.config(plan)),
     ]
+    present = [(title, parts) for title, parts in contents if parts]
+    links = [element("a", title, href=f"#{_anchor(title)}") for title, _ in present]
     return [
-        element("section", element("h2", title), joined(parts))
-        for title, parts in contents
-        if parts
+        element("nav", *links, aria_label="On this page"),
+        *(
+            element("section", element("h2", title, id=_anchor(title)), joined(parts))
+            for title, parts in present
+        ),
     ]
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
 
 
 def _looks() -> str:
