@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from optfactory import explain
-from tests.command_line import Run
+from tests.command_line import Run, runner
 from tests.explaining.conftest import TINY, Write
 from tests.explaining.models import tiny
 
@@ -155,10 +155,36 @@ def test_a_file_does_not_decide_what_is_imported(node: str, run: Run, write: Wri
     ok(run(file, "--scheduler", "none"))
 
 
-def test_other_nodes_of_that_name_are_none_of_ours(run: Run, write: Write) -> None:
-    for node in ("cosine", "{kind: cosine}", "null", "[1]"):
-        file = write(f"optimizer: {{name: adam}}\nscheduler: {node}\n")
-        assert json.loads(ok(run(file, "--json")))["scheduler"] is None
+@pytest.mark.parametrize(
+    ("node", "is_noted"),
+    [("cosine", True), ("{T_max: 3}", True), ("null", False), ("[1]", True), ("{}", False)],
+)
+def test_other_nodes_of_that_name_are_none_of_ours(
+    node: str, is_noted: bool, run: Run, write: Write
+) -> None:
+    file = write(f"optimizer: {{name: adam}}\nscheduler: {node}\n")
+    told = json.loads(ok(run(file, "--json")))
+    notes = ["scheduler: left out, as it is no mapping with _target_"] * is_noted
+    assert (told["scheduler"], told["notes"]) == (None, notes)
+    assert [line for line in ok(run(file)).splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in notes
+    ]
+    assert "note: " not in ok(
+        run(file, "--scheduler", "ExponentialLR", "--scheduler-arg", "gamma=1")
+    )
+
+
+def test_of_two_nodes_the_one_that_is_left_out_is_said(run: Run, write: Write) -> None:
+    both = APP % "scheduler" + "lr_scheduler: {_target_: StepLR, step_size: 3}\n"
+    told = json.loads(ok(run(write(both), "--json")))
+    assert told["scheduler"]["name"] == "CosineAnnealingLR"
+    assert told["notes"] == ["lr_scheduler: left out, as the config's 'scheduler' is taken"]
+    other = APP % "lr_scheduler" + "scheduler: {T_max: 3}\n"
+    told = json.loads(ok(run(write(other), "--json")))
+    assert told["scheduler"]["name"] == "CosineAnnealingLR"
+    assert told["notes"] == ["scheduler: left out, as it is no mapping with _target_"]
+    empty = APP % "scheduler" + "lr_scheduler: null\n"
+    assert json.loads(ok(run(write(empty), "--json")))["notes"] == []
 
 
 @pytest.mark.parametrize(
@@ -203,11 +229,13 @@ def test_what_is_wrong_is_said_before_the_model_is_made(
         (("adam", "--scheduler-arg", "a=1"), "--scheduler-arg is for --scheduler"),
         (("adam", "--scheduler", "StepLR", "--scheduler-arg", "3"), "is k=v"),
         (("adam", "--scheduler", "StepLR", "--scheduler-arg", "{a: [1"), "cannot be read"),
+        (("adam", *COSINE, "--scheduler-arg", "optimizer=3"), "--scheduler-arg optimizer: "),
+        (("adam", *COSINE, "--scheduler-arg", "_target_=StepLR"), "--scheduler-arg _target_: "),
         (("adam", "--scheduler", "StepLR", "--steps", "x"), "invalid int value"),
         (("nosuch.yaml",), "no such file"),
         ((), "required"),
         (("adam", *COSINE, "--plot", "x.jpg"), ".png, .pdf, .svg"),
-        (("adam", "--scheduler", "ReduceLROnPlateau", "--plot", "x.png"), "nothing to draw"),
+        (("adam", "--scheduler", "ReduceLROnPlateau", "--plot", "x.png"), "depends on metrics"),
     ],
 )
 def test_wrong_usage_exits_with_2(words: tuple[str, ...], message: str, run: Run) -> None:
@@ -238,6 +266,19 @@ def test_the_parser_and_the_package_load_no_torch() -> None:
 # ---- pictures ----------------------------------------------------------------------------------
 
 KINDS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+
+
+@pytest.mark.parametrize("command", ["explain", "plan"])
+def test_where_nothing_can_be_written_no_picture_is(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "rates.png"
+    file.mkdir()
+    words = COSINE if command == "explain" else ("--names", "adam")
+    code, _, err = runner(capsys, command)("adam", "--model", TINY, "--plot", file, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"cannot write {file}: " in err
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,10 +331,53 @@ def test_many_curves_have_a_short_legend(monkeypatch: pytest.MonkeyPatch, tmp_pa
     from tests.param_groups.harness import Net
 
     rules = {"deep": {"layer_decay": 0.9}}
-    told = explain("adamw", Net(depth=30), param_groups=rules, scheduler="LinearLR")
+    told = explain("adamw", Net(depth=28), param_groups=rules, scheduler="LinearLR")
     assert told.schedule is not None
-    assert len(told.schedule.rates) == 32
+    assert len(told.schedule.rates) == 30
     figure = drawn(monkeypatch, tmp_path, told)
-    assert len(figure.axes[0].get_lines()) == 32
+    assert len(figure.axes[0].get_lines()) == 30
     assert len(figure.legends[0].get_texts()) == 12
-    assert "(16 more; --json has all)" in str(told)
+    assert "(14 more; --json has all)" in str(told)
+
+
+def test_very_many_curves_are_a_band(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    groups = [{"params": [torch.zeros(2, 2)], "lr": 0.1 + i} for i in range(31)]
+    node = {"_target_": "CosineAnnealingLR", "T_max": 100}
+    told = explain("adamw", groups, scheduler=node)
+    figure = drawn(monkeypatch, tmp_path, told)
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.get_lines()] == [
+        "largest: 30",
+        "median: 15",
+        "least: 0",
+    ]
+    (band,) = axes.collections
+    assert band.get_label() == "between all 31"
+    assert told.schedule is not None
+    rates = told.schedule.rates
+    corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+    assert {(50.0, rates[0].values[50]), (50.0, rates[30].values[50])} <= corners
+    assert len(figure.legends[0].get_texts()) == 4
+
+
+def test_what_is_not_finite_is_no_part_of_a_picture(
+    run: Run, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "rates.svg"
+    words = ("adam", "--scheduler", "ExponentialLR", "--plot", file, "--steps", 400)
+    for gamma in ("10", ".nan", ".inf"):
+        out = ok(run(*words, "--scheduler-arg", f"gamma={gamma}"), code=1)
+        assert "problem: the learning rate of all parameters is" in out
+        assert file.stat().st_size
+        file.unlink()
+    assert not list(recwarn)
+
+
+def test_without_a_finite_rate_there_is_no_picture(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "rates.png"
+    words = ("--scheduler", "tests.explaining.models.lost", "--plot", file)
+    message = refused(run("adam", *words), code=2)
+    assert "nothing to draw: the learning rate of all parameters is nan from step 0 on" in message
+    assert not file.exists()
