@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+
 from optfactory.config.group_rules import RULES_FIELD
 from optfactory.explaining.cells import shortened
 from optfactory.explaining.figures import Curve
@@ -128,8 +130,10 @@ def _made_equal(run: Run, rates: Sequence[Curve]) -> list[str]:
         return []
     text = f"{kind} makes the learning rates of all groups equal"
     key = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}.get(kind, "")
-    groups = run.scheduler.optimizer.param_groups if key else [{}]
-    peak = float(groups[0].get("max_lr", 0.0))
+    # Sampled at steps, the peak may be missed by a little.
+    optimizer = getattr(run.scheduler, "optimizer", None)
+    group = optimizer.param_groups[0] if isinstance(optimizer, Optimizer) else {}
+    peak = float(group.get("max_lr", max(rates[0].values)))
     share = [f"{peak * rate / max(configured):.4g}" for rate in configured]
     remedy = f"; give {key} as a list, one for each param group in order" if key else ""
     if kind == "OneCycleLR":
@@ -172,7 +176,8 @@ def _risen(run: Run, names: Sequence[str]) -> Iterator[str]:
 def _parts(scheduler: Any) -> Iterator[Any]:
     """A scheduler, and those that it consists of."""
     yield scheduler
-    for part in getattr(scheduler, "_schedulers", ()):
+    parts = getattr(scheduler, "_schedulers", ())
+    for part in parts if isinstance(parts, (list, tuple)) else ():
         yield from _parts(part)
 
 

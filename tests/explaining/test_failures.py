@@ -186,6 +186,20 @@ def test_the_peaks_that_are_proposed_are_the_schedulers() -> None:
     assert told.warnings[0].endswith("such as [0.001, 0.01]")
 
 
+def test_a_users_own_class_of_that_name_has_no_max_lr() -> None:
+    def step(self: Any) -> None:
+        pass
+
+    own = type("OneCycleLR", (), {"__init__": lambda self, optimizer: fix(optimizer), "step": step})
+
+    def fix(optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+
+    told = explain("adam", tiny(), scheduler=own, steps=5, param_groups=HEAD)
+    assert told.warnings[0].endswith("such as [0.05, 0.5]")
+
+
 # ---- many steps and groups ---------------------------------------------------------------------
 
 
