@@ -56,3 +56,13 @@ class BrokenCompilerError(KernelCompileError):
 
 class StateError(OptFactoryError, ValueError):
     """A checkpoint does not match the optimizer it is loaded into."""
+
+
+def a_type(value: object) -> str:
+    """The type of a value, in a message.
+
+    >>> a_type(3), a_type([])
+    ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from optfactory.catalog.overrides import Source, UsageError, read_source
 from optfactory.cli.output import print_json
-from optfactory.cli.tools import picture_file
-from optfactory.config.hydra_keys import TARGET
+from optfactory.cli.tools import picture_file, written
+from optfactory.config.hydra_keys import INSTANTIATE_KEYS, TARGET
 from optfactory.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def explain(arguments: argparse.Namespace) -> int:
     source = read_source(arguments.source, arguments.overrides)
     config = resolve(source.node)
     with contextlib.redirect_stdout(sys.stderr):  # what a user's code prints is no result
-        scheduler = _scheduler(arguments, source)
+        scheduler, notes = _scheduler(arguments, source)
         _check_words(arguments, scheduler is not None)
         model = load_model(arguments.model, arguments.dtype) if arguments.model else None
         told = explained(
@@ -47,6 +47,7 @@ def explain(arguments: argparse.Namespace) -> int:
             scheduler,
             steps=arguments.steps,
             device=arguments.device,
+            notes=notes,
         )
     if picture and told.schedule is not None:
         _draw(told, picture, arguments.model or "")
@@ -71,44 +72,55 @@ def _check_words(arguments: argparse.Namespace, scheduled: bool) -> None:
 
 
 def _draw(told: Any, picture: Path, model: str) -> None:
-    if not told.schedule.rates:
-        raise UsageError(
-            f"--plot: {told.schedule.name} depends on metrics, so that there is nothing to draw"
-        )
-    from optfactory.explaining.plot import plot
+    from optfactory.explaining.plot import can_be_drawn, plot
 
-    plot(told, picture, model)
+    if not any(map(can_be_drawn, told.schedule.rates)):
+        is_run = told.schedule.rates or told.schedule.failure
+        why = told.problems[-1] if is_run else f"{told.schedule.name} depends on metrics"
+        raise UsageError(f"--plot: there is nothing to draw: {why}")
+    with written(picture):
+        plot(told, picture, model)
 
 
-def _scheduler(arguments: argparse.Namespace, source: Source) -> Scheduler | None:
-    """The scheduler that the command line names, or else the app's config."""
+def _scheduler(
+    arguments: argparse.Namespace, source: Source
+) -> tuple[Scheduler | None, Sequence[str]]:
+    """The scheduler that the command line names, or else the app's config; what was left out."""
     from optfactory.explaining.schedules import read_scheduler
 
     stated = _arguments(arguments.scheduler_arg)
     if arguments.scheduler == _NONE:
-        return None
+        return None, ()
     if arguments.scheduler is not None:
         given = {**stated, TARGET: arguments.scheduler}
-        return read_scheduler(given, is_trusted=True, place="--scheduler")
-    key, node = _node_of_app(source)
+        return read_scheduler(given, is_trusted=True, place="--scheduler"), ()
+    key, node, notes = _node_of_app(source)
     if node is not None:
-        return read_scheduler({**node, **stated}, is_trusted=False, place=key)
+        return read_scheduler({**node, **stated}, is_trusted=False, place=key), notes
     if stated:
         raise UsageError("--scheduler-arg is for --scheduler NAME; give both or drop it")
-    return None
+    return None, notes
 
 
-def _node_of_app(source: Source) -> tuple[str, dict[str, Any] | None]:
-    """The node of a scheduler in an app's config, if there is one with a target."""
+def _node_of_app(source: Source) -> tuple[str, dict[str, Any] | None, list[str]]:
+    """The node of a scheduler in an app's config, if there is one with a target; what is none."""
     if source.app is None:
-        return "", None
+        return "", None, []
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    taken, found, notes = "", None, []
     for key in _KEYS:
+        if taken:
+            with contextlib.suppress(OmegaConfBaseException):
+                if source.app.get(key):
+                    notes.append(f"{key}: left out, as the config's '{taken}' is taken")
+            continue
         try:
             node = source.app.get(key)
             if not isinstance(node, DictConfig) or TARGET not in node:
+                if node:
+                    notes.append(f"{key}: left out, as it is no mapping with {TARGET}")
                 continue
             values: Any = OmegaConf.to_container(node, resolve=True)
         except OmegaConfBaseException as error:
@@ -116,8 +128,8 @@ def _node_of_app(source: Source) -> tuple[str, dict[str, Any] | None]:
         missing = sorted(OmegaConf.missing_keys(node) - {f"{key}.optimizer"})
         if missing:
             raise ConfigError(f"{', '.join(missing)}: a value is missing (???)")
-        return key, {str(name): value for name, value in values.items()}
-    return "", None
+        taken, found = key, {str(name): value for name, value in values.items()}
+    return taken, found, notes
 
 
 def _arguments(words: Sequence[str]) -> dict[str, Any]:
@@ -144,6 +156,12 @@ def _arguments(words: Sequence[str]) -> dict[str, Any]:
             raise UsageError(
                 f"--scheduler-arg is k=v, such as T_max=1000, or a YAML mapping, got {word!r}"
             )
+    fixed = sorted(found.keys() & {"optimizer", *INSTANTIATE_KEYS})
+    if fixed:
+        raise UsageError(
+            f"--scheduler-arg {', '.join(fixed)}: the optimizer is made of the config, and the "
+            "scheduler named by --scheduler; drop it"
+        )
     return found
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from optfactory.catalog.overrides import UsageError, read_config
@@ -47,7 +48,8 @@ def plan(arguments: argparse.Namespace) -> int:
     if picture:
         from optfactory.planning.plot import plot
 
-        plot(planned, picture, arguments.model)
+        with written(picture):
+            plot(planned, picture, arguments.model)
     if page:
         _write(page, planned.to_html(arguments.model))
     return 1 if planned.unmatched or planned.verdict() == "no" else 0
@@ -63,10 +65,21 @@ def _file(option: str, text: str, endings: tuple[str, ...]) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
+    with written(path):
         path.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    """While a file is written.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    try:
+        yield
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def picture_file(text: str) -> Path:

@@ -34,7 +34,17 @@ def counted(number: int, what: str) -> str:
     >>> counted(1, "tensor"), counted(2, "tensor")
     ('1 tensor', '2 tensors')
     """
-    return f"{number} {what}{'s' if number != 1 else ''}"
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first of many names.
+
+    >>> shortened(["a", "b", "c", "d"]), shortened(["a", "b"])
+    ('a, b, c and 1 more', 'a, b')
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:

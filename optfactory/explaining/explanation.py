@@ -13,10 +13,12 @@ from optfactory.config.group_rules import rules_of
 from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import ConfigError
 from optfactory.explaining import traps
+from optfactory.explaining.cells import counted
 from optfactory.explaining.figures import Curve, Figures, Group, Schedule
 from optfactory.explaining.groups import groups_of
 from optfactory.explaining.schedules import Scheduler, read_scheduler
 from optfactory.explaining.simulation import (
+    MOST,
     curves,
     groups_alone,
     momentum_of,
@@ -82,7 +84,8 @@ def explain(
         scheduler: a name of torch.optim.lr_scheduler or a dotted path; a mapping with that under
             ``_target_``, and arguments; or a function that takes the optimizer, as
             ``functools.partial(CosineAnnealingLR, T_max=100)``.
-        steps: how many steps of the scheduler; by default as many as it is made for, else 1000.
+        steps: how many steps of the scheduler, up to a million; by default as many as it is made
+            for, else 1000.
         device: where the model will be, e.g. ``cuda``; by default where it is, and the CPU for a
             model on the meta device.
 
@@ -105,8 +108,12 @@ def explained(
     *,
     steps: int | None,
     device: str | torch.device | None,
+    notes: Sequence[str] = (),
 ) -> Explanation:
     """The explanation of a config that was read already; see `explain`.
+
+    Args:
+        notes: what was left out so far.
 
     Raises:
         ConfigError: as `explain`.
@@ -125,8 +132,12 @@ def explained(
     if scheduler is not None:
         schedule, more = _schedule(scheduler, config, groups, steps)
         warned += more
+        problems += traps.of_rates(schedule.rates)
         if schedule.failure:
             problems.append(_failed(schedule))
+        if (schedule.length or 0) > schedule.steps == MOST:
+            length = f"the {schedule.length:,} that {schedule.name} is made for"
+            notes = [*notes, f"the first {MOST:,} steps are told, of {length}"]
     return Explanation(
         config=config,
         source=given.text,
@@ -135,6 +146,7 @@ def explained(
         schedule=schedule,
         warnings=tuple(warned),
         problems=tuple(problems),
+        notes=tuple(notes),
     )
 
 
@@ -144,8 +156,8 @@ def read_steps(steps: object) -> None:
     Raises:
         ConfigError: it is none.
     """
-    if steps is not None and (type(steps) is not int or steps < 1):
-        raise ConfigError(f"steps is a number of at least 1, got {steps!r}")
+    if steps is not None and (type(steps) is not int or not 1 <= steps <= MOST):
+        raise ConfigError(f"steps is a number of at least 1 and at most {MOST:,}, got {steps!r}")
 
 
 def _schedule(
@@ -179,10 +191,11 @@ def _schedule(
 
 
 def _failed(schedule: Schedule) -> str:
-    return (
-        f"{schedule.name} raises after {schedule.steps:,} steps: {schedule.failure}. Make it as "
-        "long as the training, or step it less often"
-    )
+    remedy = "One of its arguments may be wrong"
+    if schedule.length is not None and schedule.steps >= schedule.length:
+        remedy = "Make it as long as the training, or step it less often"
+    steps = counted(schedule.steps, "step")
+    return f"{schedule.name} raises after {steps}: {schedule.failure}. {remedy}"
 
 
 def _milestones(rates: Sequence[Curve], steps: int) -> dict[int, str]:
@@ -195,10 +208,9 @@ def _milestones(rates: Sequence[Curve], steps: int) -> dict[int, str]:
         jumps = [step for step in range(1, steps) if values[step] != values[step - 1]]
         if len(jumps) <= _FEW:
             found |= dict.fromkeys(jumps, "")
-        lowest = values.index(min(values))
+        lowest, peak = curve.extremes()
         if 0 < lowest < steps - 1:
             found[lowest] = "lowest"
-        peak = values.index(max(values))
         if 0 < peak < steps - 1:
             found[peak] = "peak"
     return dict(sorted({**found, 0: "first"}.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -147,6 +148,12 @@ class Curve:
         """Whether the scheduler changes anything."""
         return {*self.configured, *self.values} != {self.values[0]}
 
+    def extremes(self) -> tuple[int, int]:
+        """The steps of its least and of its greatest value; of finite ones, if there are any."""
+        values = self.values
+        steps = [step for step, value in enumerate(values) if math.isfinite(value)] or [0]
+        return min(steps, key=values.__getitem__), max(steps, key=values.__getitem__)
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -162,7 +169,7 @@ class Schedule:
         momenta: the momentum, or the first of the betas, where it is changed.
         milestones: the steps that tell most of the curves, and what happens there.
         keeps_ratios: whether the rates of groups keep the ratios that the config gives them.
-        failure: what it raised, and after how many steps; else empty.
+        failure: what it raised; else empty.
         told: sentences about it.
     """
 
@@ -190,6 +197,7 @@ class Figures:
         schedule: what the scheduler does; None without one.
         warnings: what was perhaps not meant.
         problems: why training would fail: rules that match nothing, a scheduler that raises.
+        notes: what was left out.
     """
 
     config: OptimizerConfig
@@ -199,10 +207,11 @@ class Figures:
     schedule: Schedule | None
     warnings: tuple[str, ...]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The explanation as JSON has it; of curves what milestones tell, and their extremes."""
-        return {
+        told = {
             "config": self.config.model_dump(mode="json"),
             "source": self.source,
             "keys": [asdict(key) for key in self.keys],
@@ -210,7 +219,9 @@ class Figures:
             "scheduler": None if self.schedule is None else _schedule(self.schedule),
             "warnings": list(self.warnings),
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
+        return {key: plain_json(value) for key, value in told.items()}
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -222,25 +233,26 @@ def _schedule(schedule: Schedule) -> dict[str, Any]:
     told = asdict(schedule)
     for kind in ("rates", "momenta"):
         told[kind] = [_curve(curve, schedule.milestones) for curve in getattr(schedule, kind)]
-    told["arguments"] = {key: plain_json(value) for key, value in schedule.arguments.items()}
     return {**told, "milestones": {str(step): text for step, text in schedule.milestones.items()}}
 
 
 def _curve(curve: Curve, milestones: Mapping[int, str]) -> dict[str, Any]:
-    lowest, highest = min(curve.values), max(curve.values)
+    lowest, highest = curve.extremes()
     return {
         "groups": list(curve.groups),
         "configured": list(curve.configured),
         "at": {str(step): curve.values[step] for step in milestones},
-        "min": {"value": lowest, "step": curve.values.index(lowest)},
-        "max": {"value": highest, "step": curve.values.index(highest)},
+        "min": {"value": curve.values[lowest], "step": lowest},
+        "max": {"value": curve.values[highest], "step": highest},
     }
 
 
 def plain_json(value: Any) -> Any:
-    """A value in the types of JSON; what has none as text."""
+    """A value in the types of JSON; what has none, as infinite numbers, as text."""
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain_json(item) for item in value]
-    return value if isinstance(value, (str, int, float, type(None))) else repr(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(float(value))
+    return value if isinstance(value, (str, int, type(None))) else repr(value)

@@ -1,13 +1,15 @@
-"""The learning rates of an explanation as a picture: one line for each curve."""
+"""The learning rates of an explanation as a picture: a line for each curve, or a band of many."""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -28,6 +30,8 @@ _STYLE = {
 _POINTS = 2000  # of a curve: more are not seen, and make large files
 _DEPTH = 1e-2  # what a logarithmic axis shows below the lowest peak
 _MANY = 12  # curves that a legend names; of more, every so many
+_LINES_AT_MOST = 30  # more are a block, and drawn as a band
+_HUGE = 1e290  # from which on axes overflow
 
 
 def plot(told: Figures, path: Path, model: str) -> None:
@@ -39,25 +43,19 @@ def plot(told: Figures, path: Path, model: str) -> None:
     schedule = told.schedule
     if schedule is None or not schedule.rates:
         raise ValueError("there are no learning rates to draw")
-    curves = schedule.rates
+    curves = [curve for curve in schedule.rates if can_be_drawn(curve)]
+    if not curves:
+        raise ValueError("no learning rate is finite")
     with matplotlib.rc_context(_STYLE):
-        named = _named(curves)
-        rows = (len(named) + 1) // 2
+        rows = (min(len(curves), _MANY if len(curves) <= _LINES_AT_MOST else 4) + 1) // 2
         figure = Figure(figsize=(_WIDTH, 3.4 + 0.17 * rows), layout="constrained")
         FigureCanvasAgg(figure)  # draws to files; needs no display
         axes = figure.subplots()
-        looks = zip(cycle(_COLORS), cycle(_LINES))
-        for index, (curve, (color, line)) in enumerate(zip(curves, looks)):  # noqa: B905
-            steps = _steps(schedule)
-            name = textwrap.shorten(label(curve), 60) if index in named else None
-            values = [curve.values[step] for step in steps]
-            axes.plot(steps, values, color=color, linestyle=line, label=name)
-        peaks = [max(curve.values) for curve in curves]
-        if min(peaks) > 0 and max(peaks) > 10 * min(peaks):
-            axes.set_yscale("log")
-            axes.set_ylim(bottom=max(min(peaks) * _DEPTH, min(map(_least, curves))))
+        if len(curves) <= _LINES_AT_MOST:
+            _draw_lines(axes, curves, _steps(schedule))
         else:
-            axes.set_ylim(bottom=0)
+            _draw_band(axes, curves, _steps(schedule))
+        _scale(axes, curves)
         axes.set_xlim(0, max(1, schedule.steps - 1))
         axes.set_xlabel("step (calls of scheduler.step())")
         axes.set_ylabel("learning rate (per step)")
@@ -65,6 +63,65 @@ def plot(told: Figures, path: Path, model: str) -> None:
         figure.suptitle(_title(told, schedule, model))
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(path, dpi=300)
+
+
+def can_be_drawn(curve: Curve) -> bool:
+    """Whether any of its values is finite."""
+    return any(map(_is_drawn, curve.values))
+
+
+def _is_drawn(value: float) -> bool:
+    return abs(value) < _HUGE
+
+
+def _draw_lines(axes: Axes, curves: Sequence[Curve], steps: Sequence[int]) -> None:
+    named = _named(curves)
+    looks = zip(cycle(_COLORS), cycle(_LINES))
+    for index, (curve, (color, line)) in enumerate(zip(curves, looks)):  # noqa: B905
+        name = textwrap.shorten(label(curve), 60) if index in named else None
+        axes.plot(steps, _values(curve, steps), color=color, linestyle=line, label=name)
+
+
+def _draw_band(axes: Axes, curves: Sequence[Curve], steps: Sequence[int]) -> None:
+    """All curves as the band that they fill, and three of them as lines."""
+    columns = [
+        [value for value in column if not math.isnan(value)] or [math.nan]
+        for column in zip(*(_values(curve, steps) for curve in curves), strict=True)
+    ]
+    axes.fill_between(
+        steps,
+        [min(column) for column in columns],
+        [max(column) for column in columns],
+        color=_COLORS[0],
+        alpha=0.2,
+        linewidth=0,
+        label=f"between all {len(curves):,}",
+    )
+    ranked = sorted(curves, key=_peak)
+    shown = {"largest": ranked[-1], "median": ranked[len(ranked) // 2], "least": ranked[0]}
+    for (what, curve), color, line in zip(shown.items(), _COLORS, _LINES, strict=False):
+        name = f"{what}: {textwrap.shorten(label(curve), 50)}"
+        axes.plot(steps, _values(curve, steps), color=color, linestyle=line, label=name)
+
+
+def _values(curve: Curve, steps: Sequence[int]) -> list[float]:
+    """A curve's values, with gaps where they cannot be drawn."""
+    values = (curve.values[step] for step in steps)
+    return [value if _is_drawn(value) else math.nan for value in values]
+
+
+def _peak(curve: Curve) -> float:
+    return max(filter(_is_drawn, curve.values))
+
+
+def _scale(axes: Axes, curves: Sequence[Curve]) -> None:
+    """A logarithmic axis where the groups' rates are far apart, else one from 0 on."""
+    peaks = list(map(_peak, curves))
+    if min(peaks) > 0 and max(peaks) > 10 * min(peaks):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(min(peaks) * _DEPTH, min(map(_least, curves))))
+    elif all(value >= 0 for curve in curves for value in curve.values if _is_drawn(value)):
+        axes.set_ylim(bottom=0)
 
 
 def _title(told: Figures, schedule: Schedule, model: str) -> str:

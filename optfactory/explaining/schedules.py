@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 from torch.optim import Optimizer, lr_scheduler
 
 from optfactory.config.hydra_keys import INSTANTIATE_KEYS, TARGET
-from optfactory.errors import ConfigError
+from optfactory.errors import ConfigError, a_type
 
 _HOME = "torch.optim.lr_scheduler"
 NAMES = sorted(set(lr_scheduler.__all__) - {"LRScheduler"})
@@ -137,11 +138,13 @@ def _find(name: str, is_trusted: bool, place: str) -> Callable[..., Any]:
         why = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError(f"{place} {name!r} cannot be loaded: {why}") from error
     if not callable(found):
-        raise ConfigError(f"{place} {name!r} is a {type(found).__name__}, not a function or class")
+        raise ConfigError(f"{place} {name!r} is {a_type(found)}, not a function or class")
     return found  # type: ignore[no-any-return]
 
 
 def _unknown(name: str) -> str:
+    if name.lower() == "swalr":  # the one that torch keeps elsewhere
+        return f"SWALR is not in {_HOME}; torch has it as torch.optim.swa_utils.SWALR"
     lower = {known.lower(): known for known in NAMES}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     hint = f" Did you mean '{lower[close[0]]}'?" if close else ""
@@ -173,9 +176,7 @@ def _called(name: str, target: Any, optimizer: Optimizer, arguments: Mapping[str
             f"{_shown(parameters)}{_FUNCTION if 'lr_lambda' in parameters else ''}"
         ) from error
     if not callable(getattr(made, "step", None)):
-        raise ConfigError(
-            f"scheduler '{name}' made a {type(made).__name__}, which has no method step"
-        )
+        raise ConfigError(f"scheduler '{name}' made {a_type(made)}, which has no method step")
     return made
 
 
@@ -204,4 +205,6 @@ def length_of(scheduler: Any, arguments: Mapping[str, Any]) -> int | None:
         arguments.get("num_training_steps"),
     )
     lengths = [n for n in found if isinstance(n, (int, float)) and not isinstance(n, bool)]
-    return max(1, int(lengths[0])) if lengths else None
+    if not lengths or not 1 <= lengths[0] < math.inf:  # such as T_max=0, which torch lets through
+        return None
+    return int(lengths[0])

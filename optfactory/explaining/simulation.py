@@ -21,6 +21,7 @@ from optfactory.explaining.figures import Curve, Group
 from optfactory.explaining.schedules import PLATEAU, Scheduler, length_of
 
 _STEPS = 1000  # where neither the user nor the scheduler says how many
+MOST = 1_000_000  # steps that are run
 
 
 @dataclass(frozen=True)
@@ -95,28 +96,66 @@ def run(
         warnings.simplefilter("always")
         made = scheduler.make(optimizer)
         length = length_of(made, scheduler.arguments)
-        count = 0 if type(made).__name__ == PLATEAU else steps or length or _STEPS
+        wanted = min(steps or length or _STEPS, MOST)
+        count = 0 if type(made).__name__ == PLATEAU else wanted
         done = 0
         while done < count and not failure:
-            for index, group in enumerate(optimizer.param_groups):
-                rates[index].append(float(group["lr"]))
-                momentum = momentum_of(group, groups[index])
-                if momentum is not None:
-                    momenta[index].append(momentum)
-            optimizer.step()
-            done += 1
             try:
+                now = _read(optimizer, groups)
+                done += 1
+                for index, (rate, momentum) in enumerate(now):
+                    rates[index].append(rate)
+                    momenta[index].extend([] if momentum is None else [momentum])
+                optimizer.step()
                 made.step()
             # Whatever a scheduler raises at its end, or in a function of the user's.
             except Exception as error:
-                failure = f"{type(error).__name__}: {error}".partition("\n")[0]
+                failure = _told(error)
     warned = tuple(dict.fromkeys(str(item.message).partition("\n")[0] for item in caught))
     strays = tuple(
         index
-        for index, group in enumerate(optimizer.param_groups)
-        if "momentum" in group and "momentum" not in groups[index]
+        for index, (group, stated) in enumerate(zip(optimizer.param_groups, groups, strict=False))
+        if "momentum" in group and "momentum" not in stated
     )
     return Run(made, done, length, rates, momenta, strays, failure, warned)
+
+
+def _read(
+    optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]
+) -> list[tuple[float, float | None]]:
+    """The learning rate and the momentum of each group, of which a scheduler may make anything.
+
+    Raises:
+        _Unusable: the optimizer could not train with what there is.
+    """
+    now = optimizer.param_groups
+    if len(now) != len(groups):
+        raise _Unusable(f"it makes {len(now)} param groups of {len(groups)}")
+    found = []
+    for group, stated in zip(now, groups, strict=True):
+        found.append((_number(group.get("lr")), momentum_of(group, stated)))
+    return found
+
+
+def _number(rate: Any) -> float:
+    try:
+        if not isinstance(rate, str):  # which float() would read
+            return float(rate)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise _Unusable(f"it sets lr to {rate!r}, which is no number")
+
+
+class _Unusable(Exception):
+    """A scheduler made something of the groups that is none of theirs."""
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, _Unusable):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def momentum_of(group: Mapping[str, Any], stated: Mapping[str, Any]) -> float | None:

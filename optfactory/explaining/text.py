@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from optfactory.explaining.cells import columns, counted, filled, shown, table
+from optfactory.explaining.cells import columns, counted, filled, shortened, shown, table
 from optfactory.explaining.figures import (
     DEFAULT,
     NAME,
@@ -20,8 +20,9 @@ from optfactory.explaining.figures import (
 )
 from optfactory.planning.text import human
 
-_SHOWN = 3  # names of tensors in one line
 _CURVES = 16  # lines of a table
+_MANY = 40  # groups, of more of which the first and the last are told
+_FIRST, _LAST = 15, 5
 
 
 def render(told: Figures) -> str:
@@ -33,9 +34,10 @@ def render(told: Figures) -> str:
             "command line."
         )
     else:
-        parts += [_group(group, told.config.name) for group in told.groups]
+        parts += _groups(told.groups)
     if told.schedule is not None:
         parts += [_schedule(told.schedule)]
+    parts += [filled(f"note: {text}") for text in told.notes]
     parts += [filled(f"warning: {text}") for text in told.warnings]
     parts += [filled(f"problem: {text}") for text in told.problems]
     return "\n\n".join(parts)
@@ -72,12 +74,23 @@ def _value(key: Key) -> str:
 # ---- groups ------------------------------------------------------------------------------------
 
 
-def _group(group: Group, name: str) -> str:
+def _groups(groups: Sequence[Group]) -> list[str]:
+    if len(groups) <= _MANY:
+        return list(map(_group, groups))
+    between = len(groups) - _FIRST - _LAST
+    return [
+        *map(_group, groups[:_FIRST]),
+        f"... {counted(between, 'group')} more; --json lists all",
+        *map(_group, groups[-_LAST:]),
+    ]
+
+
+def _group(group: Group) -> str:
     count = len(group.parameters)
     lines = [f"group {group.name}: {counted(count, 'tensor')}, {group.elements:,} elements"]
     said = [f"rules: {', '.join(group.rules) or 'none'}"]
     if count:
-        said.insert(0, _shortened(group.parameters))
+        said.insert(0, shortened(group.parameters))
     if group.reasons:
         said.append(f"no hidden matrix, because it is {' or '.join(group.reasons)}")
     said.append(rate_line(group.rate))
@@ -135,13 +148,8 @@ def _states(states: States, named: bool) -> str:
     count = counted(states.tensors, "tensor")
     place = "" if states.place == "resident" else f", paged ({states.place})"
     why = f" ({states.reason})" if states.reason else ""
-    names = f": {_shortened(states.names)}" if named else ""
+    names = f": {shortened(states.names)}" if named else ""
     return f"state: {kept or 'none'}, {human(states.nbytes)} for {count}{place}{why}{names}"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 # ---- schedulers --------------------------------------------------------------------------------
@@ -149,7 +157,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 def _schedule(schedule: Schedule) -> str:
     title = f"scheduler {call(schedule)}"
-    parts = [filled(f"{title}, {schedule.steps:,} steps" if schedule.steps else title)]
+    parts = [filled(f"{title}, {counted(schedule.steps, 'step')}" if schedule.steps else title)]
     if schedule.rates:
         parts.append(_curves(schedule.rates, schedule.milestones, "lr"))
     if schedule.momenta:
@@ -172,7 +180,7 @@ def _curves(curves: Sequence[Curve], milestones: Mapping[int, str], what: str) -
     left_out = max(0, len(curves) - _CURVES)
     for curve in [*curves[: _CURVES - 1], curves[-1]] if left_out else curves:
         values = [curve.values[step] for step in milestones]
-        extremes = [min(curve.values), max(curve.values)]
+        extremes = [curve.values[step] for step in curve.extremes()]
         configured = ", ".join(f"{value:.4g}" for value in dict.fromkeys(curve.configured))
         cells = [f"{value:.4g}" for value in [*values, *extremes]]
         rows.append([label(curve), configured, *cells])
@@ -181,10 +189,10 @@ def _curves(curves: Sequence[Curve], milestones: Mapping[int, str], what: str) -
             del row[1]
     lines = columns([header, *rows], "<" + ">" * (len(header) - 1))
     if left_out:
-        lines.insert(-1, f"  ({left_out} more; --json has all)")
+        lines.insert(-1, f"  ({left_out:,} more; --json has all)")
     return "\n".join(lines)
 
 
 def label(curve: Curve) -> str:
     """The groups of a curve, shortened."""
-    return _shortened(curve.groups)
+    return shortened(curve.groups)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+
 from optfactory.config.group_rules import RULES_FIELD
+from optfactory.explaining.cells import shortened
 from optfactory.explaining.figures import Curve
 from optfactory.explaining.schedules import PLATEAU, Scheduler
-from optfactory.explaining.simulation import Run
+from optfactory.explaining.simulation import MOST, Run
 from optfactory.groups.grouping import Grouping
 from optfactory.groups.merging import Hit, Making
 from optfactory.overlooked import overlooked
@@ -19,7 +23,12 @@ _OWN_RATES = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr"}
 _PERIODIC = ("CyclicLR", "CosineAnnealingWarmRestarts")
 _ALIKE = 1e-9  # ratios that differ by less are the same, but for rounding
 _LISTED = 6  # learning rates that a warning shows
-_RISEN, _SMALL = 1.001, 1e-3  # what is no rounding, of the lowest rate and of the peak
+_SMALL = 1e-3  # what is no rounding, of the lowest rate and of the peak
+_UNUSABLE: dict[str, Callable[[float], bool]] = {
+    "nan": math.isnan,
+    "inf": lambda rate: rate == math.inf,
+    "negative": lambda rate: rate < 0,
+}
 
 
 def of_grouping(grouping: Grouping, values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -102,24 +111,30 @@ def of_schedule(
         names: of all groups.
     """
     found = [f"torch warns: {text}" for text in run.warned]
-    found += _made_equal(run.kind, rates)
+    found += _made_equal(run, rates)
     if run.strays:
         found.append(
             f"{scheduler.name} sets the momentum of all groups, and those of other optimizers have "
-            f"none, whose betas stay: {', '.join(names[index] for index in run.strays)}"
+            f"none, whose betas stay: {shortened([names[index] for index in run.strays], _LISTED)}"
         )
-    if run.steps and run.kind not in _PERIODIC:
+    found += _risen(run, names)
+    if rates and not run.failure and run.kind not in _PERIODIC:
         found += _end(scheduler, run, rates)
     return found
 
 
-def _made_equal(kind: str, rates: Sequence[Curve]) -> list[str]:
+def _made_equal(run: Run, rates: Sequence[Curve]) -> list[str]:
+    kind = run.kind
     configured = [rate for curve in rates for rate in curve.configured]
-    if len(set(configured)) < 2 or len(rates) > 1:
+    if len(set(configured)) < 2 or len(rates) > 1 or not math.isfinite(rates[0].values[0]):
         return []
     text = f"{kind} makes the learning rates of all groups equal"
     key = {"OneCycleLR": "max_lr", "CyclicLR": "base_lr and max_lr"}.get(kind, "")
-    share = [f"{max(rates[0].values) * rate / max(configured):.4g}" for rate in configured]
+    # Sampled at steps, the peak may be missed by a little.
+    optimizer = getattr(run.scheduler, "optimizer", None)
+    group = optimizer.param_groups[0] if isinstance(optimizer, Optimizer) else {}
+    peak = float(group.get("max_lr", max(rates[0].values)))
+    share = [f"{peak * rate / max(configured):.4g}" for rate in configured]
     remedy = f"; give {key} as a list, one for each param group in order" if key else ""
     if kind == "OneCycleLR":
         first = [*share[:3], "..."] if len(share) > _LISTED else share
@@ -127,18 +142,59 @@ def _made_equal(kind: str, rates: Sequence[Curve]) -> list[str]:
     return [f"{text}, which undoes lr_scale, layer_decay and lr of rules{remedy}"]
 
 
+def of_rates(rates: Sequence[Curve]) -> list[str]:
+    """Learning rates that the optimizer refuses at a step."""
+    found: dict[tuple[str, int, bool], list[str]] = {}
+    for curve in rates:
+        for what, is_so in _UNUSABLE.items():
+            steps = [step for step, rate in enumerate(curve.values) if is_so(rate)]
+            if steps:
+                is_to_the_end = len(steps) == len(curve.values) - steps[0]
+                found.setdefault((what, steps[0], is_to_the_end), []).extend(curve.groups)
+    return [
+        f"the learning rate of {shortened(groups)} is {what} from step {step:,} on"
+        + ("" if is_to_the_end else ", though not at every one")
+        for (what, step, is_to_the_end), groups in found.items()
+    ]
+
+
+def _risen(run: Run, names: Sequence[str]) -> Iterator[str]:
+    """Groups that a decay to eta_min raises, since that is above their learning rate."""
+    for part in _parts(run.scheduler):
+        least, starts = getattr(part, "eta_min", None), getattr(part, "base_lrs", None)
+        if not isinstance(least, (int, float)) or not isinstance(starts, list):
+            continue
+        raised = {name: rate for name, rate in zip(names, starts, strict=False) if rate < least}
+        if raised:
+            rates = shortened([f"{rate:.4g}" for rate in dict.fromkeys(raised.values())])
+            yield (
+                f"{type(part).__name__} raises the learning rate of {shortened(list(raised))}, "
+                f"which is {rates}, to its eta_min {least:.4g}; all groups end there"
+            )
+
+
+def _parts(scheduler: Any) -> Iterator[Any]:
+    """A scheduler, and those that it consists of."""
+    yield scheduler
+    parts = getattr(scheduler, "_schedulers", ())
+    for part in parts if isinstance(parts, (list, tuple)) else ():
+        yield from _parts(part)
+
+
 def _end(scheduler: Scheduler, run: Run, rates: Sequence[Curve]) -> Iterator[str]:
     curve = max(rates, key=lambda curve: max(curve.configured)).values
+    if not all(0 <= rate < math.inf for rate in curve):  # which is a problem
+        return
     peak = curve.index(max(curve))
     lowest = min(curve[peak:])
     turn = peak + curve[peak:].index(lowest)
-    if curve[-1] > _RISEN * lowest + _SMALL * curve[peak]:
+    if curve[-1] - lowest > _SMALL * (abs(lowest) + abs(curve[peak])):
         made_for = "" if run.length is None else f": it is made for {run.length:,} steps"
         yield (
             f"{scheduler.name} rises again after step {turn:,}, to {curve[-1]:.4g} at the last of "
             f"{run.steps:,}{made_for}. Make it as long as the training"
         )
-    elif run.length is not None and not run.failure and run.steps < run.length:
+    elif run.length is not None and run.steps < min(run.length, MOST):
         yield (
             f"{scheduler.name} is made for {run.length:,} steps, and after {run.steps:,} the "
             f"learning rate is {curve[-1]:.4g} yet"
@@ -167,13 +223,14 @@ def told(
             f"{run.kind} sets the learning rates itself, by {own}; those of the config, with "
             "lr_scale and layer_decay, have no effect."
         )
-    if len(run.rates) > 1:
+    if rates and len(run.rates) > 1:
         sentences.append(_ratios(keeps, rates))
     for curve in momenta:
+        low, high = (curve.values[step] for step in curve.extremes())
         before = ", ".join(f"{number:.4g}" for number in dict.fromkeys(curve.configured))
         sentences.append(
-            f"It also sets the momentum (or betas[0]) of {', '.join(curve.groups)}, from "
-            f"{min(curve.values):.4g} to {max(curve.values):.4g} in place of {before}."
+            f"It also sets the momentum (or betas[0]) of {shortened(curve.groups, _LISTED)}, from "
+            f"{low:.4g} to {high:.4g} in place of {before}."
         )
     return tuple(sentences)
 

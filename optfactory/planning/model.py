@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from optfactory.errors import ConfigError
+from optfactory.errors import ConfigError, a_type
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,13 +40,13 @@ def load_model(text: str, dtype: str | None = None) -> nn.Module:
         raise ConfigError(f"--model {text!r} cannot be loaded: {_told(error)}") from error
     model = factory if isinstance(factory, nn.Module) else _call(factory, text)
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"--model {text!r} returned a {type(model).__name__}, not a Module")
+        raise ConfigError(f"--model {text!r} returned {a_type(model)}, not a Module")
     return model.to(DTYPES[dtype]) if dtype else model
 
 
 def _call(factory: object, text: str) -> object:
     if not callable(factory):
-        raise ConfigError(f"--model {text!r} is a {type(factory).__name__}, not a function")
+        raise ConfigError(f"--model {text!r} is {a_type(factory)}, not a function")
     try:
         with torch.device("meta"), _WithoutInitialization():
             return factory()
@@ -55,7 +55,8 @@ def _call(factory: object, text: str) -> object:
         raise ConfigError(
             f"--model {text!r} failed on the meta device, where tensors have no data: "
             f"{_told(error)}; write a function without arguments that builds the "
-            "bare model, or call optfactory.plan(cfg, model) from Python"
+            "bare model, or call optfactory.plan(cfg, model) or optfactory.explain(cfg, model) "
+            "from Python"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,23 @@ def tiny() -> nn.Module:
 def halving(optimizer: Optimizer, every: int = 10) -> Any:
     """As functions of transformers: takes the optimizer, returns a scheduler."""
     return LambdaLR(optimizer, lambda step: 0.5 ** (step // every))
+
+
+def lost(optimizer: Optimizer) -> Any:
+    """Learning rates that are none from the start."""
+    return LambdaLR(optimizer, lambda step: float("nan"))
+
+
+class Changing:
+    """A scheduler of a user's own, which at its third step does something to the optimizer."""
+
+    def __init__(self, optimizer: Optimizer, change: Callable[[Optimizer], object]) -> None:
+        self.optimizer, self.change, self.steps = optimizer, change, 0
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            self.change(self.optimizer)
 
 
 number = 3

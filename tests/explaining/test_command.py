@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -155,10 +154,36 @@ def test_a_file_does_not_decide_what_is_imported(node: str, run: Run, write: Wri
     ok(run(file, "--scheduler", "none"))
 
 
-def test_other_nodes_of_that_name_are_none_of_ours(run: Run, write: Write) -> None:
-    for node in ("cosine", "{kind: cosine}", "null", "[1]"):
-        file = write(f"optimizer: {{name: adam}}\nscheduler: {node}\n")
-        assert json.loads(ok(run(file, "--json")))["scheduler"] is None
+@pytest.mark.parametrize(
+    ("node", "is_noted"),
+    [("cosine", True), ("{T_max: 3}", True), ("null", False), ("[1]", True), ("{}", False)],
+)
+def test_other_nodes_of_that_name_are_none_of_ours(
+    node: str, is_noted: bool, run: Run, write: Write
+) -> None:
+    file = write(f"optimizer: {{name: adam}}\nscheduler: {node}\n")
+    told = json.loads(ok(run(file, "--json")))
+    notes = ["scheduler: left out, as it is no mapping with _target_"] * is_noted
+    assert (told["scheduler"], told["notes"]) == (None, notes)
+    assert [line for line in ok(run(file)).splitlines() if line.startswith("note: ")] == [
+        f"note: {note}" for note in notes
+    ]
+    assert "note: " not in ok(
+        run(file, "--scheduler", "ExponentialLR", "--scheduler-arg", "gamma=1")
+    )
+
+
+def test_of_two_nodes_the_one_that_is_left_out_is_said(run: Run, write: Write) -> None:
+    both = APP % "scheduler" + "lr_scheduler: {_target_: StepLR, step_size: 3}\n"
+    told = json.loads(ok(run(write(both), "--json")))
+    assert told["scheduler"]["name"] == "CosineAnnealingLR"
+    assert told["notes"] == ["lr_scheduler: left out, as the config's 'scheduler' is taken"]
+    other = APP % "lr_scheduler" + "scheduler: {T_max: 3}\n"
+    told = json.loads(ok(run(write(other), "--json")))
+    assert told["scheduler"]["name"] == "CosineAnnealingLR"
+    assert told["notes"] == ["scheduler: left out, as it is no mapping with _target_"]
+    empty = APP % "scheduler" + "lr_scheduler: null\n"
+    assert json.loads(ok(run(write(empty), "--json")))["notes"] == []
 
 
 @pytest.mark.parametrize(
@@ -203,11 +228,13 @@ def test_what_is_wrong_is_said_before_the_model_is_made(
         (("adam", "--scheduler-arg", "a=1"), "--scheduler-arg is for --scheduler"),
         (("adam", "--scheduler", "StepLR", "--scheduler-arg", "3"), "is k=v"),
         (("adam", "--scheduler", "StepLR", "--scheduler-arg", "{a: [1"), "cannot be read"),
+        (("adam", *COSINE, "--scheduler-arg", "optimizer=3"), "--scheduler-arg optimizer: "),
+        (("adam", *COSINE, "--scheduler-arg", "_target_=StepLR"), "--scheduler-arg _target_: "),
         (("adam", "--scheduler", "StepLR", "--steps", "x"), "invalid int value"),
         (("nosuch.yaml",), "no such file"),
         ((), "required"),
         (("adam", *COSINE, "--plot", "x.jpg"), ".png, .pdf, .svg"),
-        (("adam", "--scheduler", "ReduceLROnPlateau", "--plot", "x.png"), "nothing to draw"),
+        (("adam", "--scheduler", "ReduceLROnPlateau", "--plot", "x.png"), "depends on metrics"),
     ],
 )
 def test_wrong_usage_exits_with_2(words: tuple[str, ...], message: str, run: Run) -> None:
@@ -233,67 +260,3 @@ def test_the_parser_and_the_package_load_no_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "False", done.stderr
-
-
-# ---- pictures ----------------------------------------------------------------------------------
-
-KINDS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pictures_are_written(kind: str, run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    file = tmp_path / f"rates.{kind}"
-    ok(run("adamw", RULE, "--model", TINY, *COSINE, "--plot", file))
-    assert file.read_bytes().startswith(KINDS[kind])
-
-
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: Any, model: str = "") -> Any:
-    """The figure of an explanation, as it is saved."""
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    from optfactory.explaining.plot import plot
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **more: figures.append(self))
-    plot(told, tmp_path / "x.png", model)
-    return figures[0]
-
-
-@pytest.mark.parametrize("scale", [2, 100])
-def test_a_line_for_each_curve_with_its_groups(
-    scale: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    rules = {"head": {"match": "head.*", "lr_scale": scale}, "decay": {"ndim": 1, "eps": 1e-7}}
-    node = {"_target_": "CosineAnnealingLR", "T_max": 5000}
-    told = explain("adamw", on_meta(), param_groups=rules, scheduler=node)
-    figure = drawn(monkeypatch, tmp_path, told, "my:model")
-    (axes,) = figure.axes
-    labels = [line.get_label() for line in axes.get_lines()]
-    assert labels == ["default, decay", "head, head+decay"]
-    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
-    assert len({color for color, _ in looks}) == len({style for _, style in looks}) == 2
-    assert axes.get_yscale() == ("log" if scale > 10 else "linear")
-    assert told.schedule is not None
-    for line, curve in zip(axes.get_lines(), told.schedule.rates, strict=True):
-        steps, values = line.get_data()
-        assert len(steps) < 5000
-        assert list(values) == [curve.values[step] for step in steps]
-    assert axes.get_xlabel() == "step (calls of scheduler.step())"
-    assert axes.get_ylabel().startswith("learning rate")
-    title = "adamw for my:model\nCosineAnnealingLR(T_max=5000)"
-    assert figure.get_suptitle() == title
-
-
-def test_many_curves_have_a_short_legend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tests.param_groups.harness import Net
-
-    rules = {"deep": {"layer_decay": 0.9}}
-    told = explain("adamw", Net(depth=30), param_groups=rules, scheduler="LinearLR")
-    assert told.schedule is not None
-    assert len(told.schedule.rates) == 32
-    figure = drawn(monkeypatch, tmp_path, told)
-    assert len(figure.axes[0].get_lines()) == 32
-    assert len(figure.legends[0].get_texts()) == 12
-    assert "(16 more; --json has all)" in str(told)

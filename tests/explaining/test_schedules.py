@@ -261,6 +261,8 @@ def test_milestones_are_few_and_have_the_peak_and_every_drop() -> None:
     [
         ("CosineAnealing", "Did you mean 'CosineAnnealingLR'"),
         ("LRScheduler", "no scheduler 'LRScheduler'"),
+        ("cosineannealinglr", "Did you mean 'CosineAnnealingLR'"),
+        ("SWALR", "torch has it as torch.optim.swa_utils.SWALR"),
         ("torch.optim.lr_scheduler.steplr", "Did you mean 'StepLR'"),
         ("CosineAnnealingLR", r"missing .*'T_max'; it takes T_max, eta_min=0.0"),
         ({"_target_": "StepLR", "step": 3}, r"unexpected keyword argument 'step'; it takes"),
@@ -268,11 +270,11 @@ def test_milestones_are_few_and_have_the_peak_and_every_drop() -> None:
         ({"step_size": 3}, "needs _target_"),
         ({"_target_": "LambdaLR", "lr_lambda": "x"}, "a function, which text cannot give"),
         ("no.such.module", "cannot be loaded: ModuleNotFoundError"),
-        ("tests.explaining.models.number", "is a int, not a function or class"),
+        ("tests.explaining.models.number", "is an int, not a function or class"),
         ("tests.explaining.models.tiny", "takes no arguments|cannot be made"),
         (lr_scheduler.StepLR, "missing .*'step_size'; it takes step_size, gamma=0.1"),
         (3, "is a name of torch.optim.lr_scheduler"),
-        (lambda optimizer: 3, "made a int, which has no method step"),
+        (lambda optimizer: 3, "made an int, which has no method step"),
     ],
 )
 def test_what_is_wrong_with_a_scheduler_is_said(given: Any, message: str) -> None:
