@@ -6,20 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.command_line import Run, runner
+from tests.command_line import Run, runner, surroundings
+
+__all__ = ["surroundings"]  # for all tests here
 
 Write = Callable[[str, str], Path]
 
 TINY = "tests.explaining.models:tiny"
-
-
-@pytest.fixture(autouse=True)
-def surroundings(fixed_conditions: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread, since nothing here computes, and no GPU, whatever this machine has."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture

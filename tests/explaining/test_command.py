@@ -11,23 +11,13 @@ import pytest
 import torch
 
 from optfactory import explain
-from tests.command_line import Run
+from tests.command_line import Run, ok, refused
 from tests.explaining.conftest import TINY, Write
 from tests.explaining.models import tiny
 
 RULE = "param_groups.head={match: head.*, lr_scale: 10}"
 RULES = {"head": {"match": "head.*", "lr_scale": 10}}
 COSINE = ("--scheduler", "CosineAnnealingLR", "--scheduler-arg", "T_max=100")
-
-
-def ok(result: tuple[int, str, str], code: int = 0) -> str:
-    assert (result[0], result[2]) == (code, "")
-    return result[1]
-
-
-def refused(result: tuple[int, str, str], code: int = 1) -> str:
-    assert (result[0], result[1]) == (code, "")
-    return result[2]
 
 
 def on_meta(dtype: torch.dtype = torch.float32) -> torch.nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from optfactory import plan
+from tests.command_line import ok, refused
 from tests.planning.conftest import Factory, Run
 
 ROOT = Path(__file__).parents[2]
@@ -23,16 +24,6 @@ RULE = "param_groups.a={match: '%s', lr_scale: 2}"
 def same_model(dtype: torch.dtype = torch.float32) -> nn.Module:
     with torch.device("meta"):
         return nn.Sequential(nn.Embedding(500, 300), nn.Linear(300, 400)).to(dtype)
-
-
-def ok(result: tuple[int, str, str], code: int = 0) -> str:
-    assert (result[0], result[2]) == (code, "")
-    return result[1]
-
-
-def refused(result: tuple[int, str, str], code: int = 1) -> str:
-    assert (result[0], result[1]) == (code, "")
-    return result[2]
 
 
 def test_it_prints_the_plan_that_python_gives(run: Run, factory: Factory) -> None:

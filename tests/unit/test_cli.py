@@ -11,7 +11,7 @@ import yaml
 
 from optfactory import __version__, list_optimizers, resolve
 from optfactory.catalog.files import config_folder, write_files
-from tests.command_line import runner
+from tests.command_line import ok, refused, runner
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,18 +30,6 @@ def file(tmp_path):
         return str(path)
 
     return write
-
-
-def ok(result):
-    code, out, err = result
-    assert (code, err) == (0, "")
-    return out
-
-
-def refused(result, code=1):
-    assert result[0] == code
-    assert result[1] == ""
-    return result[2]
 
 
 # list
