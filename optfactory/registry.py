@@ -192,7 +192,10 @@ def _refuse_withheld(text: str, key: str) -> None:
             try:
                 refuse_coarse(family, schema.too_coarse, [width])
             except ValueError as error:
-                raise UnknownOptimizerError(f"there is no optimizer '{text}': {error}") from None
+                at_8_bits = withheld[key].removesuffix(width) + "8bit"
+                raise UnknownOptimizerError(
+                    f"there is no optimizer '{text}': {error}, or take {at_8_bits}"
+                ) from None
 
 
 def implied_fields(text: str, name: str) -> dict[str, Any]:
