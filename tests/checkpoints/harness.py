@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.families import FAMILIES, states_of
+from tests.numerics.harness import ENDS, placed
 from tests.reference import quantization as oracle
 from tests.reference.tables import SIGNED, UNSIGNED
 
@@ -56,12 +57,30 @@ def array(tensor: Tensor) -> Array:
     return result
 
 
+def width_of(entries: dict[str, Tensor], name: str) -> str:
+    """How a state of ours is stored in codes; empty if it is in numbers."""
+    return next((width for width, end in ENDS.items() if f"{name}{end}" in entries), "")
+
+
+def _small(entries: dict[str, Tensor], name: str, width: str, block: int) -> tuple[Any, Any, int]:
+    """Places of codes with their scales, the codec, and its blocks, of small floats."""
+    signed, halves = CODECS[name] is oracle.SIGNED_CODEC, 2 if width == "4bit" else 1
+    *rows, last = entries[f"{name}{ENDS[width]}"].shape
+    stored = placed(entries, name, width, signed, (*rows, halves * last))
+    return stored, oracle.SMALL[width][signed][0], block // halves
+
+
 def assert_quantized(
     entries: dict[str, Tensor], values: Array, name: str, block: int = 256
 ) -> None:
     """One of our states is these values in the nearest codes."""
-    stored = (entries[f"{name}_{kind}"].numpy() for kind in ("q8", "absmax"))
-    oracle.assert_encodes(*stored, values, CODECS[name], block)
+    width = width_of(entries, name)
+    if width in oracle.SMALL:
+        stored, codec, own = _small(entries, name, width, block)
+        oracle.assert_encodes(stored.codes, stored.scales, values, codec, own)
+        return
+    codes, scales = (entries[f"{name}_{kind}"].numpy() for kind in ("q8", "absmax"))
+    oracle.assert_encodes(codes, scales, values, CODECS[name], block)
 
 
 def decoded(codes: Array, scales: Array, name: str, block: int = 256) -> Array:
@@ -85,6 +104,10 @@ def values_of(entries: dict[str, Tensor], name: str, block: int = 256) -> Array:
     """The values of one of our states, of any width."""
     if name in entries:
         return array(entries[name])
+    width = width_of(entries, name)
+    if width in oracle.SMALL:
+        stored, codec, own = _small(entries, name, width, block)
+        return oracle.decode32(stored.codes, stored.scales, codec, own)
     codes, scales = entries[f"{name}_q8"], entries[f"{name}_absmax"]
     return decoded(codes.numpy(), scales.numpy(), name, block=block)
 

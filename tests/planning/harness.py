@@ -135,7 +135,8 @@ def is_mapped(tensor: Tensor) -> bool:
 def width_of(state: Mapping[str, Tensor]) -> int:
     """The bits of a parameter's states; what storing it lost is as wide as the parameter."""
     kinds = {value.dtype for key, value in state.items() if key != "compensation"}
-    narrow = {torch.uint8: 8, torch.bfloat16: 16}
+    halves = any(key.endswith("_q4") for key in state)  # two codes a byte
+    narrow = {torch.uint8: 4 if halves else 8, torch.bfloat16: 16}
     return next((bits for kind, bits in narrow.items() if kind in kinds), 32)
 
 
