@@ -40,8 +40,8 @@ def register(config_class: Family) -> Family:
     ...     family = "calm_adam"
     ...     lr: float = 1e-4
     >>> _ = register(CalmAdam)
-    >>> list_optimizers("calm_adam*")
-    ['calm_adam', 'calm_adam32bit', 'calm_adam8bit']
+    >>> list_optimizers("calm_adam*8*")
+    ['calm_adam8bit', 'calm_adamfp8']
 
     Args:
         config_class: a subclass of `OptimizerConfig` with `family`, `rule` and `scalars`.

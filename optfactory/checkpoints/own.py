@@ -13,11 +13,12 @@ from optfactory.checkpoints.records import GroupRecord, Quantized, Record, Store
 from optfactory.config.fields import BLOCK_SIZES
 from optfactory.errors import UnknownOptimizerError
 from optfactory.registry import get_optimizer_info
+from optfactory.rules.formats import halved
 from optfactory.rules.language import StateSpec
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.state import codec
 from optfactory.state.codec import BlockGrid
-from optfactory.state.codecs import ALL, FOUR_BIT, SUFFIXES, UNSCALED, halved
+from optfactory.state.codecs import ALL, FOUR_BIT, SUFFIXES, UNSCALED
 from optfactory.state.layout import StateLayout
 from optfactory.state.specs import (
     HISTORY_KEY,

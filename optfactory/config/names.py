@@ -125,8 +125,9 @@ def _meant(key: str, families: list[str], known: list[str]) -> str:
     family = found.pop()
     by_key = {normalize(name): name for name in known if name in _all_names(family)}
     width = re.search(r"\d+", key)
-    if width and any(width.group() in name for name in by_key):
-        by_key = {name: by_key[name] for name in by_key if width.group() in name}
+    if width:
+        end = f"fp{width.group()}" if "fp" in key else f"{width.group()}bit"
+        by_key = {name: by_key[name] for name in by_key if name.endswith(end)} or by_key
     return by_key[difflib.get_close_matches(key, by_key, n=1, cutoff=0.0)[0]]
 
 

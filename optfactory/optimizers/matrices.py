@@ -46,7 +46,13 @@ Coefficients = Annotated[str | tuple[Triple, ...], BeforeValidator(_read_coeffic
 
 
 class MatrixConfig(OptimizerConfig):
-    """Hyperparameters of the optimizers whose directions are made orthogonal."""
+    """Hyperparameters of the optimizers whose directions are made orthogonal.
+
+    >>> from optfactory import resolve
+    >>> config = resolve("muon8bit", ns_steps=6)
+    >>> isinstance(config, MatrixConfig), config.ns_steps, config.ns_coefficients
+    (True, 6, 'muon')
+    """
 
     of_matrices: ClassVar[bool] = True
 

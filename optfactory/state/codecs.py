@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optfactory.rules.language import StateSpec, UpdateRule
+from optfactory.rules.formats import FORMATS, width_of_state
+from optfactory.rules.language import StateSpec
 from optfactory.rules.options import KernelOptions
 from optfactory.sharding.dtensors import Sharding
 from optfactory.state.codec import BlockGrid, CodeMap
@@ -117,18 +118,14 @@ class Codec:
         return found
 
 
-def _same(name: str) -> dict[bool, str]:
-    return {True: name, False: name}
-
-
-FLOAT32 = Codec("32bit", 32, torch.float32, _same("float32"))
-BFLOAT16 = Codec("16bit", 16, torch.bfloat16, _same("bfloat16"), always_random=True)
-EIGHT_BIT = Codec("8bit", 8, torch.uint8, _same("map8"), ("_q8", "_absmax"))
-FP8 = Codec("fp8", 8, torch.uint8, {True: "e4m3", False: "e5m3"}, ("_fp8", "_scale"), True)
-FOUR_BIT = Codec("4bit", 4, torch.uint8, {True: "e2m1", False: "e3m1"}, ("_q4", "_scale"), True)
+FLOAT32 = Codec("32bit", 32, torch.float32, FORMATS["32bit"])
+BFLOAT16 = Codec("16bit", 16, torch.bfloat16, FORMATS["16bit"], always_random=True)
+EIGHT_BIT = Codec("8bit", 8, torch.uint8, FORMATS["8bit"], ("_q8", "_absmax"))
+FP8 = Codec("fp8", 8, torch.uint8, FORMATS["fp8"], ("_fp8", "_scale"), True)
+FOUR_BIT = Codec("4bit", 4, torch.uint8, FORMATS["4bit"], ("_q4", "_scale"), True)
 
 ALL = (FOUR_BIT, EIGHT_BIT, FP8, BFLOAT16, FLOAT32)
-_BY_BITS = {codec.bits: codec for codec in (FOUR_BIT, EIGHT_BIT, BFLOAT16, FLOAT32)}
+_BY_WIDTH = {codec.name: codec for codec in ALL}
 
 # What may stand for elements by itself.
 UNSCALED = (FLOAT32.dtype, BFLOAT16.dtype)
@@ -139,19 +136,7 @@ SUFFIXES = tuple(dict.fromkeys(suffix for codec in ALL for suffix in codec.suffi
 
 def codec_of(group: Mapping[str, Any], state: StateSpec) -> Codec:
     """How a param group stores a state, where nothing speaks against it."""
-    bits = (group["state_bits"] or {}).get(state.name, group["optim_bits"])
-    return FP8 if bits == 8 and group["state_format"] == "fp8" else _BY_BITS[bits]
-
-
-def block_size_of(rule: UpdateRule, group: Mapping[str, Any]) -> int:
-    """Elements that share a scale; half as many where one of a rule's states has 4 bits."""
-    size = int(group["block_size"])
-    return halved(size) if any(codec_of(group, s).in_pairs for s in rule.states) else size
-
-
-def halved(block_size: int) -> int:
-    """Elements that share a scale of 4-bit state; least are 64, which kernels take at a time."""
-    return max(block_size // 2, 64)
+    return _BY_WIDTH[width_of_state(group, state)]
 
 
 def _why_no_blocks(grid: BlockGrid, min_8bit_size: int) -> str:

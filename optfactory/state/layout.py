@@ -18,11 +18,12 @@ from optfactory.config.schema import OptimizerConfig
 from optfactory.errors import StateError
 from optfactory.matrix.stacks import neurons_of
 from optfactory.memory import placement
+from optfactory.rules.formats import block_size_of
 from optfactory.rules.language import StateSpec, UpdateRule
 from optfactory.rules.options import CLIP_HISTORY, KernelOptions
 from optfactory.sharding.dtensors import Sharding
 from optfactory.state.codec import BlockGrid, CodeMap
-from optfactory.state.codecs import FLOAT32, Codec, block_size_of, codec_of
+from optfactory.state.codecs import FLOAT32, Codec, codec_of
 from optfactory.state.pieces import Piece
 from optfactory.state.specs import (
     EXTRA_KEYS,

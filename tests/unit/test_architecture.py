@@ -52,7 +52,7 @@ ALLOWED = {
     "extend": {"config", "families", "optimizers", "rules"},
     "optim": {"config", "errors", "factory", "groups", "optimizer", "registry"},
     "planning": {
-        *("config", "errors", "factory", "group_config", "group_schema", "groups"),
+        *("catalog", "config", "errors", "factory", "group_config", "group_schema", "groups"),
         *("memory", "registry", "sharding", "state", "step"),
     },
     "explaining": {

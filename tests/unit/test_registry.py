@@ -75,8 +75,9 @@ def test_a_name_means_what_it_says(name: str) -> None:
     info = get_optimizer_info(name)
     assert isinstance(info, OptimizerInfo)
     assert info.name == name
-    family, bits = re.fullmatch(r"(?:paged_)?([a-z]+)(?:(8|16|32)bit)?", name).groups()
-    assert (info.family, info.optim_bits) == (family, int(bits) if bits else None)
+    family, width = re.fullmatch(r"(?:paged_)?([a-z]+?)((?:4|8|16|32)bit|fp8)?", name).groups()
+    bits = {None: None, "4bit": 4, "8bit": 8, "fp8": 8, "16bit": 16, "32bit": 32}[width]
+    assert (info.family, info.optim_bits) == (family, bits)
     assert info.is_paged == name.startswith("paged_")
     assert info.config_class is type(resolve(name))
     assert info.description.endswith(".")
@@ -85,7 +86,9 @@ def test_a_name_means_what_it_says(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_are_those_of_the_family_and_the_name(name: str) -> None:
     info = get_optimizer_info(name)
-    stated = {"optim_bits": info.optim_bits or 32, "is_paged": info.is_paged}
+    form = "fp8" if name.endswith("fp8") else "dynamic"
+    bits = info.optim_bits or 32
+    stated = {"optim_bits": bits, "is_paged": info.is_paged, "state_format": form}
     if info.family in FIRST:
         assert info.defaults == {**SHARED, **ADAMS, **DEFAULTS[info.family], **stated}
     else:  # what a family says of its own, tests/numerics compares with its reference

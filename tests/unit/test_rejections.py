@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from optfactory import build_optimizer, resolve
+from optfactory import build_optimizer, get_optimizer_info, resolve
 from optfactory.errors import ConfigError, UnknownOptimizerError
 from tests.families import names_with
 from tests.unit.harness import NAMES, NUMBERS, refusal
@@ -120,7 +120,7 @@ def test_amsgrad_is_refused_in_8bit_param_groups() -> None:
         build_optimizer("adam8bit", groups)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 4, 12, 64, -8, 8.5, math.nan, "sixteen", None, [8], True])
+@pytest.mark.parametrize("bits", [0, 1, 2, 12, 64, -8, 8.5, math.nan, "sixteen", None, [8], True])
 def test_other_widths_are_refused(bits: Any) -> None:
     message = str(refusal("adam", optim_bits=bits))
     assert "optimizer.optim_bits: " in message
@@ -128,10 +128,14 @@ def test_other_widths_are_refused(bits: Any) -> None:
     assert "8, 16 or 32" in message or "boolean" in message
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_width_that_contradicts_the_name_is_refused(name: str, bits: int) -> None:
-    stated = next((width for width in (8, 16, 32) if name.endswith(f"{width}bit")), None)
+    stated = next((width for width in (4, 8, 16, 32) if name.endswith(f"{width}bit")), None)
+    stated = 8 if name.endswith("fp8") else stated
+    if bits == 4 and stated is None and get_optimizer_info(name).base.too_coarse:
+        assert "too coarse" in str(refusal(name, optim_bits=bits))
+        return
     if stated in (None, bits):
         assert resolve(name, optim_bits=bits).optim_bits == bits
         return

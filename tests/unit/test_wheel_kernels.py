@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
@@ -20,7 +22,8 @@ from optfactory.step.matrices import MatrixWork
 from tests.families import selections
 from tests.unit.harness import NAMES
 
-ADAM_TEXT = Path(__file__).parents[2] / "kernels" / "rules" / "adam.cuh"
+ROOT = Path(__file__).parents[2]
+ADAM_TEXT = ROOT / "kernels" / "rules" / "adam.cuh"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -110,3 +113,15 @@ def test_other_kinds_of_machines_have_none(monkeypatch):
 )
 def test_the_tag_is_of_the_oldest_glibc_with_all_symbols(libraries, tag):
     assert kernels.platform_tag("x86_64", libraries) == tag
+
+
+def test_what_a_wheel_carries_is_known_without_torch() -> None:
+    """Where wheels are built in isolation there is none."""
+    code = "import sys; sys.modules['torch'] = None\n"
+    code += "from optfactory.build.wheel.variants import prebuilt_variants\n"
+    code += "from optfactory.rules.codegen import cpp_source\n"
+    code += "found = prebuilt_variants(); print(len(found), len(cpp_source(found[-1])) > 10_000)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout == f"{len(prebuilt_variants())} True\n", done.stderr

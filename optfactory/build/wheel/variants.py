@@ -18,10 +18,10 @@ from optfactory import optimizers
 from optfactory.config.schema import OptimizerConfig, family_class
 from optfactory.registry import get_optimizer_info, list_optimizers
 from optfactory.rules.codegen import KernelVariant
+from optfactory.rules.formats import block_size_of, format_of
 from optfactory.rules.language import UpdateRule
 from optfactory.rules.options import KernelOptions
 from optfactory.rules.parts import RulePart, parts_of
-from optfactory.state.codecs import block_size_of, codec_of
 
 # Of a parameter and its gradient, as kernels call them; `optfactory.step.plan` accepts no others.
 DTYPES = (
@@ -55,7 +55,7 @@ def prebuilt_variants() -> list[KernelVariant]:
 
 def _variant(group: Group, part: RulePart, parameter: str, gradient: str) -> KernelVariant:
     dtypes = part.dtypes(parameter, gradient)
-    formats = tuple(codec_of(group, state).formats[state.signed] for state in part.rule.states)
+    formats = tuple(format_of(group, state) for state in part.rule.states)
     options = KernelOptions.of(group, formats, rounds=dtypes[0] != "float")
     return KernelVariant(part.rule, *dtypes, formats, block_size_of(part.rule, group), options)
 
