@@ -115,13 +115,25 @@ def test_the_tag_is_of_the_oldest_glibc_with_all_symbols(libraries, tag):
     assert kernels.platform_tag("x86_64", libraries) == tag
 
 
-def test_what_a_wheel_carries_is_known_without_torch() -> None:
-    """Where wheels are built in isolation there is none."""
-    code = "import sys; sys.modules['torch'] = None\n"
+# What the hook's dependencies in pyproject.toml bring (pydantic, pyyaml), and the package itself.
+AT_HAND = {
+    *("optfactory", "pydantic", "pydantic_core", "annotated_types", "typing_extensions"),
+    *("typing_inspection", "yaml", "_yaml"),
+}
+
+
+def test_what_a_wheel_carries_is_known_by_what_an_isolated_build_has() -> None:
+    code = "import sys; before = set(sys.modules)\n"
     code += "from optfactory.build.wheel.variants import prebuilt_variants\n"
     code += "from optfactory.rules.codegen import cpp_source\n"
-    code += "found = prebuilt_variants(); print(len(found), len(cpp_source(found[-1])) > 10_000)"
+    code += "found = prebuilt_variants(); assert len(cpp_source(found[-1])) > 10_000\n"
+    code += "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+    code += "print(len(found), *sorted(new - set(sys.stdlib_module_names)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
-    assert done.stdout == f"{len(prebuilt_variants())} True\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    count, *loaded = done.stdout.split()
+    assert int(count) == len(prebuilt_variants())
+    own = ("cython", "_cython", "_sysconfigdata")  # of yaml's and of Python's own
+    assert {name for name in loaded if not name.startswith(own)} <= AT_HAND
