@@ -224,7 +224,7 @@ def test_what_has_no_prebuilt_kernel_runs_on_torch_after_one_warning_each(
     assert seen["kernels"] == [f"{SETS[0]}/lamb-float-float-8bit"]
     assert len(seen["warnings"]) == 2
     for warning, state in zip(
-        seen["warnings"], ("32-bit state, skips_zeros: True,", "32-bit state, and"), strict=True
+        seen["warnings"], ("float32 state, skips_zeros: True,", "float32 state, and"), strict=True
     ):
         for word in (state, "'adam'", "no C++ compiler", "g++", "CXX"):
             assert word in warning
