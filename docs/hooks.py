@@ -203,8 +203,8 @@ def commands() -> str:
     from optfactory.bench import arguments
     from optfactory.cli import parser
 
-    (choices,) = (a.choices for a in parser._parser()._actions if isinstance(a.choices, dict))
-    parsers = {**choices, "bench": arguments._parser()}
+    (choices,) = (a.choices for a in parser.command_line()._actions if isinstance(a.choices, dict))
+    parsers = {**choices, "bench": arguments.command_line()}
     # As wide as a page, whatever the terminal of who builds.
     with mock.patch.dict(os.environ, COLUMNS="82"):
         helps = {name: parsers[name].format_help().rstrip() for name in choices}

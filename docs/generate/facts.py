@@ -1,7 +1,7 @@
 """What a name takes, where it runs, and what it was compared with: asked of the code, not written.
 
-Bytes are those of the layout that a step would use; engines those that accept the name's config;
-losses those that `examples/widths.py` measured.
+Bytes are those of the layout that a step would use; whether FSDP1 is an engine is asked of the check
+that refuses configs there; losses are those that `examples/widths.py` measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 # A matrix of a model with billions of parameters: scales are few, step counters nothing.
 _SHAPE = (4096, 4096)
 _CALLED = {"map8": "dynamic map"}
-_EVERYWHERE = ("DDP", "FSDP2", "HSDP", "tensor parallel", "ZeRO")
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,9 @@ def devices(info: OptimizerInfo) -> list[str]:
     return ["CPU", "CUDA"] if info.is_paged else ["CPU", "CUDA", "others"]
 
 
-def engines(info: OptimizerInfo) -> list[str]:
-    """Under which engines a name trains parts of parameters."""
-    config = info.config_class(name=info.name)
-    return [*_EVERYWHERE, *(["FSDP1"] if not whole_tensors_problem(config) else [])]
+def takes_pieces(info: OptimizerInfo) -> bool:
+    """Whether a name trains under FSDP1, whose pieces say nothing of whole tensors."""
+    return not whole_tensors_problem(info.config_class(name=info.name))
 
 
 def checkpoints(info: OptimizerInfo) -> list[str]:

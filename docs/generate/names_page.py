@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.generate.facts import checkpoints, devices, engines, loss_against_32_bits, stored
+from docs.generate.facts import checkpoints, devices, loss_against_32_bits, stored, takes_pieces
 from docs.generate.fields import common_rows
 from docs.generate.markdown import page, table
 from optfactory.registry import get_optimizer_info, list_optimizers
@@ -51,7 +51,7 @@ def _row(name: str) -> list[str]:
         f"{kept.bytes_per_parameter:.2f}",
         "yes" if info.is_paged else "no",
         ", ".join(devices(info)),
-        "all" if "FSDP1" in engines(info) else "all but FSDP1",
+        "all" if takes_pieces(info) else "all but FSDP1",
         "" if off is None else f"{off:+.2f} %",
         ", ".join(peer.removeprefix("torch.optim.") for peer in checkpoints(info)),
     ]

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
 
-from docs.generate.facts import ROOT, checkpoints, engines, loss_against_32_bits, names_of, stored
+from docs.generate.facts import (
+    ROOT,
+    checkpoints,
+    loss_against_32_bits,
+    names_of,
+    stored,
+    takes_pieces,
+)
 from docs.generate.fields import own_rows
 from docs.generate.markdown import excerpt, math, page, table, with_papers
 from docs.generate.mathematics import aligned, formula, symbol
@@ -90,7 +97,7 @@ def _comments(text: RuleText) -> str:
     return with_papers(" ".join(told))
 
 
-def _skeleton(found: list[Selection]) -> str:
+def _skeleton(found: Sequence[Selection]) -> str:
     scaled = any(s.rule.trust_ratio and s.rule.ratio_of != "g" for s in found)
     ratio = rf"{symbol('ratio')}\, " if scaled else ""
     return aligned([rf"p &\leftarrow {symbol('decay')}\, p - {symbol('step_size')}\, {ratio}u"])
@@ -147,7 +154,7 @@ def _missing(schema: type[OptimizerConfig]) -> str:
 
 def _where(family: str) -> str:
     infos = names_of(family, list_optimizers())
-    flat = [info.name for info in infos if "FSDP1" in engines(info)]
+    flat = [info.name for info in infos if takes_pieces(info)]
     pieces = f"FSDP1 takes {', '.join(f'`{name}`' for name in flat)}." if flat else ""
     return "\n\n".join(
         [

@@ -7,7 +7,7 @@ from pathlib import Path
 from docs.generate.markdown import GENERATED
 from docs.generate.names_page import hyperparameters_page, names_page
 from docs.generate.optimizer_page import optimizer_page
-from optfactory import optimizers
+from optfactory.build.wheel.variants import is_built_in
 from optfactory.families import families
 
 FOLDER = Path(__file__).parents[1] / "pages" / "reference"
@@ -15,11 +15,7 @@ FOLDER = Path(__file__).parents[1] / "pages" / "reference"
 
 def expected_pages() -> dict[str, str]:
     """File name below `reference/` -> text, of every generated page."""
-    built_in = [
-        name
-        for name, schema in families().items()
-        if schema.__module__.startswith(f"{optimizers.__name__}.")
-    ]
+    built_in = [family for family, schema in families().items() if is_built_in(schema)]
     return {
         "names.md": names_page(),
         "hyperparameters.md": hyperparameters_page(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from optfactory.build.wheel.variants import choices, group_of
@@ -32,7 +33,8 @@ class Selection:
         return ", ".join(f"`{_yaml(key, value)}`" for key, value in self.settings.items())
 
 
-def selections(family: str) -> list[Selection]:
+@cache
+def selections(family: str) -> tuple[Selection, ...]:
     """All rules of a family, those of fewer settings first."""
     config_class = get_optimizer_info(family).config_class
     defaults = config_class(name=family).model_dump()
@@ -56,7 +58,7 @@ def selections(family: str) -> list[Selection]:
             if _texts(candidate.rule) not in found:
                 found[_texts(candidate.rule)] = candidate
                 latest.append(candidate)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _switches(

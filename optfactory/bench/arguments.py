@@ -96,7 +96,7 @@ class Settings:
 
 def parse(words: Sequence[str]) -> Settings:
     """Read the command line; argparse exits with 2 on wrong usage, before anything is measured."""
-    parser = _parser()
+    parser = command_line()
     given = parser.parse_intermixed_args(words)
     problem = _measuring_problem(given) or _files_problem(given)
     if problem:
@@ -155,7 +155,8 @@ def _settings(given: argparse.Namespace, device: str) -> Settings:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The parser of `optfactory bench`."""
     parser = argparse.ArgumentParser(
         prog="optfactory bench",
         description=_DESCRIPTION,

@@ -17,7 +17,7 @@ _Commands = argparse._SubParsersAction  # a name for what argparse does not expo
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the words; `command` is the function to call, `json` whether to print JSON."""
-    parser = _parser()
+    parser = command_line()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command is tools.bench:
         arguments.words = rest
@@ -30,7 +30,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands; `bench` has one of its own."""
     parser = argparse.ArgumentParser(
         prog="optfactory", description="Optimizers for PyTorch, chosen by a name in a config."
     )

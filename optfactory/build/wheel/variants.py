@@ -41,7 +41,7 @@ def prebuilt_variants() -> list[KernelVariant]:
     groups = [
         group
         for name in list_optimizers()
-        if _is_built_in(config_class := get_optimizer_info(name).config_class)
+        if is_built_in(config_class := get_optimizer_info(name).config_class)
         for group in _groups(config_class, name)
     ]
     found = {
@@ -60,7 +60,7 @@ def _variant(group: Group, part: RulePart, parameter: str, gradient: str) -> Ker
     return KernelVariant(part.rule, *dtypes, formats, block_size_of(part.rule, group), options)
 
 
-def _is_built_in(config_class: type[OptimizerConfig]) -> bool:
+def is_built_in(config_class: type[OptimizerConfig]) -> bool:
     """Whether its family is of this package; others may be installed where a wheel is built."""
     return family_class(config_class).__module__.startswith(f"{optimizers.__name__}.")
 
