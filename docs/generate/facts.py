@@ -1,7 +1,7 @@
 """What a name takes, where it runs, and what it was compared with: asked of the code, not written.
 
-Bytes are those of the layout that a step would use; whether FSDP1 is an engine is asked of the check
-that refuses configs there; losses are those that `examples/widths.py` measured.
+Bytes are those of the layout that a step would use; whether FSDP1 is an engine is asked of the
+check that refuses configs there; losses are those that `examples/widths.py` measured.
 """
 
 from __future__ import annotations
